@@ -9,7 +9,7 @@ Exception
     ├── NotApplicable          an outcome: this cannot be said here, and why
     └── CorruptData            bytes on disk that do not match their checksum or their format
 
-Warning
+UserWarning
 └── DynaxxWarning              training goes on, but something is not measured or not kept
 ```
 """

@@ -1,0 +1,1 @@
+"""The vocabulary: events, records, contracts, parameters by layer, isolation and the Task."""

@@ -1,0 +1,161 @@
+"""The training loop with its events, and the read-only view of a step that signals are given.
+
+```
+run_start                                       watch(model, optimizer, dir)
+for batch in run.batches(loader):
+    batch_ready                                 the model's training forward begins
+    loss = loss_fn(model, batch)
+    loss.backward()                             (forward and backward several times: gradient accumulation)
+    scaler.unscale_(optimizer)                  (mixed precision)
+    grads_ready                                 just before clipping, or else just before the update:
+    clip_grad_norm_(parameters, 1.0)            accumulated, unscaled, unclipped, reduced over ranks
+    optimizer.step()                            the actuator acts at its beginning and undoes at its end
+    step_end                                    step n is complete: n counts optimizer updates
+    scheduler.step(); optimizer.zero_grad()
+    run.log(loss=loss)                          belongs to step n until the next training forward
+    if run.due("evaluation"):
+        run.log(val_loss=evaluate(model))
+        eval_end
+run_end                                         run.close(), or the interpreter's exit
+```
+
+A loop that does not take its batches from the run has the same events: they come from the model's and the optimizer's
+own hooks, not from the loop.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, TypeVar
+
+import torch
+from torch.optim import Optimizer
+
+from dynaxx.core.parameters import Layout
+
+T = TypeVar("T")
+
+
+class Event(StrEnum):
+    """The points of a run at which something can be measured."""
+
+    RUN_START = "run_start"
+    BATCH_READY = "batch_ready"
+    GRADS_READY = "grads_ready"
+    STEP_END = "step_end"
+    EVAL_END = "eval_end"
+    RUN_END = "run_end"
+
+
+class Need(StrEnum):
+    """What the session must prepare before a signal can be measured."""
+
+    UPDATE = "update"
+    """A copy of the parameters from just before the update (memory: one copy of the parameters)."""
+    FORWARD = "forward"
+    """The signal's taps on the modules' outputs (`ForwardSignal`)."""
+
+
+@dataclass(slots=True)
+class StepTimes:
+    """Host seconds spent in the parts of one step; on an accelerator they are the times of launching.
+
+    Args:
+        data: From the end of the last step to the first training forward: loading, logging, evaluation excluded.
+        forward: Within the model's training forwards.
+        backward: From the end of a forward to the gradients being ready, loss and clipping included.
+        optimizer: Within the optimizer's step.
+        measuring: Within Dynaxx.
+        total: From the end of the last step to the end of this one, `measuring` included, evaluation excluded.
+    """
+
+    data: float = 0.0
+    forward: float = 0.0
+    backward: float = 0.0
+    optimizer: float = 0.0
+    measuring: float = 0.0
+    total: float = 0.0
+
+
+@dataclass(slots=True)
+class StepBatch:
+    """What went through the model's training forwards of one step on this rank.
+
+    Args:
+        forwards: How many training forwards (accumulation).
+        samples: Sum of the leading dimensions of their first tensor; 0 where there is none.
+        tokens: Sum of batch times length where the first tensor holds integers of shape (batch, length); else 0.
+        epoch: Completed passes over the data, and the current one's number, where `run.batches` gives it.
+        compute_dtype: The dtype of autocast during the forward, or that of the parameters.
+    """
+
+    forwards: int = 0
+    samples: int = 0
+    tokens: int = 0
+    epoch: int | None = None
+    compute_dtype: torch.dtype = torch.float32
+
+
+@dataclass(slots=True, kw_only=True)
+class StepView:
+    """One optimizer step, to read.
+
+    Signals must leave every tensor in here as it is. Tensors of sharded parameters are this rank's shards.
+
+    Args:
+        step: Number of the update in progress (at `grads_ready`) or just completed (at `step_end`); the first is 1.
+        layout: The model's parameters by layer.
+        optimizer: The innermost `torch.optim.Optimizer`.
+        gradient_factor: Multiply gradients by it to unscale them (a fused optimizer under a gradient scaler); None: 1.
+        skipped: Whether the update was left out because gradients were not finite.
+        loss_scale: The gradient scaler's scale of this step, as a scalar tensor; None without a scaler.
+        before: Parameters before the update, in the order of `layout.parameters`; None unless `Need.UPDATE` was met.
+            At `step_end` the session has turned them into the update, after − before: read them by `update`.
+        times: Seconds by part of the step.
+        batch: What went through the model.
+        rate_factor: By how much the actuator multiplied the learning rates of this step.
+        world_size: Ranks that train together.
+    """
+
+    step: int
+    layout: Layout
+    optimizer: Optimizer
+    gradient_factor: torch.Tensor | None = None
+    skipped: bool = False
+    loss_scale: torch.Tensor | None = None
+    before: list[torch.Tensor] | None = None
+    times: StepTimes = field(default_factory=StepTimes)
+    batch: StepBatch = field(default_factory=StepBatch)
+    rate_factor: float = 1.0
+    world_size: int = 1
+    _memo: dict[str, Any] = field(default_factory=dict[str, Any], repr=False)
+
+    @property
+    def parameters(self) -> list[torch.Tensor]:
+        """Every parameter once, this rank's shards, in the order of the layout."""
+        return self.layout.local_parameters()
+
+    @property
+    def gradients(self) -> list[torch.Tensor | None]:
+        """Gradient of every parameter, this rank's shards, as it stands now; None where there is none."""
+        return self.layout.local_gradients()
+
+    @property
+    def update(self) -> list[torch.Tensor]:
+        """What the optimizer really changed, after − before; only at `step_end` under `Need.UPDATE`."""
+        assert self.before is not None, "the signal did not declare Need.UPDATE"
+        return self.before
+
+    def memo(self, key: str, compute: Callable[[], T]) -> T:
+        """The value of `compute()`, computed once a step however many signals ask for it.
+
+        Args:
+            key: Its name within the step.
+            compute: Makes the value on the first call.
+
+        Returns:
+            The value.
+        """
+        if key not in self._memo:
+            self._memo[key] = compute()
+        return self._memo[key]

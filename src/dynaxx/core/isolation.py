@@ -1,0 +1,72 @@
+"""Leave no trace: random streams and training modes are the same after as before."""
+
+import random
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RandomState:
+    """The state of every global random stream: torch on CPU and on each CUDA device, NumPy's legacy one, Python's.
+
+    Args:
+        cpu: uint8 of shape (5056,), the state of the CPU generator.
+        cuda: One uint8 tensor per CUDA device that was initialised; empty otherwise.
+        numpy: `(name, key, position, has_gauss, cached_gaussian)` of `numpy.random.get_state`.
+        python: What `random.getstate` returns.
+    """
+
+    cpu: torch.Tensor
+    cuda: tuple[torch.Tensor, ...]
+    numpy: tuple[Any, ...]
+    python: tuple[Any, ...]
+
+    @classmethod
+    def capture(cls) -> "RandomState":
+        """The streams as they stand; drawing nothing from them."""
+        cuda = (
+            tuple(torch.cuda.get_rng_state_all()) if torch.cuda.is_available() and torch.cuda.is_initialized() else ()
+        )
+        return cls(cpu=torch.get_rng_state(), cuda=cuda, numpy=tuple(np.random.get_state()), python=random.getstate())  # noqa: NPY002
+
+    def restore(self) -> None:
+        """Put every stream back. CUDA states of devices that this process lacks are left out."""
+        torch.set_rng_state(self.cpu)
+        if self.cuda and torch.cuda.is_available():
+            for device, state in enumerate(self.cuda[: torch.cuda.device_count()]):
+                torch.cuda.set_rng_state(state, device)
+        np.random.set_state(self.numpy)  # noqa: NPY002
+        random.setstate(self.python)
+
+
+@contextmanager
+def isolated_random() -> Generator[None]:
+    """Whatever is drawn within is undone: the global random streams go on as if nothing had happened."""
+    state = RandomState.capture()
+    try:
+        yield
+    finally:
+        state.restore()
+
+
+@contextmanager
+def evaluation(model: nn.Module) -> Generator[None]:
+    """Evaluation mode without gradients; every module's mode and the random streams are put back after.
+
+    Args:
+        model: The model; modules that were frozen in evaluation mode stay so.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    with isolated_random(), torch.no_grad():
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training

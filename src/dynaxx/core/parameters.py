@@ -1,0 +1,257 @@
+"""The parameters of a model as a vector space by layer: who owns what, each tensor once, shards and all."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+
+from dynaxx.core.records import Axis
+from dynaxx.errors import BadInput
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+Grouping = str | Callable[[str], str] | None
+"""None: by module that owns parameters. "parameters": every parameter on its own. Another string: a regular expression;
+its first group (or whole match) within a parameter's name is the layer. A callable: parameter name → layer."""
+
+_WRAPPERS = ("_orig_mod.", "module.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """One row of every per-layer figure.
+
+    Args:
+        name: Path of the module that owns the parameters, free of wrappers' names.
+        kind: Class of that module; "group" under a user's grouping.
+        parameters: Names of the parameters.
+        numel: Number of scalar parameters, over all shards.
+        trainable: How many of them require a gradient.
+    """
+
+    name: str
+    kind: str
+    parameters: tuple[str, ...]
+    numel: int
+    trainable: int
+
+
+class Layout:
+    """The parameters of a model, each tensor once, grouped into layers.
+
+    A layer is by default every module that owns parameters directly. A parameter shared by several modules belongs to
+    the first. Names are those of the bare model: `_orig_mod.`, `module.` and other wrappers' prefixes are removed.
+
+    Args:
+        model: The model, wrapped (compiled, data-parallel) or bare.
+        grouping: How parameters form layers.
+
+    Raises:
+        BadInput: The model has no parameters, or the grouping is not a pattern or callable or returns no name.
+
+    Example:
+        >>> layout = Layout(nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1)))
+        >>> [(layer.name, layer.numel) for layer in layout.layers]
+        [('0', 8), ('2', 3)]
+    """
+
+    def __init__(self, model: nn.Module, grouping: Grouping = None) -> None:
+        named = [(bare_name(name), p) for name, p in model.named_parameters()]
+        if not named:
+            raise BadInput(
+                f"watch(model={type(model).__name__}): the model has no parameters, so there is no update to measure."
+            )
+        self.names = tuple(name for name, _ in named)
+        self.parameters = tuple(p for _, p in named)
+        kinds = {bare_name(path): type(module).__name__ for path, module in model.named_modules()}
+        owner = _grouper(grouping)
+        rows: dict[str, list[int]] = {}
+        for i, name in enumerate(self.names):
+            rows.setdefault(owner(name), []).append(i)
+        self.layers = tuple(
+            Layer(
+                name=name,
+                kind=kinds.get(name, "group"),
+                parameters=tuple(self.names[i] for i in members),
+                numel=sum(self.parameters[i].numel() for i in members),
+                trainable=sum(self.parameters[i].numel() for i in members if self.parameters[i].requires_grad),
+            )
+            for name, members in rows.items()
+        )
+        self.axis = Axis(
+            name="layer",
+            labels=tuple(layer.name for layer in self.layers),
+            weights=tuple(float(layer.numel) for layer in self.layers),
+        )
+        of = {i: row for row, members in enumerate(rows.values()) for i in members}
+        self.layer_of = tuple(of[i] for i in range(len(self.names)))
+        self._index: dict[torch.device, torch.Tensor] = {}
+
+    @property
+    def numel(self) -> int:
+        """Number of scalar parameters, over all shards."""
+        return sum(layer.numel for layer in self.layers)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first parameter lies."""
+        return self.parameters[0].device
+
+    @cached_property
+    def sharded(self) -> bool:
+        """Whether any parameter is split over ranks (FSDP2, tensor parallelism)."""
+        return any(is_sharded(p) for p in self.parameters)
+
+    @cached_property
+    def mesh(self) -> "DeviceMesh | None":
+        """The device mesh over which parameters are sharded; None if they are not.
+
+        Raises:
+            BadInput: Parameters live on more than one mesh.
+        """
+        meshes = {cast(Any, p).device_mesh for p in self.parameters if is_sharded(p)}
+        if len(meshes) > 1:
+            raise BadInput(
+                f"watch(model): parameters are sharded over {len(meshes)} different device meshes; "
+                "only one mesh is supported. Shard every module over the same mesh."
+            )
+        return next(iter(meshes), None)
+
+    def index(self, device: torch.device) -> torch.Tensor:
+        """Row of the layer that each parameter belongs to, int64 of shape (parameters,), on a device.
+
+        Args:
+            device: Where to put it; made once per device.
+
+        Returns:
+            The index tensor.
+        """
+        if device not in self._index:
+            self._index[device] = torch.tensor(self.layer_of, dtype=torch.int64, device=device)
+        return self._index[device]
+
+    def local_parameters(self) -> list[torch.Tensor]:
+        """This rank's part of every parameter, detached, in order."""
+        return [local(p.detach()) for p in self.parameters]
+
+    def local_gradients(self) -> list[torch.Tensor | None]:
+        """This rank's part of every gradient as it stands now, in order; None where there is none."""
+        return [None if (g := p.grad) is None else local(g) for p in self.parameters]
+
+
+def _owner(name: str) -> str:
+    return name.rpartition(".")[0] or "(root)"
+
+
+def _grouper(grouping: Grouping) -> Callable[[str], str]:
+    if grouping is None:
+        return _owner
+    if isinstance(grouping, str):
+        if grouping == "parameters":
+            return lambda name: name
+        try:
+            pattern = re.compile(grouping)
+        except re.error as error:
+            raise BadInput(f"watch(layers={grouping!r}) is not a regular expression: {error}.") from None
+
+        def by_pattern(name: str) -> str:
+            match = pattern.search(name)
+            return _owner(name) if match is None else (match.group(1) if pattern.groups else match.group(0))
+
+        return by_pattern
+    if not callable(grouping):
+        raise BadInput(
+            f"watch(layers=...) must be a regular expression or a callable from name to layer. Got {grouping!r}."
+        )
+
+    def by_call(name: str) -> str:
+        layer = grouping(name)
+        if not isinstance(layer, str) or not layer:
+            raise BadInput(
+                f"watch(layers=...) must return a layer's name for every parameter. It returned {layer!r} for {name!r}."
+            )
+        return layer
+
+    return by_call
+
+
+def bare_name(name: str) -> str:
+    """A parameter's or module's path without the names that wrappers put in.
+
+    Args:
+        name: The path as `named_parameters` gives it.
+
+    Returns:
+        The path in the bare model.
+
+    Example:
+        >>> bare_name("_orig_mod.encoder._checkpoint_wrapped_module.fc.weight")
+        'encoder.fc.weight'
+    """
+    padded = name + "."
+    changed = True
+    while changed:
+        changed = False
+        for wrapper in _WRAPPERS:
+            if padded.startswith(wrapper) and wrapper in ("_orig_mod.", "module."):
+                padded, changed = padded[len(wrapper) :], True
+            elif wrapper not in ("module.",) and wrapper in padded:
+                padded, changed = padded.replace(wrapper, ""), True
+    return padded.rstrip(".")
+
+
+def is_sharded(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is a DTensor; asks without importing `torch.distributed.tensor`.
+
+    Args:
+        tensor: Any tensor.
+
+    Returns:
+        True for a DTensor.
+    """
+    return type(tensor).__name__ == "DTensor" or (isinstance(tensor, nn.Parameter) and hasattr(tensor, "_local_tensor"))
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a tensor: the shard of a DTensor, or the tensor itself.
+
+    Args:
+        tensor: Any tensor.
+
+    Returns:
+        A plain tensor that shares memory with it.
+    """
+    return cast(Any, tensor).to_local() if is_sharded(tensor) else tensor
+
+
+def flat_real(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor's entries as one real vector: sparse ones by their stored values, complex ones as pairs.
+
+    Args:
+        tensor: Dense, sparse COO or complex tensor.
+
+    Returns:
+        A real vector; a view where the layout allows.
+    """
+    if tensor.is_sparse:
+        tensor = tensor.coalesce().values()
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    return tensor.reshape(-1)
+
+
+def own_parameters(optimizer: torch.optim.Optimizer) -> Sequence[torch.Tensor]:
+    """Every parameter an optimizer holds, in the order of its groups.
+
+    Args:
+        optimizer: Any optimizer.
+
+    Returns:
+        The parameters.
+    """
+    return [p for group in optimizer.param_groups for p in group["params"]]
