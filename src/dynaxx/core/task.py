@@ -133,7 +133,7 @@ class Task(ABC):
         size = leading(batch)
         if size is None:
             raise BadInput(
-                f"{type(self).__name__}.weight(batch): no tensor found in a batch of type {type(batch).__name__}. Override weight."
+                f"{type(self).__name__}.weight(batch): no tensor in a {type(batch).__name__} batch. Override weight."
             )
         return float(size)
 
