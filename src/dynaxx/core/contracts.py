@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from dynaxx.core.events import Event, Need, StepView
+from dynaxx.core.panels import Panel
 from dynaxx.core.parameters import Layout
 from dynaxx.core.records import Cost, Measurement
 
@@ -136,3 +137,23 @@ class Actuation(ABC):
     def stops(self) -> bool:
         """Whether the run is to end after the current step."""
         return False
+
+
+class Figure(ABC):
+    """A picture of a run: pure from the run's columns to panels of numbers; drawing them is done elsewhere, once."""
+
+    title: ClassVar[str]
+    """Heading in the report."""
+    order: ClassVar[int] = 100
+    """Place in the report, smallest first."""
+
+    @abstractmethod
+    def panels(self, view: Any) -> Sequence[Panel]:
+        """The panels of the figure.
+
+        Args:
+            view: A `RunView`.
+
+        Returns:
+            The panels. Raises `NotApplicable`, with the reason, where the run holds nothing to show.
+        """
