@@ -1,7 +1,7 @@
 """What an entry of each family must be. One file in a family's folder holds exactly one class of the contract."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -13,6 +13,10 @@ from dynaxx.core.parameters import Layout
 from dynaxx.core.records import Cost, Measurement
 
 State = TypeVar("State")
+
+FunctionObserver = Callable[[str, str, tuple[Any, ...], dict[str, Any], Any], None]
+"""`(site, owner, args, kwargs, output) -> None`: the call's name (`block.relu`, then `block.relu#2` for the second in
+one forward), the path of the module whose forward made it, and what went in and came out."""
 
 
 class Signal(ABC, Generic[State]):
@@ -28,7 +32,7 @@ class Signal(ABC, Generic[State]):
     every_step: ClassVar[bool] = False
     """True: measured at every step. False: at the cadence that the overhead budget allows."""
     cost: ClassVar[Cost]
-    """Declared price of one measurement; the conformance suite counts it."""
+    """Declared price of one measurement, beyond that of its needs; the conformance suite counts it."""
     unit: ClassVar[str] = "1"
     """Unit of the main column."""
 
@@ -91,16 +95,14 @@ class ForwardSignal(Signal[State]):
             The tap, or None to leave this module alone.
         """
 
-    def functions(
-        self, state: State
-    ) -> dict[Callable[..., Any], Callable[[str, tuple[Any, ...], dict[str, Any], Any], None]]:
+    def functions(self, state: State) -> Mapping[Callable[..., Any], FunctionObserver]:
         """Functions to look at when the model calls them (not inside compiled graphs).
 
         Args:
             state: The first state.
 
         Returns:
-            Function → observer `(path of the calling module, args, kwargs, output) -> None`.
+            Function → observer.
         """
         del state
         return {}

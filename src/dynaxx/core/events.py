@@ -51,7 +51,10 @@ class Need(StrEnum):
     """What the session must prepare before a signal can be measured."""
 
     UPDATE = "update"
-    """A copy of the parameters from just before the update (memory: one copy of the parameters)."""
+    """A copy of the parameters from just before the update.
+
+    Memory: one copy of the parameters. Price: 4 sweeps (copy 1, its norm 1, difference 2), shared by all that need it.
+    """
     FORWARD = "forward"
     """The signal's taps on the modules' outputs (`ForwardSignal`)."""
 
@@ -85,14 +88,16 @@ class StepBatch:
         forwards: How many training forwards (accumulation).
         samples: Sum of the leading dimensions of their first tensor; 0 where there is none.
         tokens: Sum of batch times length where the first tensor holds integers of shape (batch, length); else 0.
-        epoch: Completed passes over the data, and the current one's number, where `run.batches` gives it.
+        epoch: Passes over the data, with the done share of the current one, where batches come from `run.batches`.
+        flops_per_sample: Operations of one training forward per sample; 0 where they were not counted.
         compute_dtype: The dtype of autocast during the forward, or that of the parameters.
     """
 
     forwards: int = 0
     samples: int = 0
     tokens: int = 0
-    epoch: int | None = None
+    epoch: float | None = None
+    flops_per_sample: float = 0.0
     compute_dtype: torch.dtype = torch.float32
 
 
@@ -107,10 +112,11 @@ class StepView:
         layout: The model's parameters by layer.
         optimizer: The innermost `torch.optim.Optimizer`.
         gradient_factor: Multiply gradients by it to unscale them (a fused optimizer under a gradient scaler); None: 1.
-        skipped: Whether the update was left out because gradients were not finite.
+        clip: Total gradient norm and threshold of the loop's own clipping in this step; None where it did not clip.
+        skipped: How many updates were left out since the last completed step (gradients not finite, or asked for).
         loss_scale: The gradient scaler's scale of this step, as a scalar tensor; None without a scaler.
         before: Parameters before the update, in the order of `layout.parameters`; None unless `Need.UPDATE` was met.
-            At `step_end` the session has turned them into the update, after − before: read them by `update`.
+            At `step_end` the session has subtracted the parameters from them: read the difference by `undo`.
         times: Seconds by part of the step.
         batch: What went through the model.
         rate_factor: By how much the actuator multiplied the learning rates of this step.
@@ -121,7 +127,8 @@ class StepView:
     layout: Layout
     optimizer: Optimizer
     gradient_factor: torch.Tensor | None = None
-    skipped: bool = False
+    clip: tuple[torch.Tensor, float] | None = None
+    skipped: int = 0
     loss_scale: torch.Tensor | None = None
     before: list[torch.Tensor] | None = None
     times: StepTimes = field(default_factory=StepTimes)
@@ -141,8 +148,8 @@ class StepView:
         return self.layout.local_gradients()
 
     @property
-    def update(self) -> list[torch.Tensor]:
-        """What the optimizer really changed, after − before; only at `step_end` under `Need.UPDATE`."""
+    def undo(self) -> list[torch.Tensor]:
+        """What would undo the update, before − after; only at `step_end` under `Need.UPDATE`."""
         assert self.before is not None, "the signal did not declare Need.UPDATE"
         return self.before
 

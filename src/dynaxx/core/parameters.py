@@ -1,10 +1,10 @@
 """The parameters of a model as a vector space by layer: who owns what, each tensor once, shards and all."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -14,6 +14,8 @@ from dynaxx.errors import BadInput
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+
+T = TypeVar("T")
 
 Grouping = str | Callable[[str], str] | None
 """None: by module that owns parameters. "parameters": every parameter on its own. Another string: a regular expression;
@@ -90,7 +92,8 @@ class Layout:
         )
         of = {i: row for row, members in enumerate(rows.values()) for i in members}
         self.layer_of = tuple(of[i] for i in range(len(self.names)))
-        self._index: dict[torch.device, torch.Tensor] = {}
+        self._memo: dict[Hashable, Any] = {}
+        self._sparse = any(bool(getattr(m, "sparse", False)) for m in model.modules())
 
     @property
     def numel(self) -> int:
@@ -101,6 +104,14 @@ class Layout:
     def device(self) -> torch.device:
         """Where the first parameter lies."""
         return self.parameters[0].device
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether every parameter is real and stored whole, so that its gradient needs no unpacking.
+
+        A sparse gradient of such a parameter still does; embeddings with `sparse=True` are looked for by name.
+        """
+        return not any(p.is_complex() for p in self.parameters) and not self._sparse
 
     @cached_property
     def sharded(self) -> bool:
@@ -131,16 +142,30 @@ class Layout:
         Returns:
             The index tensor.
         """
-        if device not in self._index:
-            self._index[device] = torch.tensor(self.layer_of, dtype=torch.int64, device=device)
-        return self._index[device]
+        return self.memo(("index", device), lambda: torch.tensor(self.layer_of, dtype=torch.int64, device=device))
+
+    def memo(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """A value that depends on the layout alone, computed once.
+
+        Args:
+            key: Its name.
+            compute: Makes the value on the first call.
+
+        Returns:
+            The value.
+        """
+        if key not in self._memo:
+            self._memo[key] = compute()
+        return self._memo[key]
 
     def local_parameters(self) -> list[torch.Tensor]:
         """This rank's part of every parameter, detached, in order."""
-        return [local(p.detach()) for p in self.parameters]
+        return [local(p.detach()) for p in self.parameters] if self.sharded else [p.detach() for p in self.parameters]
 
     def local_gradients(self) -> list[torch.Tensor | None]:
         """This rank's part of every gradient as it stands now, in order; None where there is none."""
+        if not self.sharded:
+            return [p.grad for p in self.parameters]
         return [None if (g := p.grad) is None else local(g) for p in self.parameters]
 
 
@@ -214,7 +239,23 @@ def is_sharded(tensor: torch.Tensor) -> bool:
     Returns:
         True for a DTensor.
     """
-    return type(tensor).__name__ == "DTensor" or (isinstance(tensor, nn.Parameter) and hasattr(tensor, "_local_tensor"))
+    return type(tensor).__name__ == "DTensor"
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether the model or a part of it is compiled, by `torch.compile` or in place by `module.compile()`.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        True where Python hooks do not run between the operations of some module.
+    """
+
+    def here(module: nn.Module) -> bool:
+        return type(module).__name__ == "OptimizedModule" or module.__dict__.get("_compiled_call_impl") is not None
+
+    return any(here(module) for module in model.modules())
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:

@@ -56,10 +56,13 @@ class Measurement:
     Args:
         column: Where it belongs.
         value: A number, or a tensor: scalar when the column has no axis, else of shape (len(axis),).
+        fold: For a value finer than the axis, the entry of the axis that each of its entries belongs to; the log then
+            reduces it as the column says, on the host, a block of steps at a time. It must be one object per run.
     """
 
     column: Column
     value: torch.Tensor | float | Sequence[float]
+    fold: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,165 @@
+// Curves of one panel, of one run or of several laid over each other.
+import uPlot from "uplot";
+import { addLog, addTools, card } from "./card";
+import { Chart, type Options } from "./chart";
+import { LINE_COLOURS, lineColour, themed } from "./colour";
+import { csv } from "./csv";
+import { el } from "./dom";
+import { num } from "./format";
+import { Group, type Range } from "./group";
+import type { Arrays, Curve, LinesPanel, Numbers, Run } from "./payload";
+
+interface Drawn {
+  curve: Curve;
+  label: string;
+  x: Numbers;
+  y: Numbers;
+  colour: number;
+  /** Which dash tells curves of one run apart where colours stand for runs. */
+  dash: number;
+}
+
+const DASHES = [[], [7, 3], [2, 3], [8, 3, 2, 3]];
+
+export function xRange(panel: LinesPanel, run: Run, arrays: Arrays): Range | null {
+  const ends = panel.lines.map((curve) => arrays.get(run, curve.x_array)).filter((x) => x.length);
+  if (!ends.length) return null;
+  return [Math.min(...ends.map((x) => x[0]!)), Math.max(...ends.map((x) => x[x.length - 1]!))];
+}
+
+export function linesCard(panels: [Run, LinesPanel][], overlay: boolean, arrays: Arrays, group: Group): HTMLElement {
+  const first = panels[0]![1];
+  const drawn = panels.flatMap(([run, panel]) => curves(run, panel, overlay, arrays));
+  const bad = drawn.flatMap((d) => (d.curve.style === "dashed" ? [] : d.curve.bad));
+  const notes = [...new Set(panels.map(([, panel]) => panel.note))].filter(Boolean);
+  const made = card(first.title, "", notes.length === 1 ? notes[0]! : "");
+  let log = panels.some(([, panel]) => panel.scale === "log") && drawn.some((d) => positive(d.y));
+  const at = el("span", { class: "at" });
+  const values = drawn.map((d, i) => entry(d, (show) => chart.plot.setSeries(i + 1, { show })));
+  made.legend.append(...values.map((v) => v.root));
+  if (bad.length) {
+    made.legend.append(el("span", { class: "key", "data-key": "not finite" }, el("i", { class: "bad" }), "not finite"));
+  }
+  made.legend.append(at);
+
+  const options = (): Options => ({
+    title: first.title,
+    height: 240,
+    xLabel: first.x_label,
+    yLabel: first.y_label,
+    log,
+    data: table(drawn, log),
+    series: drawn.map(series),
+    beneath: (plot) => paintBad(plot, bad),
+    moved: (x) => read(x),
+  });
+  const read = (x: number | null) => {
+    // Away from the plot the legend tells how the curves end.
+    at.textContent = x === null ? "" : `${first.x_label} ${num(Math.round(x), 8)}`;
+    drawn.forEach((d, i) => values[i]!.value(d.curve.style === "dashed" ? "" : num(valueAt(d, x))));
+  };
+  const chart = new Chart(options(), group);
+  made.body.append(chart.root);
+  read(null);
+  addTools(made, first.title, () => toCsv(first.x_label, drawn, group.view));
+  if (drawn.some((d) => positive(d.y))) {
+    addLog(made, log, (now) => {
+      log = now;
+      chart.replace(options());
+    });
+  }
+  return made.root;
+}
+
+function curves(run: Run, panel: LinesPanel, overlay: boolean, arrays: Arrays): Drawn[] {
+  const runs = overlay ? run.name : "";
+  let solid = 0;
+  return panel.lines.map((curve) => {
+    const own = solid;
+    if (curve.style === "line" || curve.style === "points") solid++;
+    return {
+      curve,
+      label: runs && curve.style !== "dashed" ? `${runs} · ${curve.label}` : curve.label,
+      x: arrays.get(run, curve.x_array),
+      y: arrays.get(run, curve.y_array),
+      colour: overlay ? run.index : own,
+      dash: overlay ? own : 0,
+    };
+  });
+}
+
+function positive(y: Numbers): boolean {
+  return y.some((v) => v > 0 && Number.isFinite(v));
+}
+
+function table(drawn: Drawn[], log: boolean): uPlot.AlignedData {
+  const tables = drawn.map(({ x, y }): uPlot.AlignedData => {
+    const shown = Array.from(y, (v) => (Number.isFinite(v) && (!log || v > 0) ? v : null));
+    return [Array.from(x), shown];
+  });
+  return uPlot.join(tables);
+}
+
+function series(d: Drawn): uPlot.Series {
+  const reference = d.curve.style === "dashed";
+  const stroke = () => (reference ? themed("muted") : lineColour(d.colour));
+  const many = d.curve.points > 200;
+  return {
+    label: d.label,
+    stroke,
+    width: d.curve.style === "faint" || reference ? 1 : 1.7,
+    alpha: d.curve.style === "faint" ? 0.35 : 1,
+    dash: reference ? [5, 4] : DASHES[d.dash % DASHES.length]!,
+    points: { show: d.curve.style === "points" && !many ? true : d.x.length === 1, size: 6, fill: stroke, stroke },
+  };
+}
+
+function entry(d: Drawn, toggle: (show: boolean) => void): { root: HTMLElement; value: (text: string) => void } {
+  const number = el("b");
+  const swatch = el("i", { class: d.curve.style, style: `--swatch: var(--line-${d.colour % LINE_COLOURS})` });
+  const root = el("button", { type: "button", class: "key", "data-key": d.label, "aria-pressed": "true" });
+  root.title = "Show or hide this curve";
+  root.append(swatch, d.label, number);
+  root.addEventListener("click", () => {
+    const show = root.classList.contains("off");
+    root.classList.toggle("off", !show);
+    root.setAttribute("aria-pressed", String(show));
+    toggle(show);
+  });
+  return { root, value: (text) => (number.textContent = text) };
+}
+
+/** The value nearest to x; the last one without x. */
+function valueAt({ x, y }: Drawn, at: number | null): number {
+  if (at === null || !x.length) return y.length ? y[y.length - 1]! : NaN;
+  let [low, high] = [0, x.length - 1];
+  while (high - low > 1) {
+    const middle = (low + high) >> 1;
+    if (x[middle]! <= at) low = middle;
+    else high = middle;
+  }
+  return y[at - x[low]! <= x[high]! - at ? low : high]!;
+}
+
+function paintBad(plot: uPlot, bad: [number, number][]): void {
+  const { top, height } = plot.bbox;
+  const colour = themed("bad");
+  for (const [from, to] of bad) {
+    const left = plot.valToPos(from, "x", true);
+    const width = Math.max(2 * uPlot.pxRatio, plot.valToPos(to, "x", true) - left);
+    plot.ctx.fillStyle = colour;
+    plot.ctx.globalAlpha = 0.14;
+    plot.ctx.fillRect(left, top, width, height);
+    plot.ctx.globalAlpha = 1;
+    plot.ctx.fillRect(left, top, width, 4 * uPlot.pxRatio);
+  }
+}
+
+function toCsv(xLabel: string, drawn: Drawn[], [low, high]: Range): string {
+  const [x, ...ys] = table(drawn, false);
+  const rows = Array.from(x!, (v, i) => [v as number, ...ys.map((y) => (y[i] ?? null) as number | null)]);
+  return csv(
+    [xLabel, ...drawn.map((d) => d.label)],
+    rows.filter((row) => row[0]! >= low && row[0]! <= high),
+  );
+}

@@ -1,0 +1,29 @@
+// A small label beside the pointer, read aloud to those who do not see it.
+import type uPlot from "uplot";
+import { el } from "./dom";
+
+export interface Tooltip {
+  show(plot: uPlot, lines: string[]): void;
+  hide(): void;
+}
+
+export function tooltip(parent: HTMLElement): Tooltip {
+  const box = el("div", { class: "tooltip", role: "status", "aria-live": "polite" });
+  box.hidden = true;
+  parent.append(box);
+  return {
+    show(plot, lines) {
+      box.replaceChildren(...lines.map((line, i) => el(i === lines.length - 1 ? "b" : "div", {}, line)));
+      box.hidden = false;
+      const [outer, inner] = [parent.getBoundingClientRect(), plot.over.getBoundingClientRect()];
+      const x = inner.left - outer.left + (plot.cursor.left ?? 0);
+      const y = inner.top - outer.top + (plot.cursor.top ?? 0);
+      const left = x + 14 + box.offsetWidth > outer.width ? x - 14 - box.offsetWidth : x + 14;
+      box.style.left = `${Math.max(0, left)}px`;
+      box.style.top = `${Math.max(0, Math.min(y + 12, outer.height - box.offsetHeight))}px`;
+    },
+    hide() {
+      box.hidden = true;
+    },
+  };
+}

@@ -1,0 +1,5 @@
+"""The only writer of a live run: one action per file, each change with a receipt."""
+
+from dynaxx.actuator._actuator import Actuator
+
+__all__ = ["Actuator"]

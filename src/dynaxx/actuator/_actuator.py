@@ -1,0 +1,171 @@
+"""Keeps the actions in force, applies them around each optimizer step, and hands out receipts."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynaxx import catalog
+from dynaxx.core.contracts import Actuation
+from dynaxx.core.events import StepView
+from dynaxx.core.records import Action, Receipt
+from dynaxx.errors import BadInput
+
+
+@dataclass(slots=True)
+class _InForce:
+    action: Action
+    actuation: Actuation
+    since: int
+
+
+class Actuator:
+    """The actions in force on one run.
+
+    Args:
+        receipt: Called with every receipt; the session logs it.
+    """
+
+    def __init__(self, receipt: Callable[[Receipt], None]) -> None:
+        self._receipt = receipt
+        self._in_force: dict[str, _InForce] = {}
+        self._held: list[tuple[Tensor, Tensor | None]] = []
+        self._found_inf: Tensor | None = None
+        self._scalers: Tensor | None = None
+        self.stopping: str | None = None
+        """Why the run is to end, once a `stop` is in force."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is in force; then a step costs nothing here."""
+        return not self._in_force
+
+    def begin(self, action: Action, step: int) -> Receipt:
+        """Put an action into force; one of the same name replaces it.
+
+        Args:
+            action: What to do.
+            step: The last completed step.
+
+        Returns:
+            The receipt, which is in the log already.
+
+        Raises:
+            BadInput: The action's arguments break a rule. UnknownName: there is no such action.
+        """
+        kind = catalog.get("actions", action.name)
+        if action.steps is not None and action.steps < 1:
+            raise BadInput(f"apply({action.name!r}, steps=...) must be at least 1. Got {action.steps}.")
+        try:
+            actuation: Actuation = kind(**action.arguments)
+        except TypeError as error:
+            raise BadInput(f"apply({action.name!r}, ...): {error}.") from None
+        if action.name in self._in_force:
+            self.lift(action.name, step, "replaced")
+        self._in_force[action.name] = _InForce(action, actuation, step)
+        if actuation.stops:
+            self.stopping = action.reason
+        return self._hand_out(Receipt(action=action, step=step, status="begun", detail=str(actuation)))
+
+    def lift(self, name: str, step: int, why: str = "lifted") -> None:
+        """End an action; one that is not in force is left alone.
+
+        Args:
+            name: The action.
+            step: The last completed step.
+            why: For the receipt.
+        """
+        gone = self._in_force.pop(name, None)
+        if gone is not None:
+            self._hand_out(Receipt(action=gone.action, step=step, status="ended", detail=why))
+
+    def before(self, view: StepView) -> None:
+        """Change the step that is about to be taken.
+
+        Args:
+            view: The step; `rate_factor` and `skipped` are set for the signals to read.
+        """
+        for item in self._in_force.values():
+            item.actuation.before(view)
+        wanted = [item.actuation.skips for item in self._in_force.values()]
+        skip = [w for w in wanted if w is not False]
+        if skip:
+            self._leave_out(view, skip)
+
+    def after(self, view: StepView) -> bool:
+        """Undo what must not outlive the step, and end what is over.
+
+        Args:
+            view: The step just taken.
+
+        Returns:
+            Whether its update was left out.
+        """
+        for item in reversed(list(self._in_force.values())):
+            item.actuation.after(view)
+        skipped = bool(self._held)
+        for parameter, gradient in self._held:
+            parameter.grad = gradient
+        self._held.clear()
+        if self._found_inf is not None:
+            skipped = bool(self._found_inf)  # this is a host sync point on an accelerator: only under `skip`
+            self._found_inf = None
+            if self._scalers is None:
+                del view.optimizer.__dict__["found_inf"]
+            else:
+                view.optimizer.__dict__["found_inf"] = self._scalers
+        for name, item in list(self._in_force.items()):
+            if item.action.steps is not None and view.step >= item.since + item.action.steps:
+                self.lift(name, view.step, f"after {item.action.steps} steps")
+        return skipped
+
+    def state_dict(self) -> dict[str, Any]:
+        """The actions in force, for the checkpoint."""
+        return {
+            name: {
+                "arguments": dict(i.action.arguments),
+                "steps": i.action.steps,
+                "reason": i.action.reason,
+                "since": i.since,
+            }
+            for name, i in self._in_force.items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put the actions of a checkpoint back into force, except `stop`: a run that goes on was not stopped.
+
+        Args:
+            state: What `state_dict` returned.
+        """
+        self._in_force.clear()
+        for name, kept in state.items():
+            if name == "stop":
+                continue
+            action = Action(name=name, arguments=kept["arguments"], steps=kept["steps"], reason=kept["reason"])
+            self._in_force[name] = _InForce(action, catalog.get("actions", name)(**action.arguments), kept["since"])
+
+    def _leave_out(self, view: StepView, skip: list[bool | Tensor]) -> None:
+        optimizer = view.optimizer
+        fused = any(group.get("fused") for group in optimizer.param_groups)
+        if fused and view.layout.device.type != "cpu":
+            # A fused optimizer reads this flag on the device: nothing waits, moments and step counts stay.
+            flags = [torch.as_tensor(s, dtype=torch.float32, device=view.layout.device) for s in skip]
+            self._scalers = optimizer.__dict__.get("found_inf")
+            flags += [] if self._scalers is None else [self._scalers]
+            self._found_inf = torch.stack([f.reshape(()) for f in flags]).amax()
+            optimizer.__dict__["found_inf"] = self._found_inf
+            return
+        if not any(bool(s) for s in skip):
+            return
+        # Every optimizer of torch passes over parameters without a gradient, moments and weight decay included.
+        # Multiplying gradients by zero instead would move Adam and momentum on, and NaN·0 is NaN.
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                self._held.append((parameter, parameter.grad))
+                parameter.grad = None
+
+    def _hand_out(self, receipt: Receipt) -> Receipt:
+        self._receipt(receipt)
+        return receipt

@@ -1,0 +1,199 @@
+"""The tensor file of a checkpoint: the safetensors format, hashed as it is written and as it is read.
+
+The format is public and small (length of the header, header as JSON, bytes of the tensors), and any safetensors reader
+opens the file. It is written here because the library neither syncs nor hashes, and reports a full disk as a
+serialisation error; it is read here so that the bytes that were verified are the bytes that are used, at one pass.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import xxhash
+from torch import Tensor
+
+from dynaxx.checkpoints.durable import digest, plain_size, write_durably
+from dynaxx.errors import CorruptData
+
+CODES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
+    torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
+    torch.float8_e8m0fnu: "F8_E8M0",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""The format's names of dtypes."""
+_DTYPES = {code: dtype for dtype, code in CODES.items()}
+_CHUNK = 1 << 20  # read and hashed while it is in the cache
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileEntry:
+    """What a manifest says of a file.
+
+    Args:
+        size: Its bytes.
+        digest: Their xxh3_128.
+    """
+
+    size: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorEntry:
+    """What a manifest says of a tensor.
+
+    Args:
+        dtype: The format's name of its dtype ("BF16").
+        shape: Its shape.
+        digest: xxh3_128 of its bytes.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    digest: str
+
+    def __post_init__(self) -> None:
+        if self.dtype not in _DTYPES or not all(type(n) is int and n >= 0 for n in self.shape):
+            raise ValueError(f"a tensor of dtype {self.dtype!r} and shape {self.shape!r}")
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        return math.prod(self.shape) * _DTYPES[self.dtype].itemsize
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[FileEntry, dict[str, TensorEntry]]:
+    """Write a tensor file durably.
+
+    Args:
+        path: The file; it must not exist.
+        tensors: Name → contiguous CPU tensor of a dtype in `CODES`.
+
+    Returns:
+        The file's entry and every tensor's for the manifest.
+
+    Raises:
+        OSError: The file could not be written.
+    """
+    entries = {
+        name: TensorEntry(dtype=CODES[tensor.dtype], shape=tuple(tensor.shape), digest="")
+        for name, tensor in tensors.items()
+    }
+    header = _header(entries)
+    parts = {name: _bytes(tensors[name]) for name in _order(entries)}
+
+    def hash_all() -> tuple[str, dict[str, str]]:
+        whole = xxhash.xxh3_128(header)
+        digests: dict[str, str] = {}
+        for name, part in parts.items():
+            own = xxhash.xxh3_128()
+            for start in range(0, len(part), _CHUNK):
+                chunk = part[start : start + _CHUNK]
+                own.update(chunk)
+                whole.update(chunk)
+            digests[name] = own.hexdigest()
+        return whole.hexdigest(), digests
+
+    whole, digests = write_durably(path, [header, *parts.values()], hash_all)
+    size = len(header) + sum(map(len, parts.values()))
+    return FileEntry(size=size, digest=whole), {
+        name: TensorEntry(dtype=entry.dtype, shape=entry.shape, digest=digests[name]) for name, entry in entries.items()
+    }
+
+
+def read_tensors(path: Path, file: FileEntry, entries: Mapping[str, TensorEntry]) -> Iterator[tuple[str, Tensor]]:
+    """Read and verify a tensor file, one tensor after the other; exhaust it before any tensor is used.
+
+    Each tensor has memory of its own, aligned as torch aligns it: kernels may round differently on other alignments,
+    and a small tensor does not keep the whole file in memory.
+
+    Args:
+        path: The file.
+        file: Its entry in the manifest.
+        entries: Its tensors' entries, in any order.
+
+    Yields:
+        Name and tensor, in the order of the file.
+
+    Raises:
+        CorruptData: The bytes are not those that were written; the message names the tensor.
+    """
+    header = _header(entries)
+    if file.size != len(header) + sum(entry.size for entry in entries.values()):
+        raise CorruptData(f"{path}: its size and the tensors that the manifest lists do not agree.")
+    if (size := plain_size(path)) != file.size:  # before anything is allocated
+        raise CorruptData(f"{path} has {size} bytes; {file.size} were written.")
+    with path.open("rb", buffering=0) as stream:
+        if stream.read(len(header)) != header:
+            raise CorruptData(f"{path}: the header is not the one that was written.")
+        whole = xxhash.xxh3_128(header)
+        for name in _order(entries):
+            entry = entries[name]
+            tensor = torch.empty(entry.shape, dtype=_DTYPES[entry.dtype])
+            target, own, start = _bytes(tensor), xxhash.xxh3_128(), 0
+            while start < len(target):
+                count = stream.readinto(target[start : start + _CHUNK])
+                if not count:
+                    raise CorruptData(f"{path} ended within tensor {name!r}.")
+                own.update(target[start : start + count])
+                whole.update(target[start : start + count])
+                start += count
+            if own.hexdigest() != entry.digest:
+                raise CorruptData(f"{path}: the bytes of tensor {name!r} are not those that were written.")
+            yield name, tensor
+        if whole.hexdigest() != file.digest:
+            raise CorruptData(f"{path}: the bytes are not those that were written.")
+
+
+def _order(entries: Mapping[str, TensorEntry]) -> list[str]:
+    """Widest dtypes first, so that every tensor is aligned to its dtype for readers that map the file."""
+    return sorted(entries, key=lambda name: (-_DTYPES[entries[name].dtype].itemsize, name))
+
+
+def _header(entries: Mapping[str, TensorEntry]) -> bytes:
+    """The header follows from the entries alone: what a file claims of itself is never parsed."""
+    table: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for name in _order(entries):
+        entry = entries[name]
+        stop = start + entry.size
+        table[name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [start, stop]}
+        start = stop
+    text = json.dumps(table, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    # as_strided: an empty or one-element tensor is contiguous whatever its strides say, but `view` believes them
+    return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy().data
+
+
+def file_entry(data: bytes) -> FileEntry:
+    """The entry of a file with these bytes.
+
+    Args:
+        data: All of it.
+
+    Returns:
+        Size and digest.
+    """
+    return FileEntry(size=len(data), digest=digest(data))

@@ -1,0 +1,1 @@
+"""Mathematics in pure functions: reductions by layer, sketches, floating-point operation counts."""

@@ -1,0 +1,63 @@
+"""Floating-point operations of whatever runs within, counted by shape."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+
+PEAK = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "V100": 125e12,
+    "T4": 65e12,
+}
+"""Dense 16-bit peak of accelerators in FLOP/s, by a part of their name, from NVIDIA's data sheets."""
+
+
+class CountFlops(TorchDispatchMode):
+    """Counts the multiply-adds (two operations each) of matrix products, convolutions and attention within it.
+
+    Elementwise work is left out, as in every published model-FLOP figure. A backward costs twice its forward.
+
+    Example:
+        >>> with CountFlops() as flops:
+        ...     _ = torch.ones(4, 8) @ torch.ones(8, 2)
+        >>> flops.total
+        128
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        out = func(*args, **(kwargs or {}))
+        packet = func._overloadpacket
+        count = cast(Callable[..., int] | None, flop_registry.get(packet))
+        if count is not None:
+            self.total += int(count(*args, **(kwargs or {}), out_val=out))
+        elif packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:  # missing in torch's own registry
+            self.total += int(sdpa_flop_count(args[0].shape, args[1].shape, args[2].shape))
+        return out
+
+
+def peak(device: torch.device) -> float | None:
+    """Peak of a device in FLOP/s, for the utilisation; None where it is not known (every CPU).
+
+    Args:
+        device: Where the model lies.
+
+    Returns:
+        Dense 16-bit peak.
+    """
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((flops for part, flops in PEAK.items() if part in name.split()), None)

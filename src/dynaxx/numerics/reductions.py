@@ -1,0 +1,285 @@
+"""Reductions of parameter-sized tensors to one value per layer: fused, on the device, over all shards.
+
+Nothing here waits for the device. Where parameters are sharded (FSDP2, tensor parallelism) every function is a
+collective: all ranks must call it, in the same order.
+"""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dynaxx.core.events import StepView
+from dynaxx.core.parameters import Layout, flat_real, is_sharded
+
+CHUNK = 1 << 20
+"""Entries handled at a time where a temporary is unavoidable: 4 MB in float32, whatever the size of the model."""
+
+
+def layer_norms(
+    tensors: Sequence[Tensor | None], layout: Layout, factor: Tensor | None = None
+) -> Float[Tensor, " layers"]:
+    """L2 norm of each layer, √(Σ over its parameters of ‖t‖²), of the whole tensors though each rank holds a shard.
+
+    Args:
+        tensors: One per parameter, in the order of the layout; None counts as zero.
+        layout: Parameters by layer.
+        factor: Scalar by which every tensor is to be taken multiplied.
+
+    Returns:
+        Norms in float32 (float64 where the tensors are), in the unit of the tensors.
+
+    Example:
+        >>> layout = Layout(torch.nn.Linear(2, 1))
+        >>> layer_norms([torch.tensor([[3.0, 0.0]]), torch.tensor([4.0])], layout)
+        tensor([5.])
+    """
+    squares = _combine(tensor_norms(tensors, layout).square(), layout, "sum")
+    total = _by_layer(squares, layout).sqrt()
+    return total if factor is None else total * factor.to(total)
+
+
+def tensor_norms(tensors: Sequence[Tensor | None], layout: Layout) -> Float[Tensor, " parameters"]:
+    """L2 norm of each tensor as this rank holds it: two operations, for what is done at every step.
+
+    Args:
+        tensors: One per parameter, in the order of the layout; None counts as zero.
+        layout: Parameters by layer.
+
+    Returns:
+        Norms in float32 (float64 where the tensors are).
+    """
+    if all(t is not None for t in tensors):  # `None in tensors` would ask every tensor whether it equals None
+        values = cast(list[Tensor], tensors)
+        return _norms(values if layout.plain else [_dense(t) for t in values], 2, layout.device)
+    present = [i for i, t in enumerate(tensors) if t is not None]
+    return _place(_norms([_dense(t) for t in tensors if t is not None], 2, layout.device), present, layout)
+
+
+def layer_maxima(
+    tensors: Sequence[Tensor | None], layout: Layout, factor: Tensor | None = None
+) -> Float[Tensor, " layers"]:
+    """Largest magnitude in each layer, max |t|, over all shards.
+
+    Args:
+        tensors: One per parameter; None and empty shards count as zero.
+        layout: Parameters by layer.
+        factor: Scalar by which every tensor is to be taken multiplied.
+
+    Returns:
+        Maxima in the unit of the tensors.
+    """
+    present = [i for i, t in enumerate(tensors) if t is not None and t.numel() > 0]
+    norms = _norms([_dense(cast(Tensor, tensors[i])) for i in present], float("inf"), layout.device)
+    values = _combine(_place(norms, present, layout), layout, "max")
+    rows = torch.zeros(len(layout.layers), dtype=values.dtype, device=values.device)
+    # amax hands on NaN, as it must: a NaN gradient has no largest entry.
+    rows = rows.scatter_reduce(0, layout.index(values.device), values, reduce="amax")
+    return rows if factor is None else rows * factor.to(rows).abs()
+
+
+def layer_sums(values: Sequence[Tensor | float], layout: Layout) -> Float[Tensor, " layers"]:
+    """Sum over each layer's parameters of one number per parameter, over all shards.
+
+    Args:
+        values: One scalar per parameter, this rank's shard's.
+        layout: Parameters by layer.
+
+    Returns:
+        Sums in float64 where the device has it, so that counts up to 2⁵³ are exact, else float32.
+    """
+    dtype = torch.float32 if layout.device.type == "mps" else torch.float64
+    vector = torch.stack([torch.as_tensor(v, dtype=dtype, device=layout.device) for v in values])
+    return _by_layer(_combine(vector, layout, "sum"), layout)
+
+
+def layer_shares(counts: Sequence[Tensor | float], layout: Layout) -> Float[Tensor, " layers"]:
+    """Counts per parameter as shares of the layers' numbers of entries (a complex number is two entries).
+
+    Args:
+        counts: One count per parameter, of this rank's shard.
+        layout: Parameters by layer.
+
+    Returns:
+        Shares in [0, 1], one per layer.
+    """
+    total = layer_sums(counts, layout)
+
+    def entries() -> Tensor:
+        sizes = [0.0] * len(layout.layers)
+        for row, p in zip(layout.layer_of, layout.parameters, strict=True):
+            sizes[row] += p.numel() * (2 if p.is_complex() else 1)
+        return torch.tensor(sizes, dtype=total.dtype, device=total.device)
+
+    return total / layout.memo("entries", entries)
+
+
+def count(tensor: Tensor | None, what: str, threshold: Tensor | float = 0.0) -> Tensor | float:
+    """How many entries of a tensor have a property, with temporaries of at most `CHUNK` entries.
+
+    Args:
+        tensor: Any floating tensor, or None (no entries).
+        what: "zero"; "nonfinite" (NaN or infinite); "below" (0 < |x| < threshold); "under" (x < threshold).
+        threshold: For the last two.
+
+    Returns:
+        A scalar int64 tensor, or 0.0 for None.
+
+    Example:
+        >>> count(torch.tensor([0.0, 1e-9, float("nan")]), "below", 1e-6)
+        tensor(1)
+    """
+    if tensor is None:
+        return 0.0
+    flat = flat_real(tensor)
+    absent = (
+        tensor.numel() * (2 if tensor.is_complex() else 1) - flat.numel()
+    )  # entries that a sparse tensor does not store
+    if what == "zero":
+        return absent + flat.numel() - torch.count_nonzero(flat)
+    total = torch.zeros((), dtype=torch.int64, device=flat.device)
+    for part in flat.split(CHUNK):
+        if what == "nonfinite":
+            total += part.numel() - torch.isfinite(part).sum()
+        elif what == "under":
+            total += (part < threshold).sum()
+        else:
+            magnitude = part.abs()
+            total += ((magnitude < threshold) & (magnitude > 0)).sum()
+    return total
+
+
+def gradient_norms(step: StepView) -> Float[Tensor, " layers"]:
+    """L2 norm of each layer's unscaled gradient at this point of the step; computed once a step.
+
+    Args:
+        step: The step.
+
+    Returns:
+        Norms in units of loss per parameter.
+    """
+    return step.memo("gradient_norms", lambda: layer_norms(step.gradients, step.layout, step.gradient_factor))
+
+
+def gradient_tensor_norms(step: StepView) -> Float[Tensor, " parameters"]:
+    """L2 norm of each parameter's unscaled gradient as this rank holds it; computed once a step.
+
+    Args:
+        step: The step.
+
+    Returns:
+        Norms in units of loss per parameter.
+    """
+
+    def compute() -> Tensor:
+        norms = tensor_norms(step.gradients, step.layout)
+        return norms if step.gradient_factor is None else norms * step.gradient_factor.to(norms)
+
+    return step.memo("gradient_tensor_norms", compute)
+
+
+def parameter_norms(step: StepView) -> Float[Tensor, " layers"]:
+    """L2 norm of each layer's parameters after the update; computed once a step.
+
+    Args:
+        step: The step, at its end.
+
+    Returns:
+        Norms in the parameters' unit.
+    """
+    return step.memo("parameter_norms", lambda: layer_norms(step.parameters, step.layout))
+
+
+def before_norms(step: StepView) -> Float[Tensor, " layers"]:
+    """L2 norm of each layer's parameters before the update; the session computes it when it copies them.
+
+    Args:
+        step: The step, under `Need.UPDATE`.
+
+    Returns:
+        Norms in the parameters' unit.
+    """
+    return step.memo("before_norms", lambda: layer_norms(step.undo, step.layout))
+
+
+def update_norms(step: StepView) -> Float[Tensor, " layers"]:
+    """L2 norm of what the optimizer really changed in each layer; computed once a step.
+
+    Args:
+        step: The step, at its end, under `Need.UPDATE`.
+
+    Returns:
+        Norms in the parameters' unit.
+    """
+    return step.memo("update_norms", lambda: layer_norms(step.undo, step.layout))
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    return flat_real(tensor) if tensor.is_sparse or tensor.is_complex() else tensor
+
+
+def _norms(tensors: Sequence[Tensor], order: float, device: torch.device) -> Tensor:
+    if not tensors:
+        return torch.zeros(0, device=device)
+    dtypes = {t.dtype for t in tensors}
+    mixed = len(dtypes) > 1 or not dtypes <= {torch.float32, torch.float64}
+    norms = cast(Any, torch._foreach_norm)(tensors, order, dtype=torch.float32 if mixed else None)  # pyright: ignore[reportPrivateUsage]
+    if norms[0].device != device or norms[-1].device != device or len({n.device for n in norms}) > 1:
+        norms = [n.to(device, non_blocking=True) for n in norms]
+    return torch.stack(norms)
+
+
+def _place(values: Tensor, present: list[int], layout: Layout) -> Tensor:
+    if len(present) == len(layout.parameters):
+        return values
+    vector = torch.zeros(len(layout.parameters), dtype=values.dtype, device=values.device)
+    where = layout.memo(
+        ("present", tuple(present)), lambda: torch.tensor(present, dtype=torch.int64, device=values.device)
+    )
+    return vector.index_copy_(0, where, values)
+
+
+def _by_layer(values: Float[Tensor, " parameters"], layout: Layout) -> Float[Tensor, " layers"]:
+    index: Int[Tensor, " parameters"] = layout.index(values.device)
+    return torch.zeros(len(layout.layers), dtype=values.dtype, device=values.device).index_add_(0, index, values)
+
+
+def _combine(values: Float[Tensor, " parameters"], layout: Layout, how: str) -> Float[Tensor, " parameters"]:
+    """Add up (or take the largest of) the shards' values; a copy held by r ranks counts 1/r each in a sum."""
+    if not layout.sharded:
+        return values
+    import torch.distributed as dist  # deferred: an unsharded run never needs it
+
+    mesh = layout.mesh
+    assert mesh is not None
+    if how == "sum":
+        values = values * torch.tensor(copies(layout), dtype=values.dtype, device=values.device).reciprocal()
+    operation = dist.ReduceOp.SUM if how == "sum" else dist.ReduceOp.MAX
+    for dimension in range(mesh.ndim):
+        dist.all_reduce(values, op=operation, group=mesh.get_group(dimension))
+    return values
+
+
+def copies(layout: Layout) -> tuple[int, ...]:
+    """On how many ranks of the mesh each entry of a parameter lies: 1 where it is sharded over every dimension.
+
+    Args:
+        layout: A sharded layout.
+
+    Returns:
+        One number per parameter.
+    """
+    mesh = layout.mesh
+    assert mesh is not None
+
+    def held(parameter: Tensor) -> int:
+        placements = cast(Any, parameter).placements if is_sharded(parameter) else [None] * mesh.ndim
+        number = 1
+        for dimension, placement in enumerate(placements):
+            if placement is None or not placement.is_shard():
+                number *= mesh.size(dimension)
+        return number
+
+    return tuple(held(p) for p in layout.parameters)

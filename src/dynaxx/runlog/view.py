@@ -1,0 +1,199 @@
+"""RunView: what a run folder holds, to read, while it is being written or years later."""
+
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+import numpy as np
+
+from dynaxx.core.plotting import draw
+from dynaxx.core.records import Column
+from dynaxx.errors import DynaxxWarning, NotApplicable, UnknownName
+from dynaxx.runlog.array import LabelledArray, optional
+from dynaxx.runlog.derive import derivable, smoothed, statistic
+from dynaxx.runlog.events import EventReader
+from dynaxx.runlog.gather import Gathered, Standing, columns
+from dynaxx.runlog.manifest import Attempt, read_attempts, read_manifest
+from dynaxx.runlog.problems import Problem
+from dynaxx.runlog.schema import CLOCK
+from dynaxx.runlog.segments import Segment, find_segments
+from dynaxx.runlog.writer import flush_live
+
+
+class RunView:
+    """The log of one run. `view["grad_norm"]` is a column; `open_run` makes a view.
+
+    A column over layers (or another axis) also gives `.total` (its declared reduction), `.max`, `.min`, `.median`,
+    `.q10`, `.q90` and `.early_to_late`; one number a step gives `.smoothed`; `name[label]` is one entry. A stored
+    column of that name comes first. What cannot be read is missing and listed in `problems`.
+
+    Args:
+        folder: The run's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest: Mapping[str, Any] = {}
+        self.attempts: tuple[Attempt, ...] = ()
+        self.columns: Mapping[str, Column] = {}
+        self._segments: dict[str, Segment] = {}
+        self._events = EventReader(folder)
+        self._problems: dict[Problem, None] = {}
+        self._told: set[Problem] = set()
+        self._cache: WeakValueDictionary[str, LabelledArray] = WeakValueDictionary()
+        self._recent: LabelledArray | None = None
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read what was written since; arrays handed out before stay as they are."""
+        flush_live(self.folder.resolve())
+        self.manifest, wrong = read_manifest(self.folder)
+        # Before the segments: an attempt that has ended has written all of them.
+        attempts, problems, self._notes = read_attempts(self.folder)
+        self.attempts = tuple(attempts.values())
+        for segment in find_segments(self.folder):
+            self._segments.setdefault(segment.file, segment).extend()
+        self._events.extend()
+        segments = sorted(self._segments.values(), key=lambda s: (s.attempt, s.number, s.stream))
+        self.columns, changed = columns(segments)
+        self._standing = Standing(segments, {n: attempt.start_step for n, attempt in attempts.items()})
+        self._cache.clear()
+        self._recent = None
+        self._problems.clear()
+        problems += [*([] if wrong is None else [wrong]), *changed, *self._standing.problems]
+        for segment in segments:
+            problems += segment.problems
+            self._judge_end(segment, attempts.get(segment.attempt), problems)
+        self._report([*problems, *self._events.problems], f"RunView.refresh({str(self.folder)!r})")
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What could not be read so far; the values of a column are verified when it is first asked for."""
+        return tuple(self._problems)
+
+    @property
+    def notes(self) -> tuple[Problem, ...]:
+        """What is missing but no cause for concern: ends that a killed process left torn."""
+        tail = self._events.tail
+        return (*self._notes, *self._events.notes, *([] if tail is None else [tail]))
+
+    @property
+    def steps(self) -> np.ndarray:
+        """Every step that has a row, int64 of shape (steps,), increasing."""
+        return self._standing.steps[0]
+
+    @property
+    def attempt_of_steps(self) -> np.ndarray:
+        """The attempt that each of `steps` comes from, int64 of shape (steps,)."""
+        return self._standing.steps[1]
+
+    def events(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """The events in the order they were written, those of attempts that were overtaken included.
+
+        Args:
+            kind: Only events of this kind; None: all.
+
+        Returns:
+            One dict per event, with kind, step, time (UTC seconds), attempt and what the kind says.
+        """
+        return [event for event in self._events.events if kind is None or event.get("kind") == kind]
+
+    def __getitem__(self, name: str) -> LabelledArray:
+        array = self._cache.get(name)
+        if array is None:
+            stored = CLOCK if name == CLOCK.name else self.columns.get(name)
+            array = self._derived(name) if stored is None else self._stored(stored)
+            self._cache[name] = array
+        self._recent = array  # the others live as long as somebody holds them
+        return array
+
+    def to_pandas(self) -> Any:
+        """Every column that is one number a step, and the `.total` of the others, as a DataFrame indexed by step."""
+        pandas = optional("pandas")
+        names = [name for stored in self.columns for name in (stored, f"{stored}.total") if self._is_number(name)]
+        frame = pandas.DataFrame(index=pandas.Index(self.steps, name="step"))
+        for name in names:
+            frame[name] = self[name].to_pandas()  # aligned by step; what was not measured is NaN
+        return frame
+
+    def plot(self, name: str) -> Any:
+        """A column or a figure of the report, drawn.
+
+        Args:
+            name: Its name.
+
+        Returns:
+            A matplotlib `Figure`.
+        """
+        return draw(self, name)
+
+    def __repr__(self) -> str:
+        steps, last = self.steps, self.attempts[-1] if self.attempts else None
+        end = "unknown" if last is None else last.status or "running or killed"
+        reach = f"{len(steps)} steps up to {steps[-1]}" if len(steps) else "no steps"
+        attempt = f"attempt {last.n if last else 0}: {end}"
+        return f"<RunView {str(self.folder)!r}: {reach}, {len(self.columns)} columns, {attempt}>"
+
+    def _stored(self, column: Column) -> LabelledArray:
+        gathered = Gathered(column, self._standing)
+        self._report(gathered.problems, f"RunView[{column.name!r}]")
+        return LabelledArray(column, gathered.steps, gathered.values, self, gathered.entry)
+
+    def _derived(self, name: str) -> LabelledArray:
+        base, _, suffix = name.rpartition(".")
+        if name.endswith("]"):
+            base, _, label = name[:-1].partition("[")
+            if base in self.columns:
+                return self[base].entry(label)
+        elif self._is_number(base) and suffix == "smoothed":
+            source = self[base]
+            column = replace(
+                source.column, name=name, dtype="float64", about=f"{source.column.about} Smoothed.".strip()
+            )
+            return LabelledArray(column, source.steps, lambda: smoothed(source.values), self)
+        elif base in self.columns and suffix in derivable(self.columns[base]):
+            source = self[base]
+            column = replace(source.column, name=name, axis=None, reduce="none", dtype="float64")
+            return LabelledArray(column, source.steps, lambda: statistic(suffix, source.values, source.column), self)
+        elif suffix == "total" and base in self.columns and self.columns[base].axis is not None:
+            raise NotApplicable(f"{name}: the entries of {base!r} do not collapse to one number (reduce='none').")
+        more = [f"{base}.{suffix}" for suffix in derivable(self.columns[base])] if base in self.columns else []
+        raise UnknownName("column", name, [*self.columns, CLOCK.name, *more])
+
+    def _is_number(self, name: str) -> bool:
+        """Whether a name stands for one number a step: stored, derived or an entry."""
+        if name in self.columns:
+            return self.columns[name].axis is None
+        if name.endswith("]"):
+            base, _, label = name[:-1].partition("[")
+            axis = self.columns[base].axis if base in self.columns else None
+            return axis is not None and label in axis.labels
+        base, _, suffix = name.rpartition(".")
+        return base in self.columns and suffix in derivable(self.columns[base])
+
+    def _judge_end(self, segment: Segment, attempt: Attempt | None, problems: list[Problem]) -> None:
+        """A torn end is normal where the process was killed or gave the segment up, and a loss where it closed it."""
+        if segment.closed:
+            return
+        torn = segment.tail
+        if attempt is None or attempt.ended is None or segment.path.name in attempt.abandoned:
+            self._notes += [] if torn is None else [torn]
+        else:
+            problems.append(torn or Problem(file=segment.file, what="cut short", lost="what followed its last row"))
+
+    def _report(self, problems: Iterable[Problem], call: str) -> None:
+        """Keep problems, and warn once of each."""
+        new = [problem for problem in dict.fromkeys(problems) if problem not in self._told]
+        self._problems.update(dict.fromkeys(problems))
+        self._told.update(new)
+        if new:
+            shown = "; ".join(map(str, new[:3])) + (f"; and {len(new) - 3} more" if len(new) > 3 else "")
+            warnings.warn(
+                f"{call}: {len(new)} part(s) of the log cannot be read, the rest can: {shown}. "
+                "`view.problems` lists them.",
+                DynaxxWarning,
+                stacklevel=4,
+            )

@@ -1,0 +1,255 @@
+"""Runs the signals that are due, times them, and sets their cadence once."""
+
+import statistics
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from dynaxx import catalog
+from dynaxx.core.contracts import ForwardSignal, Signal
+from dynaxx.core.events import Event, Need, StepView
+from dynaxx.core.parameters import Layout
+from dynaxx.errors import NotApplicable
+from dynaxx.numerics.reductions import before_norms
+from dynaxx.runlog.recorder import Recorder
+from dynaxx.session.cadence import CALIBRATION, SETTLED, cadences
+from dynaxx.session.forward import ForwardWatch
+
+
+@dataclass(slots=True)
+class Instrument:
+    """One signal at work.
+
+    Args:
+        name: Its file's name.
+        signal: The signal.
+        state: What its last call returned.
+        cadence: Measured at every so many steps.
+        seconds: Times of its measurements until the calibration.
+    """
+
+    name: str
+    signal: Signal[Any]
+    state: Any
+    cadence: int = 1
+    seconds: list[float] = field(default_factory=list[float])
+
+
+class Instruments:
+    """The signals of one run.
+
+    Args:
+        model: The watched model.
+        layout: Its parameters by layer.
+        names: Signals to measure.
+        recorder: Where measurements go.
+        budget: Share of the step time that measuring may take.
+        warn: Called with a message when a signal fails and is taken out of service.
+        forward: Whether forward signals are measured on this rank.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layout: Layout,
+        names: Sequence[str],
+        recorder: Recorder,
+        *,
+        budget: float,
+        warn: Callable[[str], None],
+        forward: bool = True,
+    ) -> None:
+        self._recorder = recorder
+        self.budget = budget
+        self._warn = warn
+        self._layout = layout
+        self._snapshot: list[torch.Tensor] | None = None
+        self._update_seconds: list[float] = []
+        self._forward_seconds: list[float] = []
+        self._steps: list[tuple[float, float]] = []
+        self.calibrated = False
+        self.not_applicable: dict[str, str] = {}
+        self.instruments: list[Instrument] = []
+        for name in names:
+            signal: Signal[Any] = catalog.get("signals", name)()
+            if Need.FORWARD in signal.needs and not forward:
+                continue
+            try:
+                self.instruments.append(Instrument(name, signal, signal.init(model, layout)))
+            except NotApplicable as reason:
+                self.not_applicable[name] = str(reason)
+        self._sort()
+        looking = [(i.signal, i.state) for i in self.instruments if isinstance(i.signal, ForwardSignal)]
+        self.forward = ForwardWatch(model, looking) if looking else None
+
+    def needs(self, step: int) -> tuple[bool, bool]:
+        """What must be prepared for a coming step.
+
+        Args:
+            step: Its number.
+
+        Returns:
+            Whether its forwards are looked into, and whether its parameters are copied before the update.
+        """
+        if step % self._quickest:
+            return False, False
+        due = [i for i in self.instruments if i.signal.needs and step % i.cadence == 0]
+        return any(Need.FORWARD in i.signal.needs for i in due), any(Need.UPDATE in i.signal.needs for i in due)
+
+    def keep(self, view: StepView) -> None:
+        """Copy the parameters before the update, into the same memory each time.
+
+        Args:
+            view: The step.
+        """
+        start = time.perf_counter()
+        now = view.parameters
+        if self._snapshot is None:
+            self._snapshot = [torch.empty_like(p) for p in now]
+        torch._foreach_copy_(self._snapshot, now)  # pyright: ignore[reportPrivateUsage]
+        view.before = self._snapshot
+        before_norms(view)
+        self._update_seconds.append(time.perf_counter() - start)
+
+    def compare(self, view: StepView) -> None:
+        """Make the copy into what would undo the update, before − after, in place.
+
+        Args:
+            view: The step, after the update.
+        """
+        if view.before is None:
+            return
+        start = time.perf_counter()
+        torch._foreach_sub_(view.before, view.parameters)  # pyright: ignore[reportPrivateUsage]
+        self._update_seconds[-1] += time.perf_counter() - start
+
+    def measure(self, event: Event, view: StepView) -> None:
+        """Measure every signal of an event that is due.
+
+        Args:
+            event: `grads_ready` or `step_end`.
+            view: The step.
+        """
+        for instrument in self._always[event] if view.step % self._quickest else self._at[event]:
+            if view.step % instrument.cadence:
+                continue
+            start = time.perf_counter()
+            try:
+                instrument.state, values = instrument.signal.measure(instrument.state, view)
+            except Exception as error:  # a broken instrument must never stop a training
+                self._retire(instrument, error)
+                continue
+            if values:
+                self._recorder.add(f"every_{instrument.cadence}", view.step, values)
+            if not self.calibrated:
+                instrument.seconds.append(time.perf_counter() - start)
+
+    def finish(self, view: StepView) -> bool:
+        """The step is over: keep its times for the calibration.
+
+        Args:
+            view: The step, its times complete.
+
+        Returns:
+            Whether the calibration can be made now.
+        """
+        if self.calibrated:
+            return False
+        if self.forward is not None and view.batch.forwards:
+            self._forward_seconds.append(self.forward.seconds)
+            self.forward.seconds = 0.0
+        self._steps.append((view.times.total, view.times.measuring))
+        return len(self._steps) >= CALIBRATION
+
+    def overhead(self) -> tuple[float, float]:
+        """Seconds of a step without measuring, and of measuring in full, medians over the steps so far."""
+        steps = self._steps[SETTLED:] or self._steps
+        return statistics.median(t - m for t, m in steps), statistics.median(m for _, m in steps)
+
+    def price(self) -> dict[str, float]:
+        """Seconds of one measurement by signal, needs included, medians over the steps so far."""
+        update = [i for i in self.instruments if Need.UPDATE in i.signal.needs]
+        looking = [i for i in self.instruments if Need.FORWARD in i.signal.needs]
+        shares = {
+            **{i.name: _median(self._update_seconds) / len(update) for i in update},
+            **{i.name: _median(self._forward_seconds) / len(looking) for i in looking},
+        }
+        return {i.name: _median(i.seconds) + shares.get(i.name, 0.0) for i in self.instruments}
+
+    def plan(self) -> dict[str, int]:
+        """The cadences that keep to the budget by the times measured so far."""
+        price = self.price()
+        bare, full = self.overhead()
+        rarely = {i.name: price[i.name] for i in self.instruments if not i.signal.every_step}
+        fixed = max(0.0, full - sum(rarely.values()))
+        return cadences(rarely, fixed, bare, self.budget)
+
+    def expected(self) -> float:
+        """Share of the step time that measuring will take at the cadences that are set."""
+        price = self.price()
+        bare, full = self.overhead()
+        once = sum(price[i.name] for i in self.instruments if not i.signal.every_step)
+        spread = sum(price[i.name] / i.cadence for i in self.instruments if not i.signal.every_step)
+        return (max(0.0, full - once) + spread) / bare if bare > 0 else 0.0
+
+    def settle(self, plan: Mapping[str, int]) -> None:
+        """Set the cadences for the rest of the run.
+
+        Args:
+            plan: Cadence by signal; every-step signals keep theirs.
+        """
+        for instrument in self.instruments:
+            if not instrument.signal.every_step:
+                instrument.cadence = plan.get(instrument.name, instrument.cadence)
+        self.calibrated = True
+        self._sort()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Cadences, and the states that are plain data, for the checkpoint."""
+        return {
+            "calibrated": self.calibrated,
+            "cadences": {i.name: i.cadence for i in self.instruments},
+            "states": {i.name: i.state for i in self.instruments if isinstance(i.state, dict)},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on as the checkpointed run would have.
+
+        Args:
+            state: What `state_dict` returned.
+        """
+        self.calibrated = bool(state["calibrated"])
+        for instrument in self.instruments:
+            instrument.cadence = int(state["cadences"].get(instrument.name, instrument.cadence))
+            instrument.state = state["states"].get(instrument.name, instrument.state)
+        self._sort()
+
+    def close(self) -> None:
+        """Take every hook out of the model."""
+        if self.forward is not None:
+            self.forward.close()
+
+    def _sort(self) -> None:
+        """Sort by event, so that most steps look at the every-step signals only; cadences are powers of two."""
+        self._at = {e: tuple(i for i in self.instruments if i.signal.at is e) for e in Event}
+        self._always = {e: tuple(i for i in found if i.signal.every_step) for e, found in self._at.items()}
+        self._quickest = min((i.cadence for i in self.instruments if not i.signal.every_step), default=1)
+
+    def _retire(self, instrument: Instrument, error: Exception) -> None:
+        self.instruments.remove(instrument)
+        self._sort()
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{where.filename.rpartition('/')[2]}:{where.lineno}"
+        self.not_applicable[instrument.name] = f"failed: {type(error).__name__}: {error} ({place})"
+        self._warn(
+            f"The signal {instrument.name!r} failed and is off from here on; training goes on. {error!r} at {place}."
+        )
+
+
+def _median(values: list[float]) -> float:
+    return statistics.median(values[SETTLED:] or values) if values else 0.0

@@ -1,0 +1,314 @@
+"""Turns what the hooks see into numbered steps: prepares them, has them measured, acts on them, keeps their times."""
+
+import time
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch.optim import Optimizer
+
+from dynaxx.actuator import Actuator
+from dynaxx.core.events import Event, StepBatch, StepTimes, StepView
+from dynaxx.core.parameters import Layout
+from dynaxx.core.task import first_tensor
+from dynaxx.numerics.flops import CountFlops
+from dynaxx.runlog.recorder import Recorder
+from dynaxx.session.instruments import Instruments
+
+_COUNTED = 2
+"""The forward whose operations are counted: the first may compile, pad or initialise lazily."""
+
+
+class Live:
+    """One training loop as seen through its hooks. Step n is the n-th completed update.
+
+    Args:
+        layout: The model's parameters by layer.
+        optimizer: The innermost optimizer.
+        scaler: The gradient scaler, or None.
+        instruments: The signals.
+        actuator: The only writer.
+        recorder: Where measurements go.
+        world_size: Ranks that train together.
+        left_out: Called with the step and the reason whenever an update is left out.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        optimizer: Optimizer,
+        scaler: Any,
+        instruments: Instruments,
+        actuator: Actuator,
+        recorder: Recorder,
+        *,
+        world_size: int,
+        left_out: Callable[[int, str], None],
+    ) -> None:
+        self.layout = layout
+        self.optimizer = optimizer
+        self.scaler = scaler
+        self.instruments = instruments
+        self.actuator = actuator
+        self.recorder = recorder
+        self.step = 0
+        self.epoch: float | None = None
+        self.forwards_seen = 0
+        self.clips_seen = False
+        self.had_gradient: set[int] = set()
+        self.after_calibration: Callable[[], None] = lambda: None
+        self._world_size = world_size
+        self._left_out = left_out
+        self._skipped = 0
+        self._flops_per_sample = 0.0
+        self._counting: tuple[CountFlops, int] | None = None
+        self._view = self._new_view()
+        self._measured = False
+        self._looking = False
+        self._backward = False
+        self._last_end = self._mark = time.perf_counter()
+        self._pause = 0.0
+        self._pause_began: float | None = None
+        self._data = 0.0
+        self._spent = self._passed = 0.0
+
+    @property
+    def overhead(self) -> float:
+        """Seconds of measuring per second of the rest of the steps, since the last reset."""
+        rest = self._passed - self._spent
+        return self._spent / rest if rest > 0 else 0.0
+
+    def reset_overhead(self) -> None:
+        """Count the overhead anew: the calibration is over."""
+        self._spent = self._passed = 0.0
+
+    def begin_at(self, step: int) -> None:
+        """Go on behind a checkpoint.
+
+        Args:
+            step: Its completed updates.
+        """
+        self.step = step
+        self._view = self._new_view()
+
+    @property
+    def current(self) -> int:
+        """The step that a logged value belongs to: the one in progress once a training forward was seen."""
+        return self.step + (1 if self._backward or self._view.batch.forwards else 0)
+
+    @property
+    def partial(self) -> bool:
+        """Whether gradients of an unfinished accumulation are at stake."""
+        return self._backward
+
+    def pause(self) -> None:
+        """What follows until the next training forward is not part of a step (evaluation, saving)."""
+        if self._pause_began is None:
+            self._pause_began = time.perf_counter()
+
+    def loaded(self, seconds: float) -> None:
+        """Time spent waiting for data, where batches come from `run.batches`.
+
+        Args:
+            seconds: Of the batch just fetched.
+        """
+        self._data += seconds
+
+    def forward_begins(self, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        """Count the batch; look into the forward where it is due."""
+        start = self._enter()
+        view = self._view
+        if view.batch.forwards == 0:
+            view.times.data = self._data if self._data else start - self._last_end - self._pause
+            self._looking, _ = self.instruments.needs(self.step + 1)
+            if self.instruments.forward is not None:
+                self.instruments.forward.switch(self._looking)
+        self.forwards_seen += 1
+        samples = self._count(view.batch, inputs, keywords)
+        watch = self.instruments.forward
+        if watch is not None and self._looking:
+            watch.enter()
+        if self.forwards_seen == _COUNTED and (watch is None or not watch.compiled):
+            self._counting = (CountFlops(), samples)
+            self._counting[0].__enter__()
+        self._leave(start)
+
+    def forward_ends(self, inputs: tuple[Any, ...], output: Any) -> None:
+        """Take the looking glass out again."""
+        start = time.perf_counter()
+        view = self._view
+        if self._counting is not None:
+            flops, samples = self._counting
+            flops.__exit__(None, None, None)
+            self._counting = None
+            self._flops_per_sample = flops.total / max(1, samples)
+        watch = self.instruments.forward
+        within = 0.0
+        if watch is not None and self._looking:
+            within = watch.leave(inputs, output)
+        view.times.forward += start - self._mark - within
+        view.times.measuring += within
+        self._leave(start)
+
+    def backward_seen(self) -> None:
+        """A gradient arrived: a step is in progress even where its forward cannot be seen."""
+        self._backward = True
+
+    def clipping(self, parameters: list[torch.Tensor], max_norm: float, total: torch.Tensor) -> None:
+        """Measure before the first clip of a step, when gradients are complete and whole."""
+        del parameters
+        start = self._enter()
+        self.clips_seen = True
+        if not self._measured:
+            self._grads_ready(unscaled=self._unscaled())
+        if self._view.clip is None:
+            self._view.clip = (total.detach(), max_norm)
+        self._leave(start)
+
+    def step_begins(self, closure: Callable[[], Any] | None) -> Callable[[], Any] | None:
+        """Measure, act, and copy the parameters where the update is to be known."""
+        start = self._enter()
+        if closure is None:
+            if not self._measured:
+                self._grads_ready(unscaled=True)
+            self._act()
+        if self.instruments.needs(self._view.step)[1]:
+            with torch.no_grad():
+                self.instruments.keep(self._view)
+        self._leave(start)
+        return None if closure is None else self._wrapped(closure)
+
+    def step_ends(self) -> None:
+        """Complete the step, or note that its update was left out."""
+        start = time.perf_counter()
+        view = self._view
+        view.times.optimizer += start - self._mark
+        with torch.no_grad():
+            skipped = self.actuator.after(view)
+            found = getattr(self.optimizer, "found_inf", None)  # set by a GradScaler on fused optimizers
+            if not skipped and found is not None:
+                skipped = bool(found)  # a host sync point: a fused optimizer under a GradScaler says it nowhere else
+            if skipped:
+                self._leave_out("the gradient is not finite, or the action skip is in force")
+                self._leave(start)
+                return
+            self.instruments.compare(view)
+            self.step += 1
+            view.skipped = self._skipped
+            view.times.total = start - self._last_end - self._pause
+            view.batch.epoch = self.epoch
+            view.batch.flops_per_sample = self._flops_per_sample
+            self.instruments.measure(Event.STEP_END, view)
+        self._leave(start)
+        view.times.total = self._mark - self._last_end - self._pause
+        self._spent += view.times.measuring
+        self._passed += view.times.total
+        ready = self.instruments.finish(view)
+        self._skipped = 0
+        self._start_over()
+        if ready:
+            self.after_calibration()
+        self.recorder.tick(self.step)
+        self._leave(self._last_end)
+
+    def step_left_out(self) -> None:
+        """The gradient scaler found gradients that are not finite and did not call the optimizer."""
+        self._leave_out("gradients overflowed under the gradient scaler")
+
+    def _enter(self) -> float:
+        """Dynaxx begins to work: since it last did, the loop's backward ran, if a forward came before."""
+        now = time.perf_counter()
+        if self._pause_began is not None:
+            self._pause += now - self._pause_began
+            self._pause_began = None
+        elif self._view.batch.forwards:
+            self._view.times.backward += max(0.0, now - self._mark - (self._data - self._view.times.data))
+            if self._data:
+                self._view.times.data = self._data
+        return now
+
+    def _leave(self, start: float) -> None:
+        self._mark = time.perf_counter()
+        self._view.times.measuring += self._mark - start
+
+    def _leave_out(self, why: str) -> None:
+        self._skipped += 1
+        self._left_out(self.step + 1, why)
+        left, self._view = self._view, self._new_view()
+        self._view.times, self._view.batch = left.times, left.batch
+        self._measured = self._backward = False
+
+    def _grads_ready(self, *, unscaled: bool) -> None:
+        view = self._view
+        self._measured = True
+        if not self.instruments.calibrated:
+            self.had_gradient.update(id(p) for p in self.layout.parameters if p.grad is not None)
+        view.loss_scale = self._loss_scale()
+        fused = cast(Any, getattr(self.optimizer, "grad_scale", None))  # present during a fused step under a scaler
+        if fused is not None:
+            view.gradient_factor = fused.reciprocal()
+        elif not unscaled and view.loss_scale is not None:
+            view.gradient_factor = view.loss_scale.reciprocal()
+        with torch.no_grad():
+            self.instruments.measure(Event.GRADS_READY, view)
+
+    def _act(self) -> None:
+        if not self.actuator.idle:
+            with torch.no_grad():
+                self.actuator.before(self._view)
+
+    def _wrapped(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """The loop's closure computes gradients within the step: measure and act right after it."""
+
+        def measured() -> Any:
+            result = closure()
+            if not self._measured:
+                start = time.perf_counter()
+                self._grads_ready(unscaled=True)
+                self._act()
+                self._view.times.measuring += time.perf_counter() - start
+            return result
+
+        return measured
+
+    def _loss_scale(self) -> torch.Tensor | None:
+        scale = getattr(self.scaler, "_scale", None)  # get_scale() would wait for the device
+        return None if scale is None else scale.detach().clone()
+
+    def _unscaled(self) -> bool:
+        """Whether `scaler.unscale_` has been called in this step; without a scaler gradients are as they are."""
+        if self.scaler is None or not self.scaler.is_enabled():
+            return True
+        stage = self.scaler._per_optimizer_states[id(self.optimizer)]["stage"]
+        return stage.name == "UNSCALED"
+
+    def _count(self, batch: StepBatch, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> int:
+        tensor = first_tensor(inputs)
+        if tensor is None:
+            tensor = first_tensor(keywords)
+        batch.forwards += 1
+        samples = 0 if tensor is None or tensor.dim() == 0 else tensor.shape[0]
+        batch.samples += samples
+        if tensor is not None and tensor.dim() == 2 and not tensor.is_floating_point():
+            batch.tokens += tensor.numel()
+        kind = self.layout.device.type
+        if torch.is_autocast_enabled(kind):
+            batch.compute_dtype = torch.get_autocast_dtype(kind)
+        else:
+            batch.compute_dtype = self.layout.parameters[0].dtype
+        return samples
+
+    def _new_view(self) -> StepView:
+        return StepView(
+            step=self.step + 1,
+            layout=self.layout,
+            optimizer=self.optimizer,
+            times=StepTimes(),
+            batch=StepBatch(),
+            world_size=self._world_size,
+        )
+
+    def _start_over(self) -> None:
+        self._view = self._new_view()
+        self._measured = self._backward = self._looking = False
+        self._last_end, self._pause, self._data = self._mark, 0.0, 0.0

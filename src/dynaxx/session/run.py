@@ -1,0 +1,356 @@
+"""The run: what `dynaxx.watch` returns, and everything a loop can ask of it."""
+
+import atexit
+import sys
+import warnings
+import weakref
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from dynaxx.actuator import Actuator
+from dynaxx.checkpoints import CheckpointInfo, CheckpointStore
+from dynaxx.core.records import Action, Receipt
+from dynaxx.errors import BadInput, DynaxxError, DynaxxWarning
+from dynaxx.runlog import LogWriter, RunView, open_run
+from dynaxx.runlog.recorder import Recorder
+from dynaxx.session.data import Data
+from dynaxx.session.hooks import Hooks
+from dynaxx.session.instruments import Instruments
+from dynaxx.session.live import Live
+from dynaxx.session.selftest import seen
+from dynaxx.session.training import Training
+
+Due = Literal["evaluation", "checkpoint"]
+UNKNOWN_LENGTH = 100
+"""Steps between evaluations and checkpoints where the planned number of steps is unknown."""
+
+
+class Run:
+    """A training that is being watched. Made by `dynaxx.watch`; use it as a context manager or call `close`.
+
+    Attributes:
+        dir: The run's folder.
+        resumed_from: The checkpoint that the run was restored from, or None.
+    """
+
+    def __init__(
+        self,
+        *,
+        training: Training,
+        writer: LogWriter | None,
+        recorder: Recorder,
+        instruments: Instruments,
+        actuator: Actuator,
+        live: Live,
+        hooks: Hooks,
+        data: Data,
+        store: CheckpointStore,
+        steps: int | None,
+        rank: int,
+        quiet: bool,
+        reserved: frozenset[str],
+    ) -> None:
+        self.dir: Path = store.folder.parent
+        self.resumed_from: CheckpointInfo | None = None
+        self._training = training
+        self._writer = writer
+        self._recorder = recorder
+        self._instruments = instruments
+        self._actuator = actuator
+        self._live = live
+        self._hooks = hooks
+        self._data = data
+        self._store = store
+        self._steps = steps
+        self._rank = rank
+        self._quiet = quiet
+        self._reserved = reserved
+        self._logged: set[str] = set()
+        self._refused: dict[str, int] = {}
+        self._asked: dict[str, int] = {}
+        self._tested = False
+        self._closed = False
+        live.after_calibration = self._calibrate
+        self._at_exit = atexit.register(_close_at_exit, weakref.ref(self))
+
+    @property
+    def step(self) -> int:
+        """Completed optimizer updates."""
+        return self._live.step
+
+    @property
+    def stopping(self) -> str | None:
+        """Why the run is to end, once something has asked for it; None while it goes on."""
+        return self._actuator.stopping
+
+    @property
+    def overhead(self) -> float:
+        """Share of the step time that measuring took, since cadences were set (or so far, before that)."""
+        return self._live.overhead
+
+    def log(self, **values: torch.Tensor | float) -> None:
+        """Log values of the step just finished, until the next training forward begins; then of the coming step.
+
+        Several values of one name within a step (accumulation) are averaged. Tensors are welcome: nothing waits.
+
+        Args:
+            values: Name → number or tensor with one element.
+
+        Raises:
+            BadInput: A value's first occurrence is not a single number. Later ones are left out and counted.
+
+        Example:
+            `run.log(loss=loss, accuracy=0.9)`
+        """
+        for name, value in values.items():
+            number = _number(value)
+            if number is None:
+                self._refuse(name, value)
+                continue
+            self._logged.add(name)
+            self._recorder.log(self._live.current, f"user.{name}" if name in self._reserved else name, number)
+
+    def batches(self, loader: Any) -> Iterator[Any]:
+        """One epoch of a loader's batches, from where the run is.
+
+        On a resumed run completed epochs yield nothing and the interrupted one goes on behind its last batch. The
+        iteration ends early when the run is asked to stop.
+
+        Args:
+            loader: Anything that can be iterated anew each epoch: a DataLoader, a list.
+
+        Yields:
+            The batches.
+
+        Raises:
+            BadInput: The loader is a one-shot iterator.
+        """
+        for batch in self._data.batches(loader):
+            self._live.epoch = self._data.passes
+            yield batch
+
+    def due(self, what: Due) -> bool:
+        """Whether it is time for something; True once per step at most.
+
+        Evaluation is due every max(1, steps // 50) steps, a checkpoint every max(1, steps // 20), both every 100 where
+        `steps` is unknown, and both at the last step.
+
+        Args:
+            what: "evaluation" or "checkpoint".
+
+        Returns:
+            True when it is due.
+
+        Raises:
+            BadInput: Something else was asked for.
+        """
+        shares = {"evaluation": 50, "checkpoint": 20}
+        if what not in shares:
+            raise BadInput(f"run.due(...) must be one of {', '.join(map(repr, shares))}. Got {what!r}.")
+        step = self.step
+        every = UNKNOWN_LENGTH if self._steps is None else max(1, self._steps // shares[what])
+        if step == 0 or self._asked.get(what) == step or (step % every and step != self._steps):
+            return False
+        self._asked[what] = step
+        self._live.pause()
+        return True
+
+    def apply(
+        self, name: str, *, steps: int | None = None, reason: str = "asked for by the user", **arguments: Any
+    ) -> Receipt:
+        """Act on the run; the receipt goes to the log.
+
+        Args:
+            name: learning_rate (factor), gradient_clip (max_norm), gradient_scale (factor), skip (when) or stop.
+            steps: For how many steps; None: until lifted by `run.lift(name)`.
+            reason: Why, in words.
+            arguments: What the action takes.
+
+        Returns:
+            The receipt.
+
+        Raises:
+            UnknownName: There is no such action.
+            BadInput: An argument breaks the action's rule.
+
+        Example:
+            `run.apply("learning_rate", factor=0.5, steps=200, reason="loss oscillates")`
+        """
+        return self._actuator.begin(Action(name=name, arguments=arguments, steps=steps, reason=reason), self.step)
+
+    def lift(self, name: str) -> None:
+        """End an action before its steps are over.
+
+        Args:
+            name: The action.
+        """
+        self._actuator.lift(name, self.step)
+
+    def save(self, **facts: Any) -> CheckpointInfo | None:
+        """Commit a full-state checkpoint of this step; call it after `log`, outside an accumulation.
+
+        A disk that is full or gone costs the checkpoint and a warning, not the training. The last three are kept.
+
+        Args:
+            facts: What a reader should know of it, as JSON: metrics, reasons.
+
+        Returns:
+            What was written; None where it could not be.
+        """
+        self._live.pause()
+        if self._live.partial:
+            self._warn(
+                "run.save() within an accumulation: the gradients so far are not kept, so a resumed run will differ."
+            )
+        state = {
+            **self._training.capture(),
+            "run": {
+                "step": self.step,
+                "asked": dict(self._asked),
+                "data": self._data.state_dict(),
+                "instruments": self._instruments.state_dict(),
+                "actuator": self._actuator.state_dict(),
+            },
+        }
+        if self._rank != 0:
+            return None
+        self.flush(fsync=True)
+        try:
+            info = self._store.save(self.step, state, facts=facts)
+            self._store.prune(keep=3)
+        except (DynaxxError, OSError) as error:
+            self._warn(f"No checkpoint was written at step {self.step}; training goes on. {error}")
+            return None
+        self._event("checkpoint", id=info.id, **facts)
+        return info
+
+    def view(self) -> RunView:
+        """The run's log so far, to read."""
+        return open_run(self.dir)
+
+    def flush(self, *, fsync: bool = False) -> None:
+        """Bring everything measured so far to disk.
+
+        Args:
+            fsync: Wait until it would survive a loss of power.
+        """
+        self._recorder.drain()
+        if self._writer is not None and not self._writer.closed:
+            self._writer.flush(fsync=fsync)
+
+    def close(self, status: str = "finished") -> None:
+        """End the watch: the log is complete, the loop goes on without Dynaxx. A second call does nothing.
+
+        Args:
+            status: "finished", "interrupted" or "failed", for the reader of the log.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        atexit.unregister(self._at_exit)
+        if not self._tested:
+            self._self_test()
+        self._hooks.close()
+        self._instruments.close()
+        self._recorder.drain()
+        self._event("run_end", overhead=self.overhead, status=status, refused=self._refused)
+        if self._writer is not None:
+            self._writer.close(status)
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        interrupted = kind is not None and issubclass(kind, KeyboardInterrupt | SystemExit)
+        self.close("finished" if kind is None else "interrupted" if interrupted else "failed")
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):
+            self.close()
+
+    def __repr__(self) -> str:
+        return f"<Run {self.dir} at step {self.step}, overhead {self.overhead:.1%}>"
+
+    def restore(self, state: Mapping[str, Any], info: CheckpointInfo) -> None:
+        """Take up counters, position, instruments and actions of a checkpoint; the training is restored already.
+
+        Args:
+            state: The checkpoint's state.
+            info: What it is.
+        """
+        run = state["run"]
+        self.resumed_from = info
+        self._asked = dict(run["asked"])
+        self._live.begin_at(int(run["step"]))
+        self._data.load_state_dict(run["data"])
+        self._instruments.load_state_dict(run["instruments"])
+        self._actuator.load_state_dict(run["actuator"])
+        self._tested = self._instruments.calibrated
+        self._event("resumed", id=info.id, level=self._training.level, reasons=list(self._training.reasons))
+
+    def _calibrate(self) -> None:
+        plan = self._training.agree(self._instruments.plan())
+        bare, _ = self._instruments.overhead()
+        self._instruments.settle(plan)
+        price = self._instruments.price()
+        rows = [{"name": i.name, "cadence": i.cadence, "seconds": price[i.name]} for i in self._instruments.instruments]
+        expected = self._instruments.expected()
+        self._event("calibration", signals=rows, step_seconds=bare, overhead=expected, budget=self._instruments.budget)
+        self._live.reset_overhead()
+        self._self_test(expected)
+
+    def _self_test(self, expected: float | None = None) -> None:
+        self._tested = True
+        if self._rank != 0 or self.step == 0:
+            return
+        report = seen(self._live, self._instruments, self.overhead if expected is None else expected)
+        self._event("self_test", **report.as_dict())
+        if not self._quiet:
+            print(f"dynaxx: {report}; log in {self.dir}", file=sys.stderr)
+
+    def _refuse(self, name: str, value: Any) -> None:
+        if name not in self._logged and name not in self._refused:
+            what = (
+                f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor | np.ndarray) else type(value).__name__
+            )
+            self._refused[name] = 0
+            raise BadInput(
+                f"run.log({name}=...) must be a number or a tensor with one element. Got {what}. Take its mean."
+            )
+        self._refused[name] = self._refused.get(name, 0) + 1
+        if self._refused[name] == 1:
+            self._warn(
+                f"run.log({name}=...) was given something that is not a single number; such values are left out."
+            )
+
+    def _event(self, kind: str, **fields: Any) -> None:
+        if self._writer is not None and not self._writer.closed:
+            self._writer.event(kind, step=self.step, **fields)
+
+    def _warn(self, message: str) -> None:
+        self._event("warning", message=message)
+        warnings.warn(message, DynaxxWarning, stacklevel=3)
+
+
+def _number(value: Any) -> torch.Tensor | float | None:
+    """A single number in a form that later changes of the caller's object cannot touch; None for anything else."""
+    if isinstance(value, torch.Tensor):
+        if value.numel() != 1 or value.is_complex():
+            return None
+        return value.detach().clone()
+    if isinstance(value, bool | int | float | np.number | np.bool_):
+        return float(value)
+    if isinstance(value, np.ndarray) and value.size == 1:
+        return float(value.reshape(()))
+    return None
+
+
+def _close_at_exit(reference: "weakref.ref[Run]") -> None:
+    run = reference()
+    if run is not None:
+        failed = getattr(sys, "last_value", None) is not None
+        run.close("failed" if failed else "finished")

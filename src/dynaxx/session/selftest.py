@@ -1,0 +1,88 @@
+"""Says, once the first steps are through, what is seen and exactly what is missing."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dynaxx.core.parameters import own_parameters
+from dynaxx.session.instruments import Instruments
+from dynaxx.session.live import Live
+
+_FORWARD = (
+    "no training forward of the watched model was seen, so activations, batch sizes and forward times are missing: "
+    "watch the object that the loop calls"
+)
+_COMPILED = (
+    "the hooks were attached after the model was compiled, so activations are missing: "
+    "call watch before the first forward, on the compiled model"
+)
+
+_LATE = "parts of the model were compiled after watch, so their activations are missing: watch the compiled model"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What the self-test found.
+
+    Args:
+        layers: Number of layers.
+        seen: Which gradients the figures show.
+        overhead: Share of the step time that measuring takes.
+        budget: Share that it may take.
+        missing: What is not seen, why, and what to do.
+    """
+
+    layers: int
+    seen: str
+    overhead: float
+    budget: float
+    missing: tuple[str, ...]
+
+    def __str__(self) -> str:
+        over = "" if self.overhead <= self.budget else f", above the budget of {self.budget:.1%}"
+        text = f"{self.layers} layers, {self.seen} gradients; overhead {self.overhead:.1%}{over}"
+        return "; ".join([text, *(f"missing: {m}" for m in self.missing)])
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as plain data."""
+        return asdict(self)
+
+
+def seen(live: Live, instruments: Instruments, overhead: float) -> Report:
+    """Look back at the first steps.
+
+    Args:
+        live: The loop as the hooks saw it.
+        instruments: The signals.
+        overhead: Share of the step time that measuring takes.
+
+    Returns:
+        The report.
+    """
+    layout, missing = live.layout, list[str]()
+    held = {id(p) for p in own_parameters(live.optimizer)}
+    learning = [(n, p) for n, p in zip(layout.names, layout.parameters, strict=True) if p.requires_grad]
+    outside = [n for n, p in learning if id(p) not in held]
+    if outside:
+        missing.append(f"{_some(outside)} of the model require a gradient but are not in the optimizer")
+    silent = [n for n, p in learning if id(p) in held and id(p) not in live.had_gradient]
+    if silent:
+        missing.append(f"{_some(silent)} never had a gradient")
+    watch = instruments.forward
+    if not live.forwards_seen:
+        missing.append(_FORWARD)
+    elif watch is not None and watch.deaf:
+        missing.append(_COMPILED)
+    elif watch is not None and watch.late:
+        missing.append(_LATE)
+    return Report(
+        layers=len(layout.layers),
+        seen="pre-clip, unscaled" if live.clips_seen else "unclipped, unscaled",
+        overhead=overhead,
+        budget=instruments.budget,
+        missing=tuple(missing),
+    )
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    return f"{len(names)} parameter{'s' if len(names) > 1 else ''} ({shown})"

@@ -1,0 +1,77 @@
+"""What is being trained: model, optimizer and all that steers them, with its ranks; taken and put back as one."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.optim import Optimizer
+
+from dynaxx.checkpoints import ResumeLevel, capture, restore
+from dynaxx.core.parameters import Layout
+
+
+class Training:
+    """The registered parts of a training.
+
+    Args:
+        model: The watched model.
+        layout: Its parameters.
+        optimizer: The innermost optimizer.
+        scheduler: The scheduler, or None.
+        scaler: The gradient scaler, or None.
+        extra: What else belongs to the state, by name.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layout: Layout,
+        optimizer: Optimizer,
+        scheduler: Any,
+        scaler: Any,
+        extra: Mapping[str, Any],
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.level: ResumeLevel = "exact"
+        self.reasons: tuple[str, ...] = ()
+        self._parts: dict[str, Any] = {"scheduler": scheduler, "scaler": scaler, "extra": extra}
+        self.sharded = layout.sharded
+        replicated = any(type(m).__name__ == "DistributedDataParallel" for m in model.modules())
+        self.distributed = dist.is_available() and dist.is_initialized() and (self.sharded or replicated)
+        self.rank = dist.get_rank() if self.distributed else 0
+        self.world_size = dist.get_world_size() if self.distributed else 1
+
+    def capture(self) -> dict[str, Any]:
+        """The full state; under data parallelism a collective that gathers every rank's random streams."""
+        state = capture(self.model, self.optimizer, **self._parts)
+        if self.distributed:
+            streams: list[Any] = [None] * self.world_size
+            dist.all_gather_object(streams, state["random"])
+            state["random"] = {rank: stream for part in streams for rank, stream in part.items()}
+        return state
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Put a state back; `level` and `reasons` then say how exact the continuation is.
+
+        Args:
+            state: What `capture` returned.
+        """
+        self.level, self.reasons = restore(state, self.model, self.optimizer, **self._parts)
+
+    def agree(self, plan: dict[str, int]) -> dict[str, int]:
+        """Rank 0's plan on every rank; signals of sharded parameters are collectives and must meet.
+
+        Args:
+            plan: This rank's.
+
+        Returns:
+            Rank 0's.
+        """
+        if not self.distributed:
+            return plan
+        box: list[Any] = [plan]
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu") if dist.get_backend() == "gloo" else None)
+        return box[0]

@@ -1,0 +1,209 @@
+"""`dynaxx.watch`: one line on an unchanged loop."""
+
+import platform
+import sys
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from dynaxx import catalog
+from dynaxx._version import __version__
+from dynaxx.actuator import Actuator
+from dynaxx.checkpoints import CheckpointStore
+from dynaxx.core.parameters import Grouping, Layout, own_parameters
+from dynaxx.core.records import Receipt
+from dynaxx.errors import BadInput, DynaxxWarning
+from dynaxx.runlog import LogWriter
+from dynaxx.runlog.recorder import Recorder
+from dynaxx.session.data import Data
+from dynaxx.session.hooks import Hooks, innermost
+from dynaxx.session.instruments import Instruments
+from dynaxx.session.live import Live
+from dynaxx.session.run import Run
+from dynaxx.session.training import Training
+
+OPTIONAL = frozenset({"exact_trajectory"})
+"""Signals that are measured only when asked for by name: they need memory for further copies of the parameters."""
+
+
+def watch(
+    model: nn.Module,
+    optimizer: Any,
+    dir: str | Path,
+    *,
+    scheduler: Any = None,
+    scaler: Any = None,
+    state: Mapping[str, Any] | None = None,
+    steps: int | None = None,
+    resume: bool = False,
+    layers: Grouping = None,
+    signals: Sequence[str] | None = None,
+    budget: float = 0.02,
+    facts: Mapping[str, Any] | None = None,
+    quiet: bool = False,
+) -> Run:
+    """Watch a training loop: every optimizer step is measured through hooks, and logged in a folder of its own.
+
+    The loop below this line stays as it is, and its weights, buffers, gradients and random streams stay the same bit
+    for bit. The first 100 steps are measured in full; then every signal but the gradient norm keeps to the cadence
+    that the budget allows.
+
+    Args:
+        model: The model that the loop calls: wrapped in DDP, FSDP2 or `torch.compile` if it calls it so.
+        optimizer: Its optimizer, or a wrapper of it.
+        dir: The run's own folder; made where it is missing.
+        scheduler: The learning-rate scheduler, for the checkpoints.
+        scaler: The gradient scaler, for the checkpoints and to know of skipped steps.
+        state: Further objects whose state belongs in checkpoints, by name.
+        steps: Planned optimizer steps, for what is due at shares of the training.
+        resume: Restore the folder's latest checkpoint in place and go on; where there is none, begin.
+        layers: How parameters form layers: None, by owning module; "parameters"; a regular expression; a callable.
+        signals: Names of the signals to measure; None: the default ones; "default" among the names stands for them.
+        budget: Share of the step time that measuring may take.
+        facts: What else a reader of the log must know: the data's hash, the configuration.
+        quiet: Do not print the self-test's line.
+
+    Returns:
+        The run.
+
+    Raises:
+        RunFolderExists: The folder holds a run and `resume` is False.
+        BadInput: The model has no parameters, the optimizer holds none of them, or an argument breaks a rule.
+
+    Example:
+        ```python
+        run = dynaxx.watch(model, optimizer, "runs/first")
+        for x, y in loader:
+            loss = loss_fn(model(x), y)
+            loss.backward(); optimizer.step(); optimizer.zero_grad()
+            run.log(loss=loss)
+        ```
+    """
+    if not isinstance(model, nn.Module):
+        raise BadInput(f"watch(model=...) must be a torch.nn.Module. Got {type(model).__name__}.")
+    if not 0 < budget < 1:
+        raise BadInput(f"watch(budget=...) must be a share of the step time between 0 and 1. Got {budget}.")
+    if steps is not None and steps < 1:
+        raise BadInput(f"watch(steps=...) must be at least 1, or None where it is unknown. Got {steps}.")
+    inner = innermost(optimizer)
+    layout = Layout(model, layers)
+    _same_parameters(layout, inner)
+    names = _names(signals)
+    training = Training(model, layout, inner, scheduler, scaler, dict(state or {}))
+    store = CheckpointStore(Path(dir) / "checkpoints")
+    saved, info = store.load() if resume and store.list() else (None, None)
+    if saved is not None:
+        training.restore(saved)
+    writer = None
+    if training.rank == 0:
+        manifest = _manifest(model, layout, inner, names, steps, budget, facts)
+        start = 0 if saved is None else int(saved["run"]["step"])
+        writer = LogWriter(Path(dir), manifest=manifest, start_step=start, resume=resume)
+
+    def warn(message: str) -> None:
+        if writer is not None:
+            writer.event("warning", step=live.step, message=message)
+        warnings.warn(message, DynaxxWarning, stacklevel=2)
+
+    def receipt(receipt: Receipt) -> None:
+        if writer is not None:
+            writer.event("receipt", step=receipt.step, receipt=receipt)
+
+    def left_out(step: int, why: str) -> None:
+        if writer is not None:
+            writer.event("update_left_out", step=step - 1, why=why)
+
+    recorder = Recorder(writer)
+    # Replicas have equal gradients after their reduction: one rank measures. Shards must be measured on all.
+    measured = names if training.rank == 0 or training.sharded else ()
+    instruments = Instruments(model, layout, measured, recorder, budget=budget, warn=warn, forward=training.rank == 0)
+    actuator = Actuator(receipt)
+    live = Live(
+        layout, inner, scaler, instruments, actuator, recorder, world_size=training.world_size, left_out=left_out
+    )
+    run = Run(
+        training=training,
+        writer=writer,
+        recorder=recorder,
+        instruments=instruments,
+        actuator=actuator,
+        live=live,
+        hooks=Hooks(model, layout, inner, scaler, live),
+        data=Data(live.loaded, lambda: actuator.stopping is not None),
+        store=store,
+        steps=steps,
+        rank=training.rank,
+        quiet=quiet,
+        reserved=frozenset(catalog.names("signals")),
+    )
+    if saved is not None and info is not None:
+        run.restore(saved, info)
+    return run
+
+
+def _same_parameters(layout: Layout, optimizer: Optimizer) -> None:
+    held = {id(p) for p in own_parameters(optimizer)}
+    if not any(id(p) in held for p in layout.parameters):
+        raise BadInput(
+            f"watch(model, optimizer): the optimizer holds {len(held)} parameters, none of them the model's "
+            f"{len(layout.parameters)}. Build it from this model's parameters(), after moving or wrapping the model."
+        )
+
+
+def _names(signals: Sequence[str] | None) -> tuple[str, ...]:
+    default = [name for name in catalog.names("signals") if name not in OPTIONAL]
+    if signals is None:
+        return tuple(default)
+    if isinstance(signals, str):
+        raise BadInput(f"watch(signals=...) must be a list of names. Got the string {signals!r}; write [{signals!r}].")
+    wanted = [name for given in signals for name in (default if given == "default" else [given])]
+    for name in wanted:
+        catalog.get("signals", name)
+    return tuple(dict.fromkeys(wanted))
+
+
+def _manifest(
+    model: nn.Module,
+    layout: Layout,
+    optimizer: Optimizer,
+    signals: Sequence[str],
+    steps: int | None,
+    budget: float,
+    facts: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    groups = [
+        {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in group.items() if k != "params"}
+        for group in optimizer.param_groups
+    ]
+    return {
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]] if sys.argv else [],
+        "steps": steps,
+        "budget": budget,
+        "model": {
+            "class": type(model).__name__,
+            "numel": layout.numel,
+            "device": str(layout.device),
+            "dtype": str(layout.parameters[0].dtype),
+            "layers": [
+                {"name": layer.name, "kind": layer.kind, "numel": layer.numel, "trainable": layer.trainable}
+                for layer in layout.layers
+            ],
+        },
+        "optimizer": {"class": type(optimizer).__name__, "groups": groups},
+        "signals": list(signals),
+        "software": {
+            "dynaxx": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "threads": torch.get_num_threads(),
+        },
+        "facts": dict(facts or {}),
+    }

@@ -1,0 +1,1 @@
+"""Measurements of a live run: one file, one signal, one name everywhere."""

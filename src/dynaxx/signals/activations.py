@@ -1,0 +1,163 @@
+"""Statistics of every layer's output in the training forward: mean, spread, zeros, saturation, dead units."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dynaxx.core.contracts import ForwardSignal, FunctionObserver, Tap
+from dynaxx.core.events import Event, StepView
+from dynaxx.core.parameters import Layout
+from dynaxx.core.records import Axis, Column, Cost, Measurement
+from dynaxx.core.task import first_tensor
+
+WINDOW = 8
+"""A unit is called dead after so many measured forwards without one non-zero output: in a live ReLU unit each forward
+of 64 examples or more is zero throughout with probability 2⁻⁶⁴ where half of them activate it."""
+
+_KINDS = (
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus,
+    nn.Tanh, nn.Sigmoid, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.Softsign, nn.GLU,
+)  # fmt: skip
+_FUNCTIONS: dict[Callable[..., Any], str] = {
+    functional.relu: "ReLU", torch.relu: "ReLU", Tensor.relu: "ReLU",
+    torch.tanh: "Tanh", Tensor.tanh: "Tanh", functional.tanh: "Tanh",
+    torch.sigmoid: "Sigmoid", Tensor.sigmoid: "Sigmoid", functional.sigmoid: "Sigmoid",
+    functional.gelu: "GELU", functional.silu: "SiLU", functional.leaky_relu: "LeakyReLU", functional.elu: "ELU",
+}  # fmt: skip
+_SATURATED: dict[str, tuple[float, float]] = {
+    "Tanh": (-0.99, 0.99), "Sigmoid": (0.01, 0.99), "Softsign": (-0.99, 0.99),
+    "Hardtanh": (-1.0, 1.0), "ReLU6": (-1.0, 6.0), "Hardsigmoid": (0.0, 1.0),
+}  # fmt: skip
+"""Beyond these outputs a bounded activation's slope is under 2 % (tanh), 1 % (sigmoid) or zero; other kinds have no
+upper bound and cannot saturate, so they have no such column (a logits layer must never be called saturated)."""
+
+
+class ActivationTap(Tap):
+    """Adds one forward's statistics to buffers made beforehand; called inside compiled graphs too.
+
+    Args:
+        kind: Class of the module, which decides what saturation means.
+        unit_dimension: The dimension whose entries are units: 1 for channels first, −1 else; 0: found from the shape.
+        device: Where the buffers are.
+    """
+
+    def __init__(self, kind: str, unit_dimension: int, device: torch.device) -> None:
+        self.bounds = _SATURATED.get(kind)
+        self.unit_dimension = unit_dimension
+        self.sums = torch.zeros(5, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+        self.seen = torch.zeros((), dtype=torch.int32, device=device)
+        self.idle: Tensor | None = None
+
+    def __call__(self, inputs: tuple[Any, ...], output: Any) -> None:
+        """Add count (1), mean, mean square, shares of zeros and of saturated entries; and how long units were idle."""
+        del inputs
+        x = first_tensor(output)
+        if x is None or not x.is_floating_point() or x.dim() == 0 or x.numel() == 0:
+            return
+        x = x.detach()
+        if x.dtype in (torch.float16, torch.bfloat16):
+            x = x.float()
+        variance, mean = torch.var_mean(x, correction=0)
+        zero = x == 0
+        zeros = zero.to(mean.dtype).mean()
+        saturated = torch.zeros_like(mean)
+        if self.bounds is not None:
+            saturated = ((x <= self.bounds[0]) | (x >= self.bounds[1])).to(mean.dtype).mean()
+        row = torch.stack([torch.ones_like(mean), mean, variance + mean.square(), zeros, saturated])
+        self.sums.add_(row.to(self.sums.dtype))
+        dimension = (self.unit_dimension or (1 if x.dim() == 4 else -1)) % x.dim()
+        silent = zero.movedim(dimension, -1).reshape(-1, x.shape[dimension]).all(0)
+        if self.idle is None or self.idle.shape != silent.shape:
+            self.idle = silent.to(torch.int32)
+        else:
+            self.idle = (self.idle + 1) * silent
+        self.seen.add_(1)
+
+    def read(self) -> Tensor:
+        """Mean, standard deviation, zeros, saturated, dead since the last call, of shape (5,); then start anew."""
+        count, mean, square, zeros, saturated = (self.sums / self.sums[0]).unbind()
+        del count
+        dead = torch.full_like(mean, torch.nan)
+        if self.idle is not None:
+            dead = torch.where(self.seen >= WINDOW, (self.idle >= WINDOW).to(mean.dtype).mean(), dead)
+        if self.bounds is None:
+            saturated = torch.full_like(mean, torch.nan)
+        spread = (square - mean.square()).clamp_min(0).sqrt()
+        self.sums.zero_()
+        return torch.stack([mean, spread, zeros, saturated, dead])
+
+
+@dataclass(slots=True)
+class _State:
+    device: torch.device
+    taps: dict[str, ActivationTap]
+    columns: tuple[Column, ...] = ()
+
+
+class Activations(ForwardSignal[_State]):
+    """Mean, standard deviation, share of exact zeros, of saturated entries and of dead units of layers' outputs.
+
+    Looked at are modules that own parameters, activation modules, and activation functions that the model calls
+    (`functional.relu` in module `block` is named `block.relu`). Dead: no non-zero output in the last 8 measured
+    forwards. Saturated: by the kind of activation, NaN for kinds that cannot saturate. Under data parallelism these
+    are of rank 0's share of the data.
+    """
+
+    at = Event.STEP_END
+    cost = Cost()
+
+    def init(self, model: nn.Module, layout: Layout) -> _State:
+        """No taps yet."""
+        del model
+        return _State(device=layout.device, taps={})
+
+    def tap(self, state: _State, name: str, module: nn.Module) -> Tap | None:
+        """A tap for layers and activation modules."""
+        owns = next(module.parameters(recurse=False), None) is not None
+        if name == "" or not (owns or isinstance(module, _KINDS)):
+            return None
+        kind = type(module).__name__
+        dimension = 1 if kind.startswith(("Conv", "BatchNorm", "GroupNorm", "InstanceNorm", "SyncBatch")) else 0
+        state.taps[name] = ActivationTap(kind, dimension or (-1 if owns else 0), state.device)
+        return state.taps[name]
+
+    def functions(self, state: _State) -> dict[Callable[..., Any], FunctionObserver]:
+        """Activation functions, each call a row of its own."""
+
+        def observer(kind: str) -> FunctionObserver:
+            def observe(site: str, owner: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+                del kwargs
+                if owner in state.taps:  # called by an activation module that has its own tap
+                    return
+                if site not in state.taps:
+                    state.taps[site] = ActivationTap(kind, 0, state.device)
+                state.taps[site](args, output)
+
+            return observe
+
+        return {function: observer(kind) for function, kind in _FUNCTIONS.items()}
+
+    def measure(self, state: _State, step: StepView) -> tuple[_State, Sequence[Measurement]]:
+        """Read the buffers of the forwards since the last measurement."""
+        if not state.taps:
+            return state, ()
+        if not state.columns or len(state.columns[0].axis or ()) != len(state.taps):
+            state.columns = _columns(tuple(state.taps))
+        table = torch.stack([tap.read() for tap in state.taps.values()]).unbind(1)
+        return state, [Measurement(column=c, value=v) for c, v in zip(state.columns, table, strict=True)]
+
+
+def _columns(labels: tuple[str, ...]) -> tuple[Column, ...]:
+    axis = Axis(name="activation", labels=labels)
+    about = {
+        "mean": "mean of the layer's output",
+        "std": "standard deviation of the layer's output",
+        "zeros": "fraction of outputs exactly zero",
+        "saturated": "fraction of outputs at the flat ends of a bounded activation",
+        "dead": f"fraction of units without a non-zero output in the last {WINDOW} measured forwards",
+    }
+    return tuple(Column(name=f"activations.{k}", axis=axis, reduce="none", about=v) for k, v in about.items())

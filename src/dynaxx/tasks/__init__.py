@@ -1,0 +1,1 @@
+"""Built-in tasks on data that ships with Python or with scikit-learn; one file is one task."""

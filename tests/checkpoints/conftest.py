@@ -1,0 +1,47 @@
+"""What every test of checkpoints needs: equality to the last bit, types and order included."""
+
+import struct
+
+import numpy as np
+import pytest
+import torch
+
+
+def _raw(tensor):
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor).contiguous()
+    return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)
+
+
+def _identical(a, b):
+    if isinstance(a, torch.Tensor):
+        return (
+            isinstance(b, torch.Tensor) and a.dtype == b.dtype and a.shape == b.shape and torch.equal(_raw(a), _raw(b))
+        )
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, float):
+        return struct.pack(">d", a) == struct.pack(">d", b)
+    if isinstance(a, complex):
+        return _identical(a.real, b.real) and _identical(a.imag, b.imag)
+    if isinstance(a, np.ndarray | np.generic):
+        return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+    if isinstance(a, dict):
+        return len(a) == len(b) and all(_identical(k, m) and _identical(a[k], b[m]) for k, m in zip(a, b, strict=True))
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(_identical, a, b))
+    return a == b
+
+
+@pytest.fixture(scope="session")
+def identical():
+    return _identical
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
