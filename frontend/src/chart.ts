@@ -1,10 +1,11 @@
 // What all charts have in common: axes, cross-hair, zoom by drag, keys, size and colours. uPlot draws; what a chart
-// shows comes in as series, or as something painted beneath or over them.
+// shows comes in as series, or as something painted over them.
 import uPlot from "uplot";
 import { themed } from "./colour";
 import { el } from "./dom";
-import { num, tick } from "./format";
+import { tick } from "./format";
 import type { Group, Member } from "./group";
+import { LOG_AXIS, logRange } from "./log";
 import { onTheme } from "./theme";
 
 const FONT = '11px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif';
@@ -22,16 +23,18 @@ export interface Options {
   /** Replaces parts of the vertical axis. */
   yAxis?: uPlot.Axis;
   yDown?: boolean;
-  beneath?: (plot: uPlot) => void;
+  /** Paints over axes and series. */
   over?: (plot: uPlot) => void;
-  /** The cross-hair moved; `own`: the pointer is in this chart, at `plot.cursor.top`. */
-  moved?: (x: number | null, own: boolean) => void;
+  /** The cross-hair moved; `own`: the pointer is in this chart, at `plot.cursor.top`. Returns what is there, in words. */
+  moved: (x: number | null, own: boolean) => string;
   /** Up (−1) and down (1) keys. */
   vertical?: (direction: number) => void;
 }
 
 export class Chart implements Member {
   readonly root = el("div", { class: "plot" });
+  /** Read aloud to those who do not see the cross-hair. */
+  private readonly status = el("div", { class: "offscreen", role: "status" });
   plot: uPlot;
 
   constructor(
@@ -43,6 +46,7 @@ export class Chart implements Member {
     this.root.setAttribute("aria-roledescription", "chart");
     this.root.setAttribute("aria-label", `${options.title}. Arrow keys read values, plus and minus zoom, 0 resets.`);
     this.root.addEventListener("keydown", (event) => this.key(event));
+    this.root.append(this.status);
     this.plot = this.made();
     group.join(this);
     onTheme(() => this.plot.redraw());
@@ -58,22 +62,23 @@ export class Chart implements Member {
 
   viewed(): void {
     const [min, max] = this.group.view;
-    this.plot.setScale("x", { min, max });
+    // At once: uPlot would wait for a microtask, and the cross-hair is placed right after.
+    this.plot.batch(() => this.plot.setScale("x", { min, max }));
   }
 
   pointed(x: number | null, own: boolean): void {
     const left = x === null ? -10 : this.plot.valToPos(x, "x");
-    if (!own || left !== this.plot.cursor.left) {
-      this.plot.setCursor({ left, top: own ? (this.plot.cursor.top ?? 0) : -10 }, false);
-    }
-    this.options.moved?.(x, own);
+    const top = Math.max(0, this.plot.cursor.top ?? 0);
+    if (!own || left !== this.plot.cursor.left) this.plot.setCursor({ left, top }, false);
+    const words = this.options.moved(x, own);
+    if (own) this.status.textContent = words;
   }
 
   private made(): uPlot {
     const { options, group } = this;
     const grid = { stroke: () => themed("grid"), width: 1 };
     const axis: uPlot.Axis = { stroke: () => themed("muted"), grid, ticks: { ...grid, size: 4 }, font: FONT, labelFont: FONT };
-    const yScale: uPlot.Scale = { distr: options.log ? 3 : 1, dir: options.yDown ? -1 : 1 };
+    const yScale: uPlot.Scale = options.log ? { distr: 3, range: logRange } : { distr: 1, dir: options.yDown ? -1 : 1 };
     const { yRange } = options;
     if (yRange) yScale.range = () => yRange(group.view);
     return new uPlot(
@@ -90,7 +95,7 @@ export class Chart implements Member {
             labelSize: 18,
             size: width,
             gap: 4,
-            values: options.log ? logTicks : ticks,
+            ...(options.log ? LOG_AXIS : { values: ticks }),
             ...options.yAxis,
           },
         ],
@@ -103,10 +108,10 @@ export class Chart implements Member {
           bind: { dblclick: () => () => (group.zoom(null), null) },
         },
         hooks: {
-          drawClear: [(plot) => clipped(plot, options.beneath)],
           draw: [(plot) => clipped(plot, options.over)],
           setSelect: [(plot) => this.selected(plot)],
           setCursor: [(plot) => this.hovered(plot)],
+          ready: [(plot) => plot.over.addEventListener("mouseleave", () => group.point(null, this))],
         },
       },
       options.data,
@@ -122,8 +127,16 @@ export class Chart implements Member {
   }
 
   private hovered(plot: uPlot): void {
+    // uPlot also reports a cursor that stood still while the axis moved beneath it.
     const left = plot.cursor.left ?? -10;
-    this.group.point(left < 0 ? null : plot.posToVal(left, "x"), this);
+    if (plot.over.matches(":hover")) this.group.point(left < 0 ? null : plot.posToVal(left, "x"), this);
+  }
+
+  /** Puts the cross-hair at a height, for those who have no pointer. */
+  raise(y: number): void {
+    const x = this.group.cursor ?? this.group.view[0];
+    this.plot.setCursor({ left: this.plot.valToPos(x, "x"), top: this.plot.valToPos(y, "y") }, false);
+    this.group.point(x, this);
   }
 
   private fit(): void {
@@ -161,11 +174,6 @@ function ticks(_: uPlot, splits: (number | null)[]): string[] {
   for (let i = 1; i < numbers.length; i++) least = Math.min(least, Math.abs(numbers[i]! - numbers[i - 1]!));
   if (!Number.isFinite(least)) least = Math.abs(numbers[0] ?? 1) || 1;
   return splits.map((v) => (v === null ? "" : tick(v, least)));
-}
-
-function logTicks(_: uPlot, splits: (number | null)[]): string[] {
-  // null: a tick that a logarithmic axis leaves without a label.
-  return splits.map((v) => (v === null ? "" : num(v, 2)));
 }
 
 function width(plot: uPlot, values: string[], index: number, cycle: number): number {

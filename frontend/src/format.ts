@@ -8,10 +8,10 @@ function trimmed(text: string): string {
 export function num(value: number, digits = 4): string {
   if (!Number.isFinite(value)) return String(value);
   if (value === 0) return "0";
-  if (Number.isInteger(value) && Math.abs(value) < 1e7) return String(value);
+  if (Number.isInteger(value) && Math.abs(value) < 1e5) return String(value);
   const size = Math.abs(value);
-  if (size >= 1e6 || size < 1e-3) return trimmed(value.toExponential(digits - 1)).replace("e+", "e");
-  return trimmed(value.toPrecision(digits));
+  if (size >= 1e5 || size < 1e-3) return trimmed(value.toExponential(digits - 1)).replace("e+", "e");
+  return trimmed(value.toFixed(Math.max(0, digits - 1 - Math.floor(Math.log10(size)))));
 }
 
 /** Decimals that a multiple of `step` needs: 2 for 0.25. */
@@ -21,6 +21,11 @@ function decimals(step: number): number {
     if (Math.abs(scaled - Math.round(scaled)) < 1e-6 * Math.max(1, scaled)) return d;
   }
   return 8;
+}
+
+/** A step, in full. */
+export function where(step: number): string {
+  return String(Math.round(step));
 }
 
 /** The label of a tick; `step` is the distance to the next one. */

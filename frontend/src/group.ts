@@ -13,6 +13,8 @@ export class Group {
   private readonly members = new Set<Member>();
   private zoomed: Range | null = null;
   private at: number | null = null;
+  /** Where the pointer or the focus was last. */
+  private source: Member | null = null;
   readonly full: Range;
 
   constructor(full: Range, private readonly onZoom: (range: Range | null) => void = () => {}) {
@@ -41,6 +43,7 @@ export class Group {
     }
     this.zoomed = range;
     for (const member of this.members) member.viewed();
+    this.point(this.at, this.source);
     this.onZoom(range);
   }
 
@@ -51,8 +54,9 @@ export class Group {
     this.zoom([centre - (centre - low) * factor, centre + (high - centre) * factor]);
   }
 
-  point(x: number | null, source: Member): void {
+  point(x: number | null, source: Member | null): void {
     this.at = x;
+    this.source = source;
     for (const member of this.members) member.pointed(x, member === source);
   }
 

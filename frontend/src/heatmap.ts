@@ -29,6 +29,23 @@ export class Cells {
     return this.codes[row * this.columns + column]!;
   }
 
+  /** One code for the cells of rows [upper, lower) and columns [first, last]. */
+  pool(upper: number, lower: number, first: number, last: number): number {
+    let [most, sum, count] = [MISSING, 0, 0];
+    for (let row = upper; row < lower; row++) {
+      for (let column = first; column <= last; column++) {
+        const code = this.code(row, column);
+        if (code === BAD) return BAD;
+        if (code === MISSING) continue;
+        most = Math.max(most, code);
+        sum += code;
+        count++;
+      }
+    }
+    // Means are taken of linear maps only, whose codes are linear in their values.
+    return this.panel.by === "mean" && count ? Math.round(sum / count) : most;
+  }
+
   /** The value of a code: NaN for none, Infinity where it was not finite. */
   value(code: number): number {
     if (code === MISSING) return NaN;
@@ -55,6 +72,7 @@ export function heatCard(run: Run, panel: HeatPanel, colours: [number, number], 
   const cells = new Cells(panel, run, arrays);
   const pooled = panel.pooled > 1 ? ` Each cell is the ${panel.by === "max" ? "largest" : "mean"} of up to ${panel.pooled} measured steps.` : "";
   const made = card(panel.title, subtitle, panel.note + pooled);
+  made.root.classList.add("heat");
   let log = panel.scale === "log" && colours[0] > 0;
   let row: number | null = null;
   const tip = tooltip(made.body);
@@ -70,7 +88,7 @@ export function heatCard(run: Run, panel: HeatPanel, colours: [number, number], 
     const steps = panel.pooled > 1 && last > cells.x[column]! ? `steps ${cells.x[column]}–${last}` : `step ${cells.x[column]}`;
     const value = cells.value(cells.code(line, column));
     const text = Number.isNaN(value) ? "no value" : Number.isFinite(value) ? num(value) : "not finite";
-    tip.show(chart.plot, [steps, panel.rows[line]!, text]);
+    return tip.show(chart.plot, [steps, panel.rows[line]!, text]);
   };
   const options = (): Options => {
     const palette = table(cells, colours, log);
@@ -89,8 +107,7 @@ export function heatCard(run: Run, panel: HeatPanel, colours: [number, number], 
       moved: say,
       vertical: (direction) => {
         row = Math.min(count - 1, Math.max(0, row === null ? 0 : row + direction));
-        const at = group.cursor ?? group.view[0];
-        chart.plot.setCursor({ left: chart.plot.valToPos(at, "x"), top: chart.plot.valToPos(row + 0.5, "y") }, true);
+        chart.raise(row + 0.5);
       },
     };
   };
@@ -126,7 +143,10 @@ function table(cells: Cells, [low, high]: [number, number], log: boolean): () =>
   };
 }
 
-/** One pixel column per screen column: where several cells share one, the largest value shows, and "not finite" before all. */
+/**
+ * One pixel column per screen column. Cells that share a pixel are pooled as those within a cell were: by maximum or
+ * mean; one that is not finite colours the whole pixel.
+ */
 function paint(plot: uPlot, cells: Cells, palette: Uint32Array): void {
   const { left, top, width, height } = plot.bbox;
   const rows = cells.panel.rows.length;
@@ -144,18 +164,7 @@ function paint(plot: uPlot, cells: Cells, palette: Uint32Array): void {
     for (let py = 0; py < h; py++) {
       const upper = Math.floor((py * rows) / h);
       const lower = Math.max(upper + 1, Math.floor(((py + 1) * rows) / h));
-      let best = MISSING;
-      for (let row = upper; row < lower && best !== BAD; row++) {
-        for (let column = first; column <= last; column++) {
-          const code = cells.code(row, column);
-          if (code === BAD) {
-            best = BAD;
-            break;
-          }
-          if (code > best) best = code;
-        }
-      }
-      pixels[py * w + px] = palette[best]!;
+      pixels[py * w + px] = palette[cells.pool(upper, lower, first, last)]!;
     }
   }
   const canvas = new OffscreenCanvas(w, h);

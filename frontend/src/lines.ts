@@ -5,7 +5,7 @@ import { Chart, type Options } from "./chart";
 import { LINE_COLOURS, lineColour, themed } from "./colour";
 import { csv } from "./csv";
 import { el } from "./dom";
-import { num } from "./format";
+import { num, where } from "./format";
 import { Group, type Range } from "./group";
 import type { Arrays, Curve, LinesPanel, Numbers, Run } from "./payload";
 
@@ -29,13 +29,20 @@ export function xRange(panel: LinesPanel, run: Run, arrays: Arrays): Range | nul
 
 export function linesCard(panels: [Run, LinesPanel][], overlay: boolean, arrays: Arrays, group: Group): HTMLElement {
   const first = panels[0]![1];
-  const drawn = panels.flatMap(([run, panel]) => curves(run, panel, overlay, arrays));
-  const bad = drawn.flatMap((d) => (d.curve.style === "dashed" ? [] : d.curve.bad));
+  const drawn = onceEach(panels.flatMap(([run, panel]) => curves(run, panel, overlay, arrays)));
+  const signed = drawn.some(({ y }) => y.some((v) => v < 0));
+  const bad = panels.flatMap(([, panel]) => panel.bad);
   const notes = [...new Set(panels.map(([, panel]) => panel.note))].filter(Boolean);
   const made = card(first.title, "", notes.length === 1 ? notes[0]! : "");
   let log = panels.some(([, panel]) => panel.scale === "log") && drawn.some((d) => positive(d.y));
   const at = el("span", { class: "at" });
-  const values = drawn.map((d, i) => entry(d, (show) => chart.plot.setSeries(i + 1, { show })));
+  const shown = drawn.map(() => true);
+  const values = drawn.map((d, i) =>
+    entry(d, (show) => {
+      shown[i] = show;
+      chart.plot.setSeries(i + 1, { show });
+    }),
+  );
   made.legend.append(...values.map((v) => v.root));
   if (bad.length) {
     made.legend.append(el("span", { class: "key", "data-key": "not finite" }, el("i", { class: "bad" }), "not finite"));
@@ -49,20 +56,26 @@ export function linesCard(panels: [Run, LinesPanel][], overlay: boolean, arrays:
     yLabel: first.y_label,
     log,
     data: table(drawn, log),
-    series: drawn.map(series),
-    beneath: (plot) => paintBad(plot, bad),
+    series: drawn.map((d, i) => series(d, shown[i]!)),
+    over: (plot) => paintBad(plot, bad),
     moved: (x) => read(x),
   });
-  const read = (x: number | null) => {
+  const read = (x: number | null): string => {
     // Away from the plot the legend tells how the curves end.
-    at.textContent = x === null ? "" : `${first.x_label} ${num(Math.round(x), 8)}`;
-    drawn.forEach((d, i) => values[i]!.value(d.curve.style === "dashed" ? "" : num(valueAt(d, x))));
+    const place = x === null ? "" : `${first.x_label} ${where(x)}`;
+    at.textContent = place;
+    const words = drawn.map((d, i) => {
+      const text = d.curve.style === "dashed" ? "" : num(valueAt(d, x));
+      values[i]!.value(text);
+      return text && shown[i] ? `${d.label} ${text}` : "";
+    });
+    return [place, ...words].filter(Boolean).join(", ");
   };
   const chart = new Chart(options(), group);
   made.body.append(chart.root);
   read(null);
   addTools(made, first.title, () => toCsv(first.x_label, drawn, group.view));
-  if (drawn.some((d) => positive(d.y))) {
+  if (!signed && drawn.some((d) => positive(d.y))) {
     addLog(made, log, (now) => {
       log = now;
       chart.replace(options());
@@ -88,6 +101,17 @@ function curves(run: Run, panel: LinesPanel, overlay: boolean, arrays: Arrays): 
   });
 }
 
+/** A reference that several runs have, such as a threshold, is drawn once, as long as the longest. */
+function onceEach(drawn: Drawn[]): Drawn[] {
+  const references = new Map<string, Drawn>();
+  for (const d of drawn) {
+    if (d.curve.style !== "dashed") continue;
+    const known = references.get(d.label);
+    if (!known || d.x[d.x.length - 1]! > known.x[known.x.length - 1]!) references.set(d.label, d);
+  }
+  return drawn.filter((d) => d.curve.style !== "dashed" || references.get(d.label) === d);
+}
+
 function positive(y: Numbers): boolean {
   return y.some((v) => v > 0 && Number.isFinite(v));
 }
@@ -100,12 +124,13 @@ function table(drawn: Drawn[], log: boolean): uPlot.AlignedData {
   return uPlot.join(tables);
 }
 
-function series(d: Drawn): uPlot.Series {
+function series(d: Drawn, show: boolean): uPlot.Series {
   const reference = d.curve.style === "dashed";
   const stroke = () => (reference ? themed("muted") : lineColour(d.colour));
   const many = d.curve.points > 200;
   return {
     label: d.label,
+    show,
     stroke,
     width: d.curve.style === "faint" || reference ? 1 : 1.7,
     alpha: d.curve.style === "faint" ? 0.35 : 1,
@@ -116,7 +141,7 @@ function series(d: Drawn): uPlot.Series {
 
 function entry(d: Drawn, toggle: (show: boolean) => void): { root: HTMLElement; value: (text: string) => void } {
   const number = el("b");
-  const swatch = el("i", { class: d.curve.style, style: `--swatch: var(--line-${d.colour % LINE_COLOURS})` });
+  const swatch = el("i", { class: d.dash ? "dash" : d.curve.style, style: `--swatch: var(--line-${d.colour % LINE_COLOURS})` });
   const root = el("button", { type: "button", class: "key", "data-key": d.label, "aria-pressed": "true" });
   root.title = "Show or hide this curve";
   root.append(swatch, d.label, number);
@@ -143,16 +168,18 @@ function valueAt({ x, y }: Drawn, at: number | null): number {
 
 function paintBad(plot: uPlot, bad: [number, number][]): void {
   const { top, height } = plot.bbox;
-  const colour = themed("bad");
+  // One path for all: where intervals of several runs overlap, the shade stays the same.
+  const [band, strip] = [new Path2D(), new Path2D()];
   for (const [from, to] of bad) {
     const left = plot.valToPos(from, "x", true);
     const width = Math.max(2 * uPlot.pxRatio, plot.valToPos(to, "x", true) - left);
-    plot.ctx.fillStyle = colour;
-    plot.ctx.globalAlpha = 0.14;
-    plot.ctx.fillRect(left, top, width, height);
-    plot.ctx.globalAlpha = 1;
-    plot.ctx.fillRect(left, top, width, 4 * uPlot.pxRatio);
+    band.rect(left, top, width, height);
+    strip.rect(left, top, width, 4 * uPlot.pxRatio);
   }
+  plot.ctx.fillStyle = themed("bad");
+  plot.ctx.fill(strip);
+  plot.ctx.globalAlpha = 0.14;
+  plot.ctx.fill(band);
 }
 
 function toCsv(xLabel: string, drawn: Drawn[], [low, high]: Range): string {

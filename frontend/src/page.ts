@@ -2,7 +2,7 @@
 import { card } from "./card";
 import { LINE_COLOURS } from "./colour";
 import { button, el } from "./dom";
-import { num } from "./format";
+import { where } from "./format";
 import { Group, type Range } from "./group";
 import { Cells, heatCard } from "./heatmap";
 import { linesCard, xRange } from "./lines";
@@ -22,7 +22,7 @@ export function build(payload: Payload, arrays: Arrays): { root: HTMLElement; st
   reset.hidden = true;
   const steps = new Group(allSteps(runs, arrays), (range) => {
     reset.hidden = range === null;
-    if (range) reset.textContent = `steps ${num(Math.round(range[0]), 8)}–${num(Math.round(range[1]), 8)} ✕`;
+    if (range) reset.textContent = `steps ${where(range[0])}–${where(range[1])} ✕`;
   });
   const sections = figures(runs).map(([name, title]) => section(name, title, runs, arrays, steps));
   const missing = notShown(runs);
@@ -82,6 +82,7 @@ function section(name: string, title: string, runs: Run[], arrays: Arrays, steps
   }
   const grid = el("div", { class: "grid" });
   for (const shown of panels.values()) grid.append(...cards(shown, runs.length > 1, arrays, steps));
+  if (runs.length === 1) grid.querySelector(".heat")?.classList.add("wide");
   // No hole in the grid: the first of an odd number of half-width cards takes a whole row.
   const half = [...grid.children].filter((made) => !made.classList.contains("wide"));
   if (half.length % 2 === 1) half[0]!.classList.add("wide");
@@ -96,7 +97,7 @@ function cards(shown: Shown<Panel>, several: boolean, arrays: Arrays, steps: Gro
       return [linesCard(panels, several, arrays, panels[0]![1].x_label === "step" ? steps : ownGroup(panels, arrays))];
     }
     case "path":
-      return (shown as Shown<LinesPanel>).map(([run, panel]) => wide(pathCard(run, panel, subtitle(run), arrays), several));
+      return (shown as Shown<LinesPanel>).map(([run, panel]) => pathCard(run, panel, subtitle(run), arrays));
     case "heat": {
       const panels = shown as Shown<HeatPanel>;
       // One colour scale for all runs: the same colour is the same value.
@@ -104,16 +105,11 @@ function cards(shown: Shown<Panel>, several: boolean, arrays: Arrays, steps: Gro
         Math.min(...panels.map(([, panel]) => panel.colours[0])),
         Math.max(...panels.map(([, panel]) => panel.colours[1])),
       ];
-      return panels.map(([run, panel]) => wide(heatCard(run, panel, colours, subtitle(run), arrays, steps), several));
+      return panels.map(([run, panel]) => heatCard(run, panel, colours, subtitle(run), arrays, steps));
     }
     case "table":
       return (shown as Shown<TablePanel>).map(([run, panel]) => tableCard(panel, subtitle(run)));
   }
-}
-
-function wide(made: HTMLElement, several: boolean): HTMLElement {
-  made.classList.toggle("wide", !several);
-  return made;
 }
 
 function tableCard(panel: TablePanel, subtitle: string): HTMLElement {

@@ -42,7 +42,7 @@ export function pathCard(run: Run, panel: LinesPanel, subtitle: string, arrays: 
       moved: (at, own) => {
         if (!own || at === null) return tip.hide();
         const near = nearest(chart.plot, pieces);
-        tip.show(chart.plot, [near.label, `${num(near.x)}, ${num(near.y)}`]);
+        return tip.show(chart.plot, [near.label, `${num(near.x)}, ${num(near.y)}`]);
       },
     },
     group,

@@ -10,8 +10,6 @@ export interface Curve {
   y_array: string;
   /** Points before pooling. */
   points: number;
-  /** Intervals of x whose values are not finite. */
-  bad: [number, number][];
 }
 
 export interface LinesPanel {
@@ -22,6 +20,8 @@ export interface LinesPanel {
   y_label: string;
   scale: Scale;
   lines: Curve[];
+  /** Intervals of x with a value that is not finite. */
+  bad: [number, number][];
 }
 
 export interface HeatPanel {

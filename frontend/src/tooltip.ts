@@ -1,14 +1,16 @@
-// A small label beside the pointer, read aloud to those who do not see it.
+// A small label beside the pointer.
 import type uPlot from "uplot";
 import { el } from "./dom";
 
 export interface Tooltip {
-  show(plot: uPlot, lines: string[]): void;
-  hide(): void;
+  /** Shows lines, the last one bold, and returns them as one. */
+  show(plot: uPlot, lines: string[]): string;
+  /** Returns "". */
+  hide(): string;
 }
 
 export function tooltip(parent: HTMLElement): Tooltip {
-  const box = el("div", { class: "tooltip", role: "status", "aria-live": "polite" });
+  const box = el("div", { class: "tooltip", "aria-hidden": "true" });
   box.hidden = true;
   parent.append(box);
   return {
@@ -21,9 +23,11 @@ export function tooltip(parent: HTMLElement): Tooltip {
       const left = x + 14 + box.offsetWidth > outer.width ? x - 14 - box.offsetWidth : x + 14;
       box.style.left = `${Math.max(0, left)}px`;
       box.style.top = `${Math.max(0, Math.min(y + 12, outer.height - box.offsetHeight))}px`;
+      return lines.join(", ");
     },
     hide() {
       box.hidden = true;
+      return "";
     },
   };
 }

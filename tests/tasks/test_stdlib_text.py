@@ -55,8 +55,7 @@ def test_files_are_joined_in_the_order_of_their_paths(library):
 
 def test_the_split_of_a_file_never_changes():
     # Literals: a run's validation text is the same in every version of Dynaxx.
-    held_out = [f"module_{i}.py" for i in range(100) if in_validation(f"module_{i}.py")]
-    assert held_out == []
+    assert [i for i in range(100) if in_validation(f"module_{i}.py")] == [7, 62, 63]
     share = sum(in_validation(f"package_{i}/x.py") for i in range(20_000)) / 20_000
     assert share == pytest.approx(0.05, abs=0.006)  # four standard deviations of a fair draw
 

@@ -33,19 +33,24 @@ def line(array: LabelledArray, label: str, style: Style = "line") -> Line:
 def smoothed(view: RunView, name: str, label: str) -> tuple[Line, ...]:
     """A scalar column as a curve, smoothed over faint raw values where it is long.
 
+    The smoothed curve breaks where the raw value is not finite, so that it does not go on through a divergence.
+
     Args:
         view: The run, which has the column.
         name: The column's name.
-        label: Its name in the legend.
+        label: Its name in the legend; "" where the panel shows nothing else.
 
     Returns:
         One curve, or the raw one and the smoothed one.
     """
     raw, smooth = read(view, name), read(view, name + ".smoothed")
     assert raw is not None, "the caller has read the column"
-    if smooth is None or len(raw.steps) < FEW:
-        return (line(raw, label),)
-    return line(raw, f"{label}, each step", "faint"), line(smooth, f"{label}, smoothed")
+    if smooth is None or len(raw) < FEW:
+        return (line(raw, label or name),)
+    before = f"{label}, " if label else ""
+    calm = line(smooth, before + "smoothed")
+    calm.y[~np.isfinite(raw.values)] = np.nan
+    return line(raw, before + "each step", "faint"), calm
 
 
 def heat_map(array: LabelledArray, title: str, note: str = "", scale: Scale | None = None) -> HeatMap:
@@ -122,7 +127,7 @@ def column(view: RunView, name: str, title: str | None = None) -> HeatMap | Line
         return (entries if axis.name == "group" else heat_map)(array, title or name)
     return Lines(
         title=title or name,
-        lines=smoothed(view, name, name),
+        lines=smoothed(view, name, ""),
         y_label=named(name, array.column.unit),
         y_scale=scale_for(array.values),
         note=sentence(array.column.about),
@@ -161,7 +166,7 @@ def entries(array: LabelledArray, title: str, note: str = "", scale: Scale | Non
     return Lines(
         title=title,
         lines=tuple(lines),
-        y_label=named(array.column.name, unit),
+        y_label=named(title, unit),
         y_scale=scale_for(columns) if scale is None else scale,
         note=note,
     )

@@ -10,7 +10,7 @@ from dynaxx.core.panels import HeatMap, Lines, Panel, Table
 from dynaxx.errors import NotApplicable
 from dynaxx.figures._entries import entries
 from dynaxx.figures._path import Path
-from dynaxx.figures._pool import BAD, CODES, MISSING, cells, encode, envelope, not_finite
+from dynaxx.figures._pool import BAD, CODES, MISSING, cells, encode, envelope, not_finite, union
 from dynaxx.runlog import RunView
 
 
@@ -85,7 +85,6 @@ def _lines(panel: Lines, key: str, arrays: dict[str, np.ndarray]) -> dict[str, A
                 "x_array": x_array,
                 "y_array": y_array,
                 "points": len(curve.x),
-                "bad": [] if path else [list(interval) for interval in not_finite(curve.x, curve.y)],
             }
         )
     return {
@@ -96,6 +95,7 @@ def _lines(panel: Lines, key: str, arrays: dict[str, np.ndarray]) -> dict[str, A
         "y_label": panel.y_label,
         "scale": panel.y_scale,
         "lines": curves,
+        "bad": [] if path else union(interval for curve in panel.lines for interval in not_finite(curve.x, curve.y)),
     }
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Picture
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6B6B6B", "#332288")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#332288", "#56B4E9", "#6B6B6B", "#E69F00")
 """Distinct to colour-blind eyes (Okabe & Ito 2008); yellow, which vanishes on white, is left out."""
 BAD_COLOUR = "#D6336C"
 """Values that are not finite: far from every colour of viridis and of the curves."""

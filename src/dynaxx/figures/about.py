@@ -7,7 +7,7 @@ from dynaxx.core.contracts import Figure
 from dynaxx.core.panels import Panel, Table
 from dynaxx.runlog import Attempt, RunView
 
-_APART = ("model", "layout")
+_APART = ("model", "layout", "format")
 """Entries of the manifest that have a table of their own or are too long for one."""
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from dynaxx.core.contracts import Figure
 from dynaxx.core.panels import Lines, Panel
 from dynaxx.figures._build import line, smoothed
@@ -23,6 +25,7 @@ class Loss(Figure):
         lines = smoothed(view, "loss", "training") if "loss" in found else ()
         if "val_loss" in found:
             lines += (line(found["val_loss"], "validation", "points"),)
+        marked = any(not np.isfinite(array.values).all() for array in found.values())
         unit = next(iter(found.values())).column.unit
         return [
             Lines(
@@ -30,6 +33,6 @@ class Loss(Figure):
                 lines=lines,
                 y_label=named("loss", unit),
                 y_scale=scale_for(*(array.values for array in found.values())),
-                note="The smoothed curve leaves out steps whose loss is not finite; they are marked.",
+                note="Steps whose loss is not finite are marked; smoothing leaves them out." if marked else "",
             )
         ]

@@ -45,7 +45,7 @@ class Trajectory(Figure):
             panels.append(
                 Lines(
                     title="Cosine between successive directions",
-                    lines=smoothed(view, "trajectory.cosine", "cosine"),
+                    lines=smoothed(view, "trajectory.cosine", ""),
                     y_label="cosine",
                     note="1 goes straight on, 0 turns at right angles, negative values bounce back.",
                 )

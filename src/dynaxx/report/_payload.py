@@ -75,7 +75,7 @@ def payload(views: Sequence[RunView]) -> tuple[dict[str, Any], bytes]:
 
 
 def to_json(value: Any) -> str:
-    """JSON that may stand inside an HTML script element: nothing in it can end the element or begin a comment.
+    r"""JSON that may stand inside an HTML script element: nothing in it can end the element or begin a comment.
 
     Args:
         value: What to write; numbers must be finite.
@@ -85,7 +85,7 @@ def to_json(value: Any) -> str:
 
     Example:
         >>> to_json({"run": "</script>&"})
-        '{"run":"\\\\u003c/script\\\\u003e\\\\u0026"}'
+        '{"run":"\\u003c/script\\u003e\\u0026"}'
     """
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     for character in "<>&":
@@ -114,7 +114,7 @@ def names(views: Sequence[RunView]) -> list[str]:
 def _narrow(array: np.ndarray) -> np.ndarray:
     """Steps as 32-bit integers, which compress far better than float64."""
     if array.dtype == np.float64 and array.size:
-        whole = array.astype(np.uint32) if 0 <= array.min() and array.max() < 2**32 else None
+        whole = array.astype(np.uint32) if array.min() >= 0 and array.max() < 2**32 else None
         if whole is not None and np.array_equal(whole, array):
             return whole
     return array

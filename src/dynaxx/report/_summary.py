@@ -99,7 +99,12 @@ def _final(loss: LabelledArray, smoothed: LabelledArray) -> Fact:
         # The last uninterrupted stretch of values that are not finite, which reaches the end.
         finite = np.flatnonzero(np.isfinite(loss.values))
         since = loss.steps[finite[-1] + 1] if finite.size else loss.steps[0]
-        return Fact(label="final loss", value=str(loss.values[-1]), detail=f"not finite since step {since:,}", alarm=True)
+        return Fact(
+            label="final loss",
+            value="NaN" if np.isnan(loss.values[-1]) else "infinite",
+            detail=f"not finite since step {since:,}",
+            alarm=True,
+        )
     detail = f"smoothed; last step {loss.values[-1]:.4g}" + (f"; {bad.size:,} steps not finite" if bad.size else "")
     return Fact(label="final loss", value=f"{smoothed.values[-1]:.4g}", detail=detail, alarm=bad.size > 0)
 

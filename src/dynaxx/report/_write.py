@@ -31,7 +31,9 @@ def write_report(views: RunView | Sequence[RunView], path: str | Path) -> Path:
     if not views:
         raise BadInput("write_report(views=[]): a report shows at least one run. Give one.")
     if target.is_dir():
-        raise BadInput(f"write_report(path={str(path)!r}) must be a file, and this is a folder. Add a name: report.html.")
+        raise BadInput(
+            f"write_report(path={str(path)!r}) must be a file, and this is a folder. Add a name: report.html."
+        )
     text = page(views, *payload(views))
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}")

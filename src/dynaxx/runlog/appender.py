@@ -2,43 +2,19 @@
 
 import io
 import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from dynaxx.core.records import Column
+from dynaxx.runlog.block import Block
 from dynaxx.runlog.disk import replace_file, sync_folder, write_all
 from dynaxx.runlog.frames import END, entry, stamp
 from dynaxx.runlog.schema import KEY, array_of, bits_of, checksum, schema_of
 
 ROTATE = 64 * 2**20
 """Bytes after which a stream goes on in a new segment."""
-
-
-class Block(NamedTuple):
-    """Consecutive rows of one stream, owned by the log.
-
-    Args:
-        steps: int64 of shape (rows,).
-        walls: float64 of shape (rows,), UTC seconds.
-        columns: The columns.
-        values: Per column, shape (rows,) or (rows, entries).
-        valid: Per column, the mask of measured rows or None.
-    """
-
-    steps: np.ndarray
-    walls: np.ndarray
-    columns: tuple[Column, ...]
-    values: Sequence[np.ndarray]
-    valid: Sequence[np.ndarray | None]
-
-    @property
-    def size(self) -> int:
-        """Bytes in memory."""
-        return self.steps.nbytes + self.walls.nbytes + sum(values.nbytes for values in self.values)
 
 
 class Segment:

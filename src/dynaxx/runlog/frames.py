@@ -23,6 +23,10 @@ _PREFIX = struct.Struct("<Ii")
 _REACH = 2**20
 
 
+class Torn(CorruptData):
+    """The file ends within a message: what a killed process leaves, or a write in progress."""
+
+
 def entry(**facts: Any) -> str:
     """The user entry of a message before it is stamped.
 
@@ -83,16 +87,17 @@ def read_frame(data: mmap.mmap | bytes, start: int) -> Frame:
         The frame.
 
     Raises:
+        Torn: The file ends within its prefix or its metadata.
         CorruptData: No message with a matching checksum stands there.
     """
     if len(data) - start < _PREFIX.size:
-        raise CorruptData("the file ends within a message's prefix")
+        raise Torn("the file ends within a message's prefix")
     mark, size = _PREFIX.unpack_from(data, start)
     body = start + _PREFIX.size + size
     if mark != 0xFFFFFFFF or size <= 0:
         raise CorruptData("no message begins here")
     if body > len(data):
-        raise CorruptData("the file ends within a message's metadata")
+        raise Torn("the file ends within a message's metadata")
     block = bytearray(data[start:body])
     place = block.find(MARK.encode())
     digits = bytes(block[place + len(MARK) : place + len(MARK) + 16])

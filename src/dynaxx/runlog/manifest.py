@@ -16,6 +16,7 @@ from dynaxx.runlog.sealed import seal, unseal
 FORMAT = 1
 """Version of the layout of a run folder."""
 NAME = "run.json"
+MISSING = "missing"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +171,7 @@ def _read(folder: Path, name: str) -> tuple[dict[str, Any], Problem | None]:
     try:
         record, intact = unseal((folder / name).read_bytes())
     except (OSError, CorruptData) as error:
-        what = "missing" if isinstance(error, FileNotFoundError) else str(error)
+        what = MISSING if isinstance(error, FileNotFoundError) else str(error)
         return {}, Problem(file=name, what=what, lost="what it says")
     if intact:
         return record, None

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from dynaxx.core.records import Column
 from dynaxx.errors import CorruptData
-from dynaxx.runlog.frames import END, Frame, next_frame, read_frame
+from dynaxx.runlog.frames import END, Frame, Torn, next_frame, read_frame
 from dynaxx.runlog.problems import Problem
 from dynaxx.runlog.schema import checksum, columns_of, layout_of
 
@@ -111,6 +111,7 @@ class Segment:
         self.fields: dict[str, tuple[int, Column]] = {}
         self.problems: list[Problem] = []
         self.tail: Problem | None = None
+        self.torn = False
         self.closed = False
         self.schema: Any = None
         self.formats: list[tuple[np.dtype[Any], int]] = []
@@ -123,7 +124,7 @@ class Segment:
         """Read on from where the last call ended; what is torn at the end of the file is left for the next."""
         if self.closed or not self._map():
             return
-        broken: tuple[int, str] | None = None
+        broken: tuple[int, CorruptData] | None = None
         start: int | None = self._end
         while start is not None and start < len(self.data) and not self.closed:
             if self.data[start : start + len(END) + 1] == END:
@@ -132,13 +133,15 @@ class Segment:
             try:
                 end = self._take(read_frame(self.data, start))
             except CorruptData as error:
-                broken = broken or (start, str(error))
+                broken = broken or (start, error)
                 start = next_frame(self.data, start + 1)
                 continue
             if broken is not None:
                 self.problems.append(self._gap(broken, start))
             broken, start, self._end = None, end, end
         self.tail = None if broken is None else self._gap(broken, len(self.data))
+        # A power loss can leave zeros where an append was under way.
+        self.torn = broken is not None and (isinstance(broken[1], Torn) or not self.data[broken[0] :].strip(b"\0"))
 
     def _map(self) -> bool:
         """Take the file as it is now; False where it has not grown, or cannot be read."""
@@ -155,13 +158,13 @@ class Segment:
             return False
         return True
 
-    def _gap(self, broken: tuple[int, str], end: int) -> Problem:
-        start, what = broken
-        return Problem(file=self.file, at=start, what=what, lost=f"{end - start} bytes")
+    def _gap(self, broken: tuple[int, CorruptData], end: int) -> Problem:
+        start, error = broken
+        return Problem(file=self.file, at=start, what=str(error), lost=f"{end - start} bytes")
 
     def _take(self, frame: Frame) -> int:
         if frame.end is None:
-            raise CorruptData("the file ends within a message")
+            raise Torn("the file ends within a message")
         if "axes" in frame.facts:
             self._learn(frame)
         else:

@@ -16,7 +16,7 @@ from dynaxx.runlog.array import LabelledArray, optional
 from dynaxx.runlog.derive import derivable, smoothed, statistic
 from dynaxx.runlog.events import EventReader
 from dynaxx.runlog.gather import Gathered, Standing, columns
-from dynaxx.runlog.manifest import Attempt, read_attempts, read_manifest
+from dynaxx.runlog.manifest import MISSING, Attempt, read_attempts, read_manifest
 from dynaxx.runlog.problems import Problem
 from dynaxx.runlog.schema import CLOCK
 from dynaxx.runlog.segments import Segment, find_segments
@@ -63,7 +63,9 @@ class RunView:
         self._cache.clear()
         self._recent = None
         self._problems.clear()
-        problems += [*([] if wrong is None else [wrong]), *changed, *self._standing.problems]
+        if wrong is not None:  # missing with all the rest: killed at its start
+            (problems if attempts or segments or wrong.what != MISSING else self._notes).append(wrong)
+        problems += [*changed, *self._standing.problems]
         for segment in segments:
             problems += segment.problems
             self._judge_end(segment, attempts.get(segment.attempt), problems)
@@ -178,11 +180,12 @@ class RunView:
         """A torn end is normal where the process was killed or gave the segment up, and a loss where it closed it."""
         if segment.closed:
             return
-        torn = segment.tail
-        if attempt is None or attempt.ended is None or segment.path.name in attempt.abandoned:
-            self._notes += [] if torn is None else [torn]
-        else:
-            problems.append(torn or Problem(file=segment.file, what="cut short", lost="what followed its last row"))
+        tail = segment.tail
+        unfinished = attempt is None or attempt.ended is None or segment.path.name in attempt.abandoned
+        if tail is None and not unfinished:
+            problems.append(Problem(file=segment.file, what="cut short", lost="what followed its last row"))
+        elif tail is not None:
+            (self._notes if unfinished and segment.torn else problems).append(tail)
 
     def _report(self, problems: Iterable[Problem], call: str) -> None:
         """Keep problems, and warn once of each."""

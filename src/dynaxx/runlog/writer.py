@@ -1,7 +1,6 @@
 """LogWriter: what a running training hands its numbers to; a thread of its own brings them to disk."""
 
 import os
-import re
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -15,16 +14,15 @@ import numpy as np
 from dynaxx.core.records import Column
 from dynaxx.errors import BadInput, DynaxxWarning, RunFolderExists
 from dynaxx.runlog import manifest as records
-from dynaxx.runlog.appender import Block, DataFolder
+from dynaxx.runlog.appender import DataFolder
+from dynaxx.runlog.block import block_of
 from dynaxx.runlog.events import EventFile
-from dynaxx.runlog.frames import MARK
 from dynaxx.runlog.manifest import Attempt
 from dynaxx.runlog.sealed import seal
 from dynaxx.runlog.spool import Spool
 
 CAPACITY = 256 * 2**20
 """Bytes of rows that may wait for a slow or full disk."""
-_STREAM = re.compile(r"[A-Za-z0-9_.]+")
 _live: dict[Path, "LogWriter"] = {}
 
 
@@ -111,7 +109,7 @@ class LogWriter:
             BadInput: A name or a shape is wrong, or the log is closed.
         """
         self._must_be_open("rows")
-        block = _block(stream, steps, columns, walls)
+        block = block_of(stream, steps, columns, walls)
         if len(block.steps):
             self._step = int(block.steps[-1])
             self._spool.put(lambda: self._data.write(stream, block), size=block.size, rows=len(block.steps))
@@ -156,11 +154,12 @@ class LogWriter:
         Returns:
             Whether it is; False at once where the disk refuses.
         """
-        if fsync:
-            self._spool.put(self._sync)
+        synced: list[bool] = []
+        if fsync and not self._closed:
+            self._spool.put(lambda: synced.append(self._sync()))
         done = self._spool.drain(timeout)
         self._warn()
-        return done
+        return done and (not fsync or self._closed or synced == [True])
 
     def close(self, status: str = "finished", timeout: float = 60.0) -> None:
         """Write what waits and the attempt's end. What the disk still refuses is lost. A second call does nothing.
@@ -186,9 +185,15 @@ class LogWriter:
         self._attempt = replace(self._attempt, lost=self.lost, abandoned=tuple(self._data.abandoned))
         self._attempt.write(self.folder)
 
-    def _sync(self) -> None:
-        self._data.sync()
-        self._events.sync()
+    def _sync(self) -> bool:
+        """Not tried again: what a failed fsync did not bring to disk, a second one does not either, and succeeds."""
+        try:
+            self._data.sync()
+            self._events.sync()
+        except OSError as error:
+            self._spool.trouble = self._spool.trouble or str(error)
+            return False
+        return True
 
     def _end(self, status: str) -> None:
         with suppress(OSError):  # the record below says it too
@@ -259,43 +264,3 @@ def _kept_manifest(folder: Path) -> dict[str, Any]:
     except OSError:
         pass
     return {}
-
-
-def _block(
-    stream: str,
-    steps: np.ndarray | Sequence[int],
-    columns: Sequence[tuple[Column, np.ndarray, np.ndarray | None]],
-    walls: np.ndarray | Sequence[float] | None,
-) -> Block:
-    if not _STREAM.fullmatch(stream):
-        raise BadInput(f"LogWriter.rows({stream!r}): a stream is named by letters, digits, '_' and '.'.")
-    names = [column.name for column, _, _ in columns]
-    if len(set(names)) < len(names) or {"step", "wall", ""} & set(names):
-        raise BadInput(f"LogWriter.rows({stream!r}): columns need different names, none 'step' or 'wall'. Got {names}.")
-    count = np.array(steps, dtype=np.int64)
-    times = np.full(len(count), time.time()) if walls is None else np.array(walls, dtype=np.float64)
-    if count.ndim != 1 or times.shape != count.shape:
-        raise BadInput(f"LogWriter.rows({stream!r}): steps {count.shape} and walls {times.shape} must be (rows,).")
-    values = [_values(column, given, len(count)) for column, given, _ in columns]
-    masks = [_mask(column, given, len(count)) for column, _, given in columns]
-    return Block(count, times, tuple(column for column, _, _ in columns), values, masks)
-
-
-def _values(column: Column, given: np.ndarray, rows: int) -> np.ndarray:
-    if MARK in column.name or not column.name.isprintable():
-        raise BadInput(f"A column's name must be printable. Got {column.name!r}.")
-    shape = (rows,) if column.axis is None else (rows, len(column.axis))
-    with np.errstate(over="ignore"):  # beyond float32 is inf, and inf is worth logging
-        values = np.array(given, dtype=column.dtype, order="C")
-    if values.shape != shape or 0 in shape[1:]:
-        raise BadInput(f"LogWriter.rows: {column.name!r} must have shape {shape}. Got {values.shape}.")
-    return values
-
-
-def _mask(column: Column, given: np.ndarray | None, rows: int) -> np.ndarray | None:
-    if given is None:
-        return None
-    mask = np.array(given, dtype=np.bool_)
-    if mask.shape != (rows,):
-        raise BadInput(f"LogWriter.rows: the mask of {column.name!r} must have shape ({rows},). Got {mask.shape}.")
-    return mask

@@ -83,6 +83,11 @@ class Run:
         return self._live.step
 
     @property
+    def epoch(self) -> int:
+        """Completed passes over the data, where batches come from `run.batches`."""
+        return self._data.epoch
+
+    @property
     def stopping(self) -> str | None:
         """Why the run is to end, once something has asked for it; None while it goes on."""
         return self._actuator.stopping

@@ -1,0 +1,5 @@
+"""`python -m dynaxx` is `dynaxx`."""
+
+from dynaxx.cli import main
+
+main()

@@ -1,0 +1,92 @@
+"""Progress of a training: a bar with ETA on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from dynaxx.session.train import Progress as Position
+
+REFRESH = 0.5
+"""Seconds between updates of the bar: reading the loss waits for an accelerator, so it is not done every step."""
+LINES = 10.0
+"""Seconds between plain lines; every evaluation has a line of its own."""
+
+
+@contextmanager
+def reporter(label: str, *, json: bool, quiet: bool) -> Generator[Callable[[Position], None]]:
+    """What to call after every step.
+
+    Args:
+        label: The task.
+        json: Keep standard output free for the one JSON object: progress goes to standard error.
+        quiet: Show nothing.
+
+    Yields:
+        The callable.
+    """
+    console = Console(stderr=json or sys.stdout.isatty())
+    if quiet:
+        yield lambda _: None
+    elif console.is_terminal:
+        with _bar(console) as bar:
+            yield _Bar(bar, label)
+    else:
+        yield _Lines(sys.stderr if json else sys.stdout)
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[facts]}"),
+        console=console,
+    )
+
+
+class _Bar:
+    def __init__(self, bar: Progress, label: str) -> None:
+        self._bar = bar
+        self._label = label
+        self._row: Any = None
+        self._shown = 0.0
+
+    def __call__(self, at: Position) -> None:
+        if self._row is None:
+            self._row = self._bar.add_task(self._label, total=at.steps, completed=at.step, facts="")
+        now = time.monotonic()
+        if now - self._shown > REFRESH or at.fresh or at.step == at.steps:
+            self._shown = now
+            self._bar.update(self._row, completed=at.step, facts=_facts(at))
+
+
+class _Lines:
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._began = self._shown = time.monotonic()
+        self._first: int | None = None
+
+    def __call__(self, at: Position) -> None:
+        now = time.monotonic()
+        if self._first is None:
+            self._first = at.step - 1
+        if not (at.fresh or at.step == at.steps or now - self._shown > LINES):
+            return
+        self._shown = now
+        rate = (at.step - self._first) / max(now - self._began, 1e-9)
+        left = time.strftime("%H:%M:%S", time.gmtime((at.steps - at.step) / rate))
+        print(f"step {at.step}/{at.steps}  {_facts(at)}  {rate:.3g} steps/s  ETA {left}", file=self._stream, flush=True)
+
+
+def _facts(at: Position) -> str:
+    facts = [f"loss {float(at.loss):.4g}", f"lr {at.rate:.3g}"]
+    facts += [f"{name} {value:.4g}" for name, value in at.validation.items()]
+    return "  ".join(facts)

@@ -1,0 +1,88 @@
+"""`dynaxx train TASK`."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command(name="train")
+@click.argument("task")
+@click.option("--size", help="One of the task's sizes: tiny, small, medium.")
+@click.option("--steps", type=click.IntRange(min=1), help="Optimizer steps; the task's own number by default.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Determines every random draw.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Examples in a batch.")
+@click.option("--accumulate", type=click.IntRange(min=1), default=1, show_default=True, help="Batches per step.")
+@click.option("--clip", type=float, help="Clip the total gradient norm at this value.")
+@click.option("--out", type=click.Path(path_type=Path), help="The run's own folder; runs/<task>-<utc> by default.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out, bit for bit; begin where there is none.")
+@click.option(
+    "--budget", type=float, default=0.02, show_default=True, help="Share of the time that measuring may take."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
+@click.option("--quiet", is_flag=True, help="Show no progress.")
+def command(
+    task: str,
+    size: str | None,
+    steps: int | None,
+    seed: int,
+    batch_size: int | None,
+    accumulate: int,
+    clip: float | None,
+    out: Path | None,
+    resume: bool,
+    budget: float,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Train TASK, a built-in name or file.py:Class, with every instrument on.
+
+    The task's loss on its validation batches is logged as val_loss. SIGINT and SIGTERM complete the step, write a
+    checkpoint and exit with 4; --resume goes on from there.
+    """
+    from dynaxx.cli import FINDING, INTERRUPTED
+    from dynaxx.errors import BadInput
+
+    if resume and out is None:
+        raise BadInput("dynaxx train --resume needs --out DIR: the folder of the run to go on with.")
+    from dynaxx import catalog
+    from dynaxx.cli._progress import reporter
+    from dynaxx.session.train import train
+
+    work = catalog.task(task, size)
+    if batch_size is not None:
+        work.batch_size = batch_size
+    label = Path(task.partition(":")[0]).stem if ".py" in task else task
+    folder = out if out is not None else Path("runs") / f"{label}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
+    with reporter(label, json=as_json, quiet=quiet) as progress:
+        outcome = train(
+            work,
+            folder,
+            name=label,
+            seed=seed,
+            steps=steps,
+            accumulate=accumulate,
+            clip=clip,
+            resume=resume,
+            budget=budget,
+            quiet=quiet or as_json,
+            progress=progress,
+        )
+    click.echo(json.dumps(outcome.as_dict()) if as_json else _words(outcome.as_dict(), out is not None))
+    return {"interrupted": INTERRUPTED, "stopped": FINDING}.get(outcome.status, 0)
+
+
+def _words(outcome: dict[str, Any], named: bool) -> str:
+    if outcome["status"] == "already finished":
+        return f"{outcome['run']} is finished: {outcome['steps']} steps. Nothing to resume."
+    parts = [f"{outcome['status']} at step {outcome['step']} of {outcome['steps']} in {outcome['seconds']:.0f} s"]
+    parts += [f"{name} {value:.4g}" for name, value in outcome["validation"].items()]
+    if outcome["best"]:
+        parts.append(f"best val_loss {outcome['best']['val_loss']:.4g} at step {outcome['best']['step']:.0f}")
+    parts.append(f"overhead {outcome['overhead']:.1%}")
+    lines = ["; ".join(parts), f"run: {outcome['run']}", f"see it: dynaxx report {outcome['run']}"]
+    if outcome["status"] != "finished" and named:
+        lines.append(f"go on: the same command with --resume --out {outcome['run']}")
+    return "\n".join(lines)

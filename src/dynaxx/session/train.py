@@ -1,0 +1,270 @@
+"""Trains a Task in a run folder of its own: what `dynaxx train` does."""
+
+import math
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from itertools import count
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from dynaxx.core.loop import epoch_seed, evaluate, train_steps, validation_seed
+from dynaxx.core.task import Task, derive_seed, first_tensor
+from dynaxx.errors import BadInput
+from dynaxx.runlog import open_run
+from dynaxx.session.run import Run
+from dynaxx.session.watch import watch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Where a training is, after a step.
+
+    Args:
+        step: Completed optimizer steps.
+        steps: Planned ones.
+        loss: The step's loss, on its device.
+        rate: Largest learning rate.
+        validation: The latest evaluation by name; empty before the first.
+        fresh: Whether this step was evaluated.
+    """
+
+    step: int
+    steps: int
+    loss: torch.Tensor
+    rate: float
+    validation: Mapping[str, float]
+    fresh: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a training ended.
+
+    Args:
+        run: Its folder.
+        status: "finished", "interrupted" (by a signal; a checkpoint is written), "stopped" (by an action) or "already
+            finished" (there was nothing to resume).
+        step: Completed optimizer steps.
+        steps: Planned ones.
+        seconds: Wall time of this process's part.
+        loss: The last loss; None where no step was taken.
+        validation: The last evaluation by name.
+        best: The smallest val_loss and its step.
+        overhead: Share of the step time that measuring took.
+        why: Why the run stopped.
+    """
+
+    run: str
+    status: Literal["finished", "interrupted", "stopped", "already finished"]
+    step: int
+    steps: int
+    seconds: float = 0.0
+    loss: float | None = None
+    validation: Mapping[str, float] = field(default_factory=dict[str, float])
+    best: Mapping[str, float] = field(default_factory=dict[str, float])
+    overhead: float = 0.0
+    why: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The outcome as plain data."""
+        return asdict(self)
+
+
+def train(
+    task: Task,
+    dir: str | Path,
+    *,
+    name: str,
+    seed: int = 0,
+    steps: int | None = None,
+    accumulate: int = 1,
+    clip: float | None = None,
+    resume: bool = False,
+    budget: float = 0.02,
+    quiet: bool = False,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> Outcome:
+    """Train a task, evaluate it on the way, and write checkpoints, so that `resume` goes on bit for bit.
+
+    Args:
+        task: What to train.
+        dir: The run's own folder.
+        name: What to call the task in the log.
+        seed: Determines initialisation, data order and every other random draw.
+        steps: Optimizer steps; None: the task's own number.
+        accumulate: Batches per optimizer step.
+        clip: Clip the total gradient norm at this value; None: do not clip.
+        resume: Go on from the folder's latest checkpoint; where there is none, begin.
+        budget: Share of the step time that measuring may take.
+        quiet: Do not print the self-test's line.
+        progress: Called after every step.
+
+    Returns:
+        The outcome.
+
+    Raises:
+        BadInput: An argument, the task or its data breaks a rule; or a resumed run was begun with other settings.
+    """
+    if steps is not None:
+        task.steps = steps
+    if task.steps < 1:
+        raise BadInput(f"train(steps=...) must be at least 1. Got {task.steps}.")
+    settings = {"task": name, "size": task.size, "seed": seed, "accumulate": accumulate, "batch_size": task.batch_size}
+    if resume:
+        done = _same_settings(Path(dir), {**settings, "steps": task.steps})
+        if done:
+            return Outcome(run=str(dir), status="already finished", step=task.steps, steps=task.steps)
+    if task.threads is not None:
+        torch.set_num_threads(task.threads)
+    torch.manual_seed(derive_seed(seed, "global"))
+    np.random.seed(derive_seed(seed, "global") % 2**32)  # noqa: NPY002  (users' augmentations draw from it)
+    random.seed(derive_seed(seed, "global"))
+    model = task.model()
+    optimizer = task.optimizer(model)
+    scheduler = task.scheduler(optimizer)
+    run = watch(
+        model,
+        optimizer,
+        dir,
+        scheduler=scheduler,
+        steps=task.steps,
+        resume=resume,
+        budget=budget,
+        facts={**settings, "data": dict(task.facts())},
+        quiet=quiet,
+    )
+    if clip is not None and run.step == 0:
+        run.apply("gradient_clip", max_norm=clip, reason="asked for by the configuration")
+    with run, _signals() as interrupted:
+        outcome = _loop(task, run, model, optimizer, scheduler, seed, accumulate, interrupted, progress)
+        run.close(outcome.status)
+    return replace(outcome, best=_best(run.dir))
+
+
+def _loop(
+    task: Task,
+    run: Run,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: Any,
+    seed: int,
+    accumulate: int,
+    interrupted: threading.Event,
+    progress: Callable[[Progress], None],
+) -> Outcome:
+    began = time.perf_counter()
+    validation = task.batches("validation", validation_seed(seed))
+    latest: dict[str, float] = {}
+    loss: torch.Tensor | None = None
+    status: Literal["finished", "interrupted", "stopped"] = "finished"
+    rate = _rate(optimizer)
+    model.train()
+    for epoch in count():
+        if run.step >= task.steps or status != "finished":
+            break
+        before = run.step
+        loader = task.batches("train", epoch_seed(seed, epoch)) if epoch >= run.epoch else ()
+        for loss in train_steps(
+            task, model, optimizer, run.batches(loader), scheduler=scheduler, accumulate=accumulate
+        ):
+            run.log(loss=loss)
+            if run.step == 1:
+                _finite_start(task, loss, loader)
+            fresh = run.due("evaluation")
+            if fresh:
+                latest = {f"val_{k}": v for k, v in evaluate(task, model, validation).items()}
+                run.log(**latest)
+            status = "interrupted" if interrupted.is_set() else "stopped" if run.stopping else status
+            if run.due("checkpoint") or status != "finished":
+                run.save(**latest)
+            progress(Progress(step=run.step, steps=task.steps, loss=loss, rate=rate, validation=latest, fresh=fresh))
+            if run.step >= task.steps or status != "finished":
+                break
+        if run.step == before and epoch >= run.epoch and status == "finished" and not run.resumed_from:
+            raise BadInput(f"{type(task).__name__}.batches('train', seed) gave no batch. Give at least one.")
+    return Outcome(
+        run=str(run.dir),
+        status=status,
+        step=run.step,
+        steps=task.steps,
+        seconds=time.perf_counter() - began,
+        loss=None if loss is None else float(loss),
+        validation=latest,
+        overhead=run.overhead,
+        why=run.stopping,
+    )
+
+
+def _rate(optimizer: torch.optim.Optimizer) -> float:
+    return max(float(group.get("lr", math.nan)) for group in optimizer.param_groups)
+
+
+def _best(folder: Path) -> dict[str, float]:
+    """The smallest val_loss of the whole run, whichever process measured it."""
+    view = open_run(folder)
+    if "val_loss" not in view.columns:
+        return {}
+    column = view["val_loss"]
+    values = np.asarray(column, dtype=float)
+    if not np.isfinite(values).any():
+        return {}
+    at = int(np.nanargmin(values))
+    return {"val_loss": float(values[at]), "step": int(column.steps[at])}
+
+
+def _finite_start(task: Task, loss: torch.Tensor, loader: Any) -> None:
+    """A first loss that is not finite is a mistake in data, model or loss: say which before a day is spent on it."""
+    if bool(torch.isfinite(loss)):
+        return
+    tensor = first_tensor(next(iter(loader)))
+    bad = tensor is not None and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
+    where = "its input holds NaN or infinite values: clean the data" if bad else "its input is finite: check the loss"
+    raise BadInput(f"{type(task).__name__}: the loss of the first batch is {float(loss)}; {where}.")
+
+
+def _same_settings(folder: Path, wanted: Mapping[str, Any]) -> bool:
+    """Whether the folder's run is finished; refuses to go on with one that was begun otherwise."""
+    if not (folder / "run.json").exists():
+        return False
+    view = open_run(folder)
+    kept = {**view.manifest.get("facts", {}), "steps": view.manifest.get("steps")}
+    for key, value in wanted.items():
+        if key in kept and kept[key] != value:
+            raise BadInput(
+                f"train(resume=True): {folder} was begun with {key} = {kept[key]!r}, not {value!r}. "
+                f"Leave the option as it was, or train in another folder."
+            )
+    last = view.attempts[-1] if view.attempts else None
+    return last is not None and last.status == "finished"
+
+
+@contextmanager
+def _signals() -> Generator[threading.Event]:
+    """The first SIGINT or SIGTERM sets the event, so that the step is completed and saved; a second one is as usual."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    usual = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def first(number: int, frame: Any) -> None:
+        del frame
+        event.set()
+        for each, handler in usual.items():
+            signal.signal(each, handler)
+
+    for each in usual:
+        signal.signal(each, first)
+    try:
+        yield event
+    finally:
+        for each, handler in usual.items():
+            signal.signal(each, handler)
