@@ -7,7 +7,7 @@ from collections import Counter, OrderedDict, defaultdict, namedtuple
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import nn
@@ -153,6 +153,14 @@ def test_tied_tensors_are_stored_once_and_come_back_as_one():
     back["embed"].zero_()
     assert torch.equal(back["part"], weight[:2])
     assert torch.equal(back["turned"], weight.t())
+
+
+def test_views_of_one_storage_are_not_taken_for_each_other():
+    square = torch.arange(9.0).reshape(3, 3)
+    first, second, turned = through([square[0], square[1], square.t()[0]])
+    assert torch.equal(first, square[0])
+    assert torch.equal(second, square[1])
+    assert torch.equal(turned, square[:, 0])
 
 
 def test_empty_tensors_are_not_tied():
@@ -313,7 +321,9 @@ trees = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(
+    max_examples=300, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
 @given(state=trees)
 def test_any_tree_comes_back(state, identical):
     assert identical(through(state), state)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, SequentialLR, StepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, LambdaLR, LinearLR, SequentialLR, StepLR
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -76,6 +76,7 @@ class MasterAdam(Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None):
+        self.state["all"].setdefault("steps", torch.zeros(1)).add_(1)  # belongs to no parameter
         for group in self.param_groups:
             for p in group["params"]:
                 state = self.state[p]
@@ -114,9 +115,11 @@ def test_moments_keep_their_dtype(identical):  # T2
     assert loaded["nested"]["list"][1][0].dtype == torch.float64
     assert loaded["moment"] is loaded["nested"]["list"][0], "tied moments stay tied"
     assert loaded["rule"] == "plain"
+    kept = copy.deepcopy(state)
     steps(model, optimizer, 5)
     steps(fresh, other, 5)
     assert identical(through(capture(fresh, other)), through(capture(model, optimizer)))
+    assert identical(state, kept)
 
 
 @pytest.mark.parametrize("then", [{}, {"foreach": False}, {"foreach": True}, {"fused": True}])
@@ -220,7 +223,8 @@ def test_capture_changes_nothing(identical):
 def test_state_serves_again_after_training_went_on(identical):
     model = net()
     optimizer = Adam(model.parameters(), lr=torch.tensor(0.01), capturable=False, foreach=False)
-    scheduler = SequentialLR(optimizer, [LinearLR(optimizer), StepLR(optimizer, 2)], [3])
+    parts = [LinearLR(optimizer), CyclicLR(optimizer, 0.01, 0.02, cycle_momentum=False)]
+    scheduler = SequentialLR(optimizer, parts, [2])  # loading a CyclicLR takes its state apart
     ema = AveragedModel(model)
     train(model, optimizer, 3, scheduler)
     state = through(capture(model, optimizer, scheduler=scheduler, extra={"ema": ema}))

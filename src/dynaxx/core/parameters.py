@@ -21,7 +21,8 @@ Grouping = str | Callable[[str], str] | None
 """None: by module that owns parameters. "parameters": every parameter on its own. Another string: a regular expression;
 its first group (or whole match) within a parameter's name is the layer. A callable: parameter name → layer."""
 
-_WRAPPERS = ("_orig_mod.", "module.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+_ROOT = "(root)"
+_WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,14 +64,17 @@ class Layout:
     """
 
     def __init__(self, model: nn.Module, grouping: Grouping = None) -> None:
-        named = [(bare_name(name), p) for name, p in model.named_parameters()]
+        named = dict(model.named_parameters())
         if not named:
             raise BadInput(
                 f"watch(model={type(model).__name__}): the model has no parameters, so there is no update to measure."
             )
-        self.names = tuple(name for name, _ in named)
-        self.parameters = tuple(p for _, p in named)
-        kinds = {bare_name(path): type(module).__name__ for path, module in model.named_modules()}
+        bare = tuple(map(bare_name, named))
+        # A model of its own with `weight` and `module.weight` is no wrapper.
+        self.names = bare if len(set(bare)) == len(bare) else tuple(named)
+        self.parameters = tuple(named.values())
+        modules = [(path, type(module).__name__) for path, module in model.named_modules()]
+        kinds = dict(modules) | {bare_name(path) or _ROOT: kind for path, kind in modules}
         owner = _grouper(grouping)
         rows: dict[str, list[int]] = {}
         for i, name in enumerate(self.names):
@@ -170,7 +174,7 @@ class Layout:
 
 
 def _owner(name: str) -> str:
-    return name.rpartition(".")[0] or "(root)"
+    return name.rpartition(".")[0] or _ROOT
 
 
 def _grouper(grouping: Grouping) -> Callable[[str], str]:
@@ -218,16 +222,10 @@ def bare_name(name: str) -> str:
         >>> bare_name("_orig_mod.encoder._checkpoint_wrapped_module.fc.weight")
         'encoder.fc.weight'
     """
-    padded = name + "."
-    changed = True
-    while changed:
-        changed = False
-        for wrapper in _WRAPPERS:
-            if padded.startswith(wrapper) and wrapper in ("_orig_mod.", "module."):
-                padded, changed = padded[len(wrapper) :], True
-            elif wrapper not in ("module.",) and wrapper in padded:
-                padded, changed = padded.replace(wrapper, ""), True
-    return padded.rstrip(".")
+    parts = [part for part in name.split(".") if part not in _WRAPPERS]
+    while parts and parts[0] == "module":  # data-parallel wrappers are outermost; elsewhere the name is the model's own
+        del parts[0]
+    return ".".join(parts)
 
 
 def is_sharded(tensor: torch.Tensor) -> bool:

@@ -53,9 +53,9 @@ def tensor_norms(tensors: Sequence[Tensor | None], layout: Layout) -> Float[Tens
     """
     if all(t is not None for t in tensors):  # `None in tensors` would ask every tensor whether it equals None
         values = cast(list[Tensor], tensors)
-        return _norms(values if layout.plain else [_dense(t) for t in values], 2, layout.device)
+        return _norms(values if layout.plain else [_dense(t) for t in values], 2.0, layout.device)
     present = [i for i, t in enumerate(tensors) if t is not None]
-    return _place(_norms([_dense(t) for t in tensors if t is not None], 2, layout.device), present, layout)
+    return _place(_norms([_dense(t) for t in tensors if t is not None], 2.0, layout.device), present, layout)
 
 
 def layer_maxima(

@@ -1,5 +1,6 @@
 """Holds measurements on their device until a block of steps is full, then hands them to the writer as arrays."""
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -64,6 +65,9 @@ class Recorder:
         self._user: dict[str, list[tuple[int, Any]]] = {}
         self._flying: list[_Block] = []
         self._drained = time.perf_counter()
+        self._thread = threading.get_ident()
+        if writer is not None:
+            writer.upstream = self._drain_for_reader
 
     def add(self, stream: str, step: int, measurements: Sequence[Measurement]) -> None:
         """Take the measurements of one step.
@@ -124,6 +128,10 @@ class Recorder:
         if before is None:
             self._land()
         self._drained = time.perf_counter()
+
+    def _drain_for_reader(self) -> None:
+        if threading.get_ident() == self._thread:  # another thread would meet the training in the middle of a step
+            self.drain()
 
     def _land(self) -> None:
         for block in self._flying:

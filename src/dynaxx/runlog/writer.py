@@ -67,6 +67,8 @@ class LogWriter:
         self._events = EventFile(self.folder)
         self._spool = Spool(CAPACITY, after=self._account)
         self._spool.trouble = trouble
+        self.upstream: Callable[[], None] = lambda: None
+        """Brings here what is still held before this log; called by a reader in the same process."""
         _live[self.folder.resolve()] = self
         self._spool.put(self._save(self._manifest))
         self._spool.put(self._write_attempt)
@@ -251,6 +253,7 @@ def flush_live(folder: Path) -> None:
         folder: A run folder, resolved.
     """
     if folder in _live:
+        _live[folder].upstream()
         _live[folder].flush(timeout=5.0)
 
 

@@ -35,7 +35,7 @@ class _Size:
     threads: int | None = None
 
 
-# tiny reaches 2.3 bits per byte in a minute. It runs on one thread because, measured on two cores, a step takes 39 ms on
+# tiny reaches 2.3 bits per byte in a minute. It has one thread because, measured on two cores, a step takes 39 ms on
 # one; on two, 30 ms while the machine is idle, but 215-270 ms while another process keeps one core busy.
 _SIZES = {
     "tiny": _Size(width=96, depth=3, heads=3, context=128, batch_size=8, steps=1000, learning_rate=5e-3, threads=1),
