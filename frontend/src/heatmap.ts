@@ -133,7 +133,7 @@ function table(cells: Cells, [low, high]: [number, number], log: boolean): () =>
   const made = new Uint32Array(cells.panel.codes + 1);
   for (let code = 2; code < made.length; code++) {
     const value = cells.value(code);
-    const t = to > from ? (warp(value) - from) / (to - from) : 0.5;
+    const t = to > from ? (warp(value) - from) / (to - from) : 0;
     made[code] = log && value <= 0 ? 0 : pixel(...viridis(t));
   }
   return () => {
@@ -189,7 +189,7 @@ function rowAxis(rows: string[]): uPlot.Axis {
 function key(panel: HeatPanel, [low, high]: [number, number], log: boolean): HTMLElement[] {
   const stops = Array.from({ length: 9 }, (_, i) => viridisCss(i / 8)).join(",");
   const bar = el("i", { class: "bar", style: `background: linear-gradient(to right, ${stops})` });
-  const scale = el("span", { class: "key" }, num(low, 2), bar, num(high, 2));
+  const scale = high > low ? el("span", { class: "key" }, num(low, 2), bar, num(high, 2)) : constant(low);
   scale.append(el("span", { class: "unit" }, `${panel.value_label}${log ? ", log" : ""}`));
   const swatch = (name: string, text: string) =>
     el("span", { class: "key", "data-key": text }, el("i", { class: name }), text);
@@ -197,6 +197,11 @@ function key(panel: HeatPanel, [low, high]: [number, number], log: boolean): HTM
   if (panel.bad) keys.push(swatch("bad", "not finite"));
   if (panel.missing) keys.push(swatch("missing", "no value"));
   return keys;
+}
+
+function constant(value: number): HTMLElement {
+  const swatch = el("i", { class: "flat", style: `background: ${viridisCss(0)}` });
+  return el("span", { class: "key" }, swatch, `${num(value)} everywhere`);
 }
 
 function toCsv(cells: Cells, group: Group): string {

@@ -121,11 +121,11 @@ function tableCard(panel: TablePanel, subtitle: string): HTMLElement {
     const body = el("tbody", {}, ...rows.map(row));
     return headed ? el("table", {}, headRow(), body) : el("table", { class: "facts" }, body);
   };
-  const more = panel.rows.length > SHOWN_ROWS;
-  made.body.append(table(more ? panel.rows.slice(0, SHOWN_ROWS) : panel.rows));
-  if (more) {
-    const rest = el("details", {}, el("summary", {}, `all ${panel.rows.length}`), table(panel.rows));
-    made.body.append(rest);
+  made.body.append(table(panel.rows.slice(0, SHOWN_ROWS)));
+  if (panel.rows.length > SHOWN_ROWS) {
+    made.body.append(
+      button(`show all ${panel.rows.length}`, "Show the whole table", () => made.body.replaceChildren(table(panel.rows))),
+    );
   }
   made.root.classList.add("table");
   return made.root;

@@ -143,7 +143,12 @@ def test_gradients_and_parameters_are_seen_as_they_stand():
     assert layout.local_gradients() == [None] * 4
     model[0](torch.ones(1, 2)).sum().backward()
     seen = layout.local_gradients()
-    assert [None if g is None else id(g) for g in seen] == [id(model[0].weight.grad), id(model[0].bias.grad), None, None]
+    assert [None if g is None else id(g) for g in seen] == [
+        id(model[0].weight.grad),
+        id(model[0].bias.grad),
+        None,
+        None,
+    ]
     held = layout.local_parameters()
     assert all(not p.requires_grad for p in held)
     assert [p.data_ptr() for p in held] == [p.data_ptr() for p in model.parameters()]

@@ -17,7 +17,7 @@ class Synthetic:
     steps: dict[str, np.ndarray] = field(default_factory=dict)
     values: dict[str, np.ndarray] = field(default_factory=dict)
     manifest: dict = field(default_factory=dict)
-    events: list[dict] = field(default_factory=list)
+    events: list[dict] | tuple = ()
 
     def put(self, name, steps, values, labels=(), unit="1", axis="layer", about="", reduce="none", dtype="float32"):
         axis = Axis(name=axis, labels=tuple(labels)) if labels else None
@@ -206,3 +206,17 @@ def _huge(tmp_path_factory):
 @pytest.fixture(name="only_loss", scope="session")
 def _only_loss(tmp_path_factory):
     return only_loss().write(tmp_path_factory.mktemp("runs") / "only-loss")
+
+
+@pytest.fixture
+def make(tmp_path):
+    """A small run from events and name=(steps, values) or name=(steps, values, axis, labels)."""
+
+    def made(events=(), **columns):
+        run = Synthetic(events=events)
+        for name, (steps, values, *over) in columns.items():
+            axis, labels = over or ("layer", ())
+            run.put(name, list(steps), values, labels, axis=axis, dtype="float64", reduce="l2" if labels else "none")
+        return run.write(tmp_path / "run")
+
+    return made

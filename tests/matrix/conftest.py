@@ -1,7 +1,6 @@
 """Real loops run twice, bare and watched: bit for bit the same, and measured as the truth computed by hand beside them."""
 
 import copy
-import random
 
 import numpy as np
 import pytest
@@ -59,7 +58,7 @@ class Book:
         self.totals.append(np.linalg.norm(update) / np.linalg.norm(norms))
 
     def note(self, name, value):
-        self.values.setdefault(name, []).append(float(value))
+        self.values.setdefault(name, []).append(float(torch.as_tensor(value).detach()))
 
 
 class Bare:
@@ -78,8 +77,12 @@ class Bare:
 
 
 def fingerprint(*things):
-    """Everything that must be the same bit for bit: states, gradients and every global random stream."""
-    found = [torch.get_rng_state(), np.random.get_state(), random.getstate()]  # noqa: NPY002
+    """Everything that must be the same bit for bit: states, gradients, modes, random streams.
+
+    Python's own stream is compared in `test_random_streams.py`, in a process of its own: beartype, which checks shapes
+    under pytest, draws from it.
+    """
+    found = [torch.get_rng_state(), np.random.get_state()]  # noqa: NPY002
     for thing in things:
         if isinstance(thing, nn.Module):
             found += [thing.state_dict(), [None if p.grad is None else p.grad.clone() for p in thing.parameters()]]
@@ -115,7 +118,6 @@ def difference(a, b, where=""):
 def seeded():
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002
-    random.seed(0)
 
 
 @pytest.fixture(autouse=True)
@@ -149,15 +151,12 @@ def both(tmp_path):
             run.close()
         assert difference(bare, watched) is None
         assert difference(bare_book.gradients, book.gradients) is None
-        assert runs[0]._instruments.not_applicable.items() <= EXPECTED_REASONS.items()
+        reasons = [reason for run in runs for reason in run._instruments.not_applicable.values()]
+        assert not [reason for reason in reasons if reason.startswith("failed")]
         views = [run.view() for run in runs]
         return (views[0] if len(views) == 1 else views), book
 
     return compare
-
-
-EXPECTED_REASONS = {"router": "no router beside a module named 'experts': the model is not a mixture of experts."}
-"""Signals that have nothing to say of a plain model; any other reason is a failed instrument."""
 
 
 @pytest.fixture

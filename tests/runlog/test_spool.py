@@ -1,6 +1,8 @@
 import os
+import signal
 import threading
 import time
+import warnings
 
 import pytest
 
@@ -86,11 +88,27 @@ def test_a_defect_in_the_work_ends_neither_the_thread_nor_the_run(spool):
     assert "KeyError" in spool.trouble
 
 
-def test_a_forked_child_does_nothing(spool):
-    child = os.fork()
+def test_a_forked_child_does_nothing_and_waits_for_no_lock(spool):
+    held, go = threading.Event(), threading.Event()
+
+    def hold():
+        with spool._change:
+            held.set()
+            go.wait()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads
+        child = os.fork()
     if child == 0:
+        signal.alarm(5)
         spool.put(lambda: None, rows=1)
         spool.stop(5)
         os._exit(0 if (spool.drain(5), spool.lost) == (False, 0) else 1)
-    assert os.waitpid(child, 0)[1] == 0
+    status = os.waitpid(child, 0)[1]
+    go.set()
+    holder.join()
+    assert status == 0
     assert spool.drain(5)

@@ -18,7 +18,7 @@ from dynaxx.errors import BadInput
 class _InForce:
     action: Action
     actuation: Actuation
-    since: int
+    taken: int = 0
 
 
 class Actuator:
@@ -64,7 +64,7 @@ class Actuator:
             raise BadInput(f"apply({action.name!r}, ...): {error}.") from None
         if action.name in self._in_force:
             self.lift(action.name, step, "replaced")
-        self._in_force[action.name] = _InForce(action, actuation, step)
+        self._in_force[action.name] = _InForce(action, actuation)
         if actuation.stops:
             self.stopping = action.reason
         return self._hand_out(Receipt(action=action, step=step, status="begun", detail=str(actuation)))
@@ -82,16 +82,28 @@ class Actuator:
             self._hand_out(Receipt(action=gone.action, step=step, status="ended", detail=why))
 
     def before(self, view: StepView) -> None:
-        """Change the step that is about to be taken.
+        """Change what the optimizer reads before it calls a closure: the learning rates.
 
         Args:
-            view: The step; `rate_factor` and `skipped` are set for the signals to read.
+            view: The step; `rate_factor` is set for the signals to read.
         """
         for item in self._in_force.values():
-            item.actuation.before(view)
+            if not item.actuation.of_gradient:
+                item.actuation.before(view)
+
+    def reshape(self, view: StepView, *, again: bool = False) -> None:
+        """Change the gradients that the optimizer is about to use, or leave the update out.
+
+        Args:
+            view: The step.
+            again: Whether a closure has been evaluated in this step before; then it is too late to leave it out.
+        """
+        for item in self._in_force.values():
+            if item.actuation.of_gradient:
+                item.actuation.before(view)
         wanted = [item.actuation.skips for item in self._in_force.values()]
         skip = [w for w in wanted if w is not False]
-        if skip:
+        if skip and not again:
             self._leave_out(view, skip)
 
     def after(self, view: StepView) -> bool:
@@ -117,7 +129,8 @@ class Actuator:
             else:
                 view.optimizer.__dict__["found_inf"] = self._scalers
         for name, item in list(self._in_force.items()):
-            if item.action.steps is not None and view.step >= item.since + item.action.steps:
+            item.taken += 1  # updates that were left out count too: else `skip` would never end
+            if item.taken == item.action.steps:
                 self.lift(name, view.step, f"after {item.action.steps} steps")
         return skipped
 
@@ -128,7 +141,7 @@ class Actuator:
                 "arguments": dict(i.action.arguments),
                 "steps": i.action.steps,
                 "reason": i.action.reason,
-                "since": i.since,
+                "taken": i.taken,
             }
             for name, i in self._in_force.items()
         }
@@ -144,7 +157,9 @@ class Actuator:
             if name == "stop":
                 continue
             action = Action(name=name, arguments=kept["arguments"], steps=kept["steps"], reason=kept["reason"])
-            self._in_force[name] = _InForce(action, catalog.get("actions", name)(**action.arguments), kept["since"])
+            self._in_force[name] = _InForce(
+                action, catalog.get("actions", name)(**action.arguments), kept["taken"]
+            )
 
     def _leave_out(self, view: StepView, skip: list[bool | Tensor]) -> None:
         optimizer = view.optimizer

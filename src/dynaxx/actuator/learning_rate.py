@@ -22,6 +22,8 @@ class LearningRate(Actuation):
         BadInput: The factor is not positive and finite.
     """
 
+    of_gradient = False  # some optimizers read the rate before they call the closure
+
     def __init__(self, factor: float) -> None:
         if not (math.isfinite(factor) and factor > 0):
             raise BadInput(f"apply('learning_rate', factor=...) must be positive and finite. Got {factor}.")

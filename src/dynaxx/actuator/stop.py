@@ -7,6 +7,8 @@ from dynaxx.core.events import StepView
 class Stop(Actuation):
     """`run.batches` ends and `run.stopping` says why; the step in progress is completed."""
 
+    of_gradient = False
+
     def __str__(self) -> str:
         return "the run ends after this step"
 

@@ -114,6 +114,10 @@ class Actuation(ABC):
     Constructed from the action's arguments; bad ones raise `BadInput`.
     """
 
+    of_gradient: ClassVar[bool] = True
+    """True: it needs or changes gradients, so under a closure it acts behind each of its calls. False: it acts before
+    the optimizer's step begins, when a closure's gradients do not exist yet."""
+
     @abstractmethod
     def before(self, step: StepView) -> None:
         """Change the step that is about to be taken.

@@ -32,6 +32,7 @@ import torch
 from torch.optim import Optimizer
 
 from dynaxx.core.parameters import Layout
+from dynaxx.core.records import Cost
 
 T = TypeVar("T")
 
@@ -53,10 +54,14 @@ class Need(StrEnum):
     UPDATE = "update"
     """A copy of the parameters from just before the update.
 
-    Memory: one copy of the parameters. Price: 4 sweeps (copy 1, its norm 1, difference 2), shared by all that need it.
+    Memory: one copy of the parameters. Price: `UPDATE_COST`, shared by all that need it.
     """
     FORWARD = "forward"
     """The signal's taps on the modules' outputs (`ForwardSignal`)."""
+
+
+UPDATE_COST = Cost(sweeps=4.0)
+"""Price of `Need.UPDATE`: the copy reads one sweep, its norm one, the difference two."""
 
 
 @dataclass(slots=True)
@@ -113,7 +118,8 @@ class StepView:
         optimizer: The innermost `torch.optim.Optimizer`.
         gradient_factor: Multiply gradients by it to unscale them (a fused optimizer under a gradient scaler); None: 1.
         clip: Total gradient norm and threshold of the loop's own clipping in this step; None where it did not clip.
-        skipped: How many updates were left out since the last completed step (gradients not finite, or asked for).
+        skipped: How many updates have been left out so far (gradients not finite, or asked for), since the run began
+            or was resumed.
         loss_scale: The gradient scaler's scale of this step, as a scalar tensor; None without a scaler.
         before: Parameters before the update, in the order of `layout.parameters`; None unless `Need.UPDATE` was met.
             At `step_end` the session has subtracted the parameters from them: read the difference by `undo`.

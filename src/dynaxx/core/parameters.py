@@ -284,6 +284,18 @@ def flat_real(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.reshape(-1)
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """The widest floating type of a device, for sums that run over a whole training.
+
+    Args:
+        device: Any device.
+
+    Returns:
+        float64, or float32 on Apple's GPUs, which lack it.
+    """
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def own_parameters(optimizer: torch.optim.Optimizer) -> Sequence[torch.Tensor]:
     """Every parameter an optimizer holds, in the order of its groups.
 

@@ -72,7 +72,8 @@ class Cost:
     Args:
         forwards: Training batches passed forward.
         backwards: Training batches passed backward.
-        sweeps: Tensors of the size of all parameters that are read (a norm of the gradient is one).
+        sweeps: Elements read from memory by all operations, temporaries included, over the number of parameters: the
+            norm of the gradient is one, the norm of a difference of two copies three.
         seconds: Wall-clock time, where it was measured.
     """
 

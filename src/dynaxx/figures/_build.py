@@ -1,10 +1,13 @@
 """Panels that several figures are made of: a column as lines or heat-map, and its quantiles over the entries."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 
 from dynaxx.core.panels import HeatMap, Line, Lines, Scale
+from dynaxx.errors import NotApplicable
 from dynaxx.figures._read import named, read, scale_for, sentence
 from dynaxx.runlog import LabelledArray, RunView
 
@@ -31,8 +34,9 @@ def line(array: LabelledArray, label: str, style: Style = "line") -> Line:
 
 
 def smoothed(view: RunView, name: str, label: str) -> tuple[Line, ...]:
-    """A scalar column as a curve, smoothed over faint raw values where it is long.
+    """A scalar column as a curve, smoothed over faint raw values where it is long and even.
 
+    Smoothing counts points, so that it would lag behind far where a signal backs off from every step to every 100th.
     The smoothed curve breaks where the raw value is not finite, so that it does not go on through a divergence.
 
     Args:
@@ -45,7 +49,8 @@ def smoothed(view: RunView, name: str, label: str) -> tuple[Line, ...]:
     """
     raw, smooth = read(view, name), read(view, name + ".smoothed")
     assert raw is not None, "the caller has read the column"
-    if smooth is None or len(raw) < FEW:
+    gaps = np.diff(raw.steps)
+    if smooth is None or len(raw) < FEW or gaps.max() > 2 * np.median(gaps):
         return (line(raw, label or name),)
     before = f"{label}, " if label else ""
     calm = line(smooth, before + "smoothed")
@@ -74,6 +79,29 @@ def heat_map(array: LabelledArray, title: str, note: str = "", scale: Scale | No
         scale=scale_for(array.values) if scale is None else scale,
         note=note or sentence(array.column.about),
     )
+
+
+def heat_maps(found: Mapping[str, LabelledArray], shown: Mapping[str, tuple[str, str, Scale | None]]) -> list[HeatMap]:
+    """Several statistics of the same things, each as a heat-map; those without a single number are named in a note.
+
+    Args:
+        found: Columns over an axis, by name.
+        shown: Title, note and scale by column.
+
+    Returns:
+        The heat-maps.
+
+    Raises:
+        NotApplicable: No column has a number.
+    """
+    empty = [name for name, array in found.items() if np.isnan(array.values).all()]
+    panels = [heat_map(array, *shown[name]) for name, array in found.items() if name not in empty]
+    if not panels:
+        raise NotApplicable(f"{', '.join(empty)} hold no number, only NaN")
+    if empty:
+        titles = ", ".join(shown[name][0].lower() for name in empty)
+        panels[0] = replace(panels[0], note=f"{panels[0].note} Without a value for any layer here: {titles}.".strip())
+    return panels
 
 
 def quantiles(view: RunView, name: str, title: str, note: str, reference: tuple[str, float] | None = None) -> Lines:

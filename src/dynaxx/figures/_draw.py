@@ -2,7 +2,7 @@
 
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,7 +26,7 @@ MISSING_COLOUR = "#E3E3E3"
 _WIDTH = 9.0
 _NOTE_WIDTH = 120
 _LEGEND_COLUMNS = 5
-_TABLE_ROWS = 30
+_TABLE_ROWS, _TABLE_WIDTH = 30, 180
 
 
 def draw(view: RunView, name: str) -> "Picture":
@@ -115,10 +115,11 @@ def _plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _legend(axes: "Axes") -> None:
-    handles, labels = axes.get_legend_handles_labels()
+def _legend(axes: "Axes", handles: Sequence[Any], labels: Sequence[str]) -> None:
+    # Handles are given: matplotlib leaves curves out whose own label begins with an underscore.
+    plain = [_plain(label) for label in labels]
     axes.legend(
-        handles, labels, frameon=False, fontsize=8, ncols=min(_LEGEND_COLUMNS, len(labels)), loc="lower left",
+        handles, plain, frameon=False, fontsize=8, ncols=min(_LEGEND_COLUMNS, len(labels)), loc="lower left",
         bbox_to_anchor=(0, 1), borderpad=0.1, borderaxespad=0.1, handlelength=1.4,
     )  # fmt: skip
 
@@ -130,32 +131,34 @@ def _legend_rows(axes: "Axes") -> int:
 
 def _lines(axes: "Axes", panel: Lines) -> None:
     solid = 0
+    handles: list[Any] = []
     for curve in panel.lines:
         x, y = envelope(curve.x, curve.y)
         if panel.y_scale == "log":
             y = np.where(y > 0, y, np.nan)
-        colour, label = COLOURS[solid % len(COLOURS)], _plain(curve.label)
+        colour = COLOURS[solid % len(COLOURS)]
         match curve.style:
             case "faint":
-                axes.plot(x, y, color=colour, alpha=0.3, linewidth=0.8, label=label)
+                drawn = axes.plot(x, y, color=colour, alpha=0.3, linewidth=0.8)
             case "dashed":
-                axes.plot(x, y, color="#777777", linestyle="--", linewidth=1.0, label=label)
+                drawn = axes.plot(x, y, color="#777777", linestyle="--", linewidth=1.0)
             case "points":
-                axes.plot(x, y, color=colour, marker="o", markersize=4, linewidth=1.0, label=label)
+                drawn = axes.plot(x, y, color=colour, marker="o", markersize=4, linewidth=1.0)
             case "line":
-                axes.plot(x, y, color=colour, linewidth=1.6, label=label)
+                drawn = axes.plot(x, y, color=colour, linewidth=1.6)
+        handles += drawn
         solid += curve.style in ("line", "points")
     bad = union(interval for curve in panel.lines for interval in not_finite(curve.x, curve.y))
-    for i, (first, last) in enumerate(bad):
-        axes.axvspan(first, last, color=BAD_COLOUR, alpha=0.25, linewidth=1.0, label="" if i else "not finite")
+    bands = [axes.axvspan(first, last, color=BAD_COLOUR, alpha=0.25, linewidth=1.0) for first, last in bad]
     if panel.y_scale == "log" and any((curve.y > 0).any() for curve in panel.lines):
         axes.set_yscale("log")
     axes.set_xlabel(_plain(panel.x_label))
     axes.set_ylabel(_plain(panel.y_label))
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.margins(x=0.01)
-    if len(panel.lines) > 1 or bad:
-        _legend(axes)
+    if len(handles) > 1 or bands:
+        labels = [*(curve.label for curve in panel.lines), *(["not finite"] if bands else [])]
+        _legend(axes, [*handles, *bands[:1]], labels)
 
 
 def _path(axes: "Axes", panel: Path) -> None:
@@ -165,13 +168,13 @@ def _path(axes: "Axes", panel: Path) -> None:
     for curve, colour in zip(panel.lines, colours, strict=True):
         axes.plot(curve.x, curve.y, color=colour, linewidth=1.8, solid_capstyle="round")
     first, last = panel.lines[0], panel.lines[-1]
-    axes.plot(first.x[0], first.y[0], "o", color=colours[0], markersize=7, label=f"start: {first.label}")
-    axes.plot(last.x[-1], last.y[-1], "s", color=colours[-1], markersize=7, label=f"end: {last.label}")
+    start = axes.plot(first.x[0], first.y[0], "o", color=colours[0], markersize=7)
+    end = axes.plot(last.x[-1], last.y[-1], "s", color=colours[-1], markersize=7)
+    _legend(axes, [*start, *end], [f"start: {first.label}", f"end: {last.label}"])
     axes.set_xlabel(_plain(panel.x_label))
     axes.set_ylabel(_plain(panel.y_label))
     axes.set_aspect("equal", adjustable="datalim")
     axes.grid(alpha=0.25, linewidth=0.6)
-    _legend(axes)
 
 
 def _heat(axes: "Axes", panel: HeatMap) -> None:
@@ -179,39 +182,51 @@ def _heat(axes: "Axes", panel: HeatMap) -> None:
 
     drawn = cells(panel.x, panel.values, panel.scale)
     edges = np.arange(len(panel.rows) + 1) - 0.5
+    (low, high), bad = drawn.colours, np.isinf(drawn.values.T)
+    varied = high > low
+    norm = LogNorm(low, high) if varied and panel.scale == "log" else Normalize(low, high if varied else low + 1)
     axes.set_facecolor(MISSING_COLOUR)
-    norm = (LogNorm if panel.scale == "log" and drawn.colours[0] > 0 else Normalize)(*drawn.colours)
     good = np.ma.masked_invalid(drawn.values.T)
     mesh = axes.pcolormesh(drawn.x, edges, good, norm=norm, cmap="viridis", rasterized=True)
-    bad = np.isinf(drawn.values.T)
+    keys: dict[str, str] = {}
     if bad.any():
-        red = ListedColormap([BAD_COLOUR])
-        axes.pcolormesh(drawn.x, edges, np.ma.masked_where(~bad, bad.astype(float)), cmap=red, rasterized=True)
-        axes.plot([], [], "s", color=BAD_COLOUR, label="not finite")
-        _legend(axes)
+        red = np.ma.masked_where(~bad, bad.astype(float))
+        axes.pcolormesh(drawn.x, edges, red, cmap=ListedColormap([BAD_COLOUR]), rasterized=True)
+        keys["not finite"] = BAD_COLOUR
+    if varied:
+        axes.figure.colorbar(mesh, ax=axes, pad=0.01).set_label(_plain(panel.value_label))
+    elif good.count():
+        keys[f"{low:.4g} everywhere"] = "#440154"
+    if keys:
+        _legend(axes, [axes.plot([], [], "s", color=colour)[0] for colour in keys.values()], list(keys))
     axes.invert_yaxis()
     every = max(1, -(-len(panel.rows) // 30))
-    axes.set_yticks(range(0, len(panel.rows), every), [_short(r) for r in panel.rows[::every]], fontsize=7)
+    axes.set_yticks(range(0, len(panel.rows), every), [_plain(_short(r, 32)) for r in panel.rows[::every]], fontsize=7)
     axes.set_xlabel("step")
-    axes.figure.colorbar(mesh, ax=axes, pad=0.01).set_label(_plain(panel.value_label))
 
 
-def _short(name: str, most: int = 32) -> str:
+def _short(name: str, most: int) -> str:
     """A long name by its end, which tells layers apart."""
-    return _plain(name if len(name) <= most else "…" + name[1 - most :])
+    return name if len(name) <= most else "…" + name[1 - most :]
 
 
 def _table(axes: "Axes", panel: Table) -> None:
     axes.set_axis_off()
-    rows = [[_plain(cell) for cell in row] for row in panel.rows[:_TABLE_ROWS]]
+    width = max(20, _TABLE_WIDTH // len(panel.header))
+    rows = [[_plain(_cut(cell, width)) for cell in row] for row in panel.rows[:_TABLE_ROWS]]
     if len(panel.rows) > _TABLE_ROWS:
         rows.append([f"… and {len(panel.rows) - _TABLE_ROWS} more", *([""] * (len(panel.header) - 1))])
     if not rows:
         return
     header = list(panel.header) if any(panel.header) else None
     table = axes.table(rows, colLabels=header, loc="upper left", cellLoc="left", colLoc="left", edges="horizontal")
+    table.set_in_layout(False)  # a wide table would squeeze the axes of all other panels
     table.auto_set_font_size(False)
     table.set_fontsize(8)
     table.auto_set_column_width(list(range(len(panel.header))))
     for cell in table.get_celld().values():
         cell.set_edgecolor("#CCCCCC")
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -133,7 +133,8 @@ def cells(x: np.ndarray, values: np.ndarray, scale: Scale) -> Cells:
 
     What spans decades ("log": norms, ratios) is pooled by maximum, so that spikes stay visible; the rest ("linear":
     fractions, means) by mean. A value that is not finite marks its whole cell: an infinite one, and a NaN of a step
-    at which no row has a number (the run has diverged). Any other NaN is missing: 0/0 in a ratio, a layer not used.
+    at which no row has a number any more (the run has diverged). Any other NaN is missing: 0/0 in a ratio, a layer not
+    used, a window that is not full yet.
 
     Args:
         x: Steps, shape (columns,), increasing.
@@ -145,7 +146,8 @@ def cells(x: np.ndarray, values: np.ndarray, scale: Scale) -> Cells:
     """
     columns, rows = values.shape
     finite = np.isfinite(values)
-    bad = np.isinf(values) | (~finite.any(axis=1, keepdims=True) & finite.any(axis=0))
+    numbers = finite.any(axis=1)
+    bad = np.isinf(values) | (~numbers & np.logical_or.accumulate(numbers))[:, None] & finite.any(axis=0)
     shown = finite & (values > 0) if scale == "log" else finite
     most = min(HEAT_COLUMNS, max(HEAT_COLUMNS_LEAST, HEAT_CELLS // max(rows, 1)))
     starts = np.linspace(0, columns, min(columns, most) + 1).astype(np.int64)

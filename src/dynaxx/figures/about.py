@@ -21,7 +21,7 @@ class About(Figure):
         """Facts, problems and notes of the log, attempts, layers."""
         manifest = view.manifest
         model = manifest.get("model") or {}
-        facts = [("model", f"{model.get('class', '?')}, {model.get('numel', 0):,} parameters")] if model else []
+        facts = [("model", _model(model))] if model else []
         facts += [row for key, value in manifest.items() if key not in _APART for row in _flat(key, value)]
         panels: list[Panel] = [Table(title="Run", header=("", ""), rows=tuple(facts))]
         for title, texts in (("Problems", view.problems), ("Notes", view.notes)):
@@ -35,12 +35,28 @@ class About(Figure):
         return panels
 
 
+def _model(model: Mapping[str, Any]) -> str:
+    where = [str(model[key]) for key in ("dtype", "device") if key in model]
+    return ", ".join([str(model.get("class", "?")), f"{model.get('numel', 0):,} parameters", *where])
+
+
 def _flat(key: str, value: Any) -> list[tuple[str, str]]:
+    """A fact as rows: one for each entry of a mapping, however deep; lists stay together."""
     if isinstance(value, Mapping):
         return [row for k, v in value.items() for row in _flat(f"{key}: {k}", v)]
     if isinstance(value, list | tuple):
+        if any(isinstance(item, Mapping) for item in value):
+            return [(f"{key} {i}", _inline(item)) for i, item in enumerate(value)]
         value = " ".join(map(str, value))
     return [] if value in (None, "") else [(key, str(value))]
+
+
+def _inline(item: Any) -> str:
+    return (
+        ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in item.items())
+        if isinstance(item, Mapping)
+        else str(item)
+    )
 
 
 def _attempts(attempts: Sequence[Attempt]) -> Table:

@@ -16,7 +16,7 @@ class CostOfMeasuring(Figure):
     order = 110
 
     def panels(self, view: RunView) -> Sequence[Panel]:
-        """One row per signal, from the last self-test or calibration; a second table of overhead and budget."""
+        """What gradients are seen, overhead and budget; what is missing; one row per signal."""
         known = what_is_known(view)
         signals = [s for s in known.get("signals", ()) if isinstance(s, Mapping)]
         facts = _facts(known)
@@ -25,6 +25,9 @@ class CostOfMeasuring(Figure):
         panels: list[Panel] = []
         if facts:
             panels.append(Table(title="Overhead", header=("", ""), rows=facts))
+        if known.get("missing"):
+            missing = tuple((str(what),) for what in known["missing"])
+            panels.append(Table(title="What could not be measured", header=("",), rows=missing))
         if signals:
             panels.append(
                 Table(
@@ -38,18 +41,16 @@ class CostOfMeasuring(Figure):
 
 
 def what_is_known(view: RunView) -> Mapping[str, Any]:
-    """What self-tests and calibrations said last, by field.
+    """What calibration, self-test and the end of the run said last, by field; the overhead at the end is the real one.
 
     Args:
         view: The run.
 
     Returns:
-        Field → value: `seen`, `overhead` and `budget` as fractions of the step time, `signals`.
+        Field → value: `seen`, `missing`, `overhead` and `budget` as fractions of the step time, `signals`.
     """
-    known: dict[str, Any] = {}
-    for event in (*view.events("self_test"), *view.events("calibration")):
-        known |= {key: value for key, value in event.items() if value is not None}
-    return known
+    told = [event for kind in ("calibration", "self_test", "run_end") for event in view.events(kind)]
+    return {key: value for event in told for key, value in event.items()}
 
 
 def _facts(known: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

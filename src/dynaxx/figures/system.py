@@ -19,13 +19,15 @@ _TIMES = {
     "system.optimizer_seconds": "optimizer",
     "system.measuring_seconds": "measuring",
 }
-_RATES = {"system.samples_per_second": "Samples per second", "system.tokens_per_second": "Tokens per second"}
 _MEMORY = {"system.memory_host": "host", "system.memory_device": "device"}
 _REST = {
-    "flops": "Floating-point operations per second",
-    "flops.utilisation": "Model FLOP utilisation",
-    "system.device_busy": "Share of time the accelerator was busy",
+    "system.samples_per_second": ("Samples per second", "samples/s"),
+    "system.tokens_per_second": ("Tokens per second", "tokens/s"),
+    "flops": ("Floating-point operations per second", "FLOP/s"),
+    "flops.utilisation": ("Model FLOP utilisation", "share of the peak"),
+    "system.device_busy": ("Time the accelerator was busy", "share"),
 }
+"""Title and vertical axis."""
 _GIB = 2.0**30
 
 
@@ -37,13 +39,13 @@ class System(Figure):
 
     def panels(self, view: RunView) -> Sequence[Panel]:
         """Parts of the step time, throughput, memory, utilisation."""
-        names = (*_TIMES, *_RATES, *_MEMORY, *_REST)
+        names = (*_TIMES, *_MEMORY, *_REST)
         found = read_some(view, names, "neither times nor memory were recorded in this run")
         panels: list[Panel] = []
         times = {_TIMES[name]: array for name, array in found.items() if name in _TIMES}
         if times:
             panels.append(_times(times))
-        panels += [_calm(found[name], title) for name, title in (_RATES | _REST).items() if name in found]
+        panels += [_calm(found[name], *shown) for name, shown in _REST.items() if name in found]
         memory = {_MEMORY[name]: array for name, array in found.items() if name in _MEMORY}
         if memory:
             panels.append(_memory(memory))
@@ -69,7 +71,7 @@ def _times(times: dict[str, LabelledArray]) -> Lines:
     )
 
 
-def _calm(array: LabelledArray, title: str) -> Lines:
+def _calm(array: LabelledArray, title: str, y_label: str) -> Lines:
     x, y = _running_median(array)
     return Lines(
         title=title,
@@ -77,7 +79,7 @@ def _calm(array: LabelledArray, title: str) -> Lines:
             Line(label="each step", x=x, y=array.values.astype(np.float64), style="faint"),
             Line(label="running median", x=x, y=y),
         ),
-        y_label=title.lower(),
+        y_label=y_label,
         y_scale=scale_for(array.values),
         note=sentence(array.column.about),
     )

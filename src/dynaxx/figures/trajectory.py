@@ -9,7 +9,7 @@ from dynaxx.core.contracts import Figure
 from dynaxx.core.panels import Line, Lines, Panel
 from dynaxx.figures._build import line, smoothed
 from dynaxx.figures._path import Path
-from dynaxx.figures._read import named, read_some, scale_for
+from dynaxx.figures._read import named, read_some
 from dynaxx.runlog import LabelledArray, RunView
 
 _NAMES = ("trajectory.distance", "trajectory.path_length", "trajectory.cosine", "trajectory.sketch")
@@ -37,7 +37,6 @@ class Trajectory(Figure):
                     title="Distance from the start and length of the path",
                     lines=lines,
                     y_label=named("length", unit),
-                    y_scale=scale_for(*(curve.y for curve in lines)),
                     note="A path much longer than the distance turns or oscillates.",
                 )
             )
@@ -68,7 +67,7 @@ def principal_path(sketches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     Example:
         >>> path, share = principal_path(np.outer(np.arange(5.0), [3.0, 4.0]))
-        >>> np.abs(path[:, 0]).tolist(), share.round(12).tolist()
+        >>> path[:, 0].round(9).tolist(), share.round(9).tolist()
         ([0.0, 5.0, 10.0, 15.0, 20.0], [1.0, 0.0])
     """
     centred = sketches.astype(np.float64) - sketches.mean(axis=0, dtype=np.float64)
@@ -76,8 +75,9 @@ def principal_path(sketches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     variances, vectors = np.linalg.eigh(centred @ centred.T)
     top = np.maximum(variances[::-1][:2], 0.0)
     path = vectors[:, ::-1][:, :2] * np.sqrt(top)
+    # The sign of a component is arbitrary: the end is put to the upper right of the start.
+    path = path * np.where(path[-1] < path[0], -1.0, 1.0)
     path = path - path[0]
-    path = path * np.where(path[-1] < 0, -1.0, 1.0)
     whole = float(np.square(centred).sum())
     return path, top / whole if whole > 0 else np.zeros(2)
 

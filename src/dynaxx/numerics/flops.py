@@ -9,15 +9,19 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 PEAK = {
     "B200": 2250e12,
+    "H200 NVL": 835e12,
     "H200": 989e12,
+    "H100 NVL": 835e12,
+    "H100 PCIE": 756e12,
     "H100": 989e12,
     "A100": 312e12,
     "L40S": 362e12,
     "L4": 121e12,
+    "V100 PCIE": 112e12,
     "V100": 125e12,
     "T4": 65e12,
 }
-"""Dense 16-bit peak of accelerators in FLOP/s, by a part of their name, from NVIDIA's data sheets."""
+"""Dense 16-bit peak of accelerators in FLOP/s from NVIDIA's data sheets, by words of the name; the first fit holds."""
 
 
 class CountFlops(TorchDispatchMode):
@@ -59,5 +63,5 @@ def peak(device: torch.device) -> float | None:
     """
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((flops for part, flops in PEAK.items() if part in name.split()), None)
+    words = set(torch.cuda.get_device_name(device).upper().replace("-", " ").split())
+    return next((flops for name, flops in PEAK.items() if words.issuperset(name.split())), None)

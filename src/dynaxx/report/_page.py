@@ -5,6 +5,7 @@ import hashlib
 import html
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
@@ -73,6 +74,10 @@ def _drawn(view: RunView) -> str:
     import matplotlib as mpl
 
     buffer = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none"}):
-        picture.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return buffer.getvalue()[buffer.getvalue().index("<svg") :]
+    nameless = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    # The browser draws the text, with its own fonts: a glyph that matplotlib's font lacks is no loss.
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "dynaxx"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        picture.savefig(buffer, format="svg", metadata=nameless)
+    drawn = buffer.getvalue()
+    return drawn[drawn.index("<svg") :]

@@ -10,9 +10,10 @@ from torch.overrides import TorchFunctionMode
 
 from dynaxx.core.contracts import ForwardSignal, FunctionObserver, Tap
 from dynaxx.core.parameters import bare_name, is_compiled
+from dynaxx.session.hooks import SilentInCopies
 
 
-class _TapHook:
+class _TapHook(SilentInCopies):
     """A module's forward hook that calls its taps while the watch is on. Copies and pickles of the model stay silent.
 
     It runs inside compiled graphs: `on` is a plain attribute, so that turning it switches between two graphs.
@@ -29,12 +30,6 @@ class _TapHook:
             with torch.no_grad():
                 for tap in self.taps:
                     tap(inputs, output)
-
-    def __deepcopy__(self, memo: Any) -> "_TapHook":
-        return _TapHook()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (_TapHook, ())
 
 
 class _Functions(TorchFunctionMode):

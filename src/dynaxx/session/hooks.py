@@ -1,5 +1,8 @@
 """Where Dynaxx touches an unchanged loop: the model's forward, clipping, the gradient scaler, the optimizer's step."""
 
+import contextlib
+import math
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any, Protocol, cast
@@ -8,8 +11,9 @@ import torch
 from torch import nn
 from torch.nn.utils import clip_grad
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from dynaxx.core.parameters import Layout
+from dynaxx.core.parameters import Layout, own_parameters
 from dynaxx.errors import BadInput
 
 
@@ -20,16 +24,16 @@ class Listener(Protocol):
         """A training forward of the model begins."""
         ...
 
-    def forward_ends(self, inputs: tuple[Any, ...], output: Any) -> None:
-        """It has ended; the output is None where it failed."""
+    def forward_ends(self, inputs: tuple[Any, ...], output: Any, *, failed: bool) -> None:
+        """It has ended; where it failed by an exception there is no output."""
         ...
 
     def backward_seen(self) -> None:
         """A gradient has been accumulated."""
         ...
 
-    def clipping(self, parameters: list[torch.Tensor], max_norm: float, total: torch.Tensor) -> None:
-        """The loop is about to clip gradients."""
+    def clipping(self, threshold: float, total: torch.Tensor | None) -> None:
+        """The loop is about to clip gradients, by their norm `total` or, where that is None, by value."""
         ...
 
     def step_begins(self, closure: Callable[[], Any] | None) -> Callable[[], Any] | None:
@@ -44,23 +48,27 @@ class Listener(Protocol):
         """The gradient scaler left the optimizer's step out."""
         ...
 
+    def step_of_another(self, optimizer: Optimizer) -> None:
+        """Another optimizer has updated watched parameters."""
+        ...
 
-class _Hook:
-    """A hook that stays behind: copies and pickles of the model or parameter carry one that does nothing."""
 
-    def __init__(self, call: Callable[..., Any] | None = None) -> None:
+class SilentInCopies:
+    """A hook that stays behind: copies and pickles of the model carry one of the standard library's that does nothing.
+
+    So a pickled model can be read where Dynaxx is not installed, and an averaged copy reports nothing.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (getattr, (contextlib.nullcontext(), "__exit__"))  # takes any arguments, returns None
+
+
+class _Hook(SilentInCopies):
+    def __init__(self, call: Callable[..., Any]) -> None:
         self._call = call
 
     def __call__(self, *args: Any) -> Any:
-        if self._call is None or torch.compiler.is_compiling():
-            return None
-        return self._call(*args)
-
-    def __deepcopy__(self, memo: Any) -> "_Hook":
-        return _Hook()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (_Hook, ())
+        return None if torch.compiler.is_compiling() else self._call(*args)
 
 
 class Hooks:
@@ -78,21 +86,29 @@ class Hooks:
         self._training = False
         self._depth = 0
         self._evaluation_too = not model.training
+        self._model = model
+        self._optimizer = optimizer
         self._handles: list[Any] = [
-            model.register_forward_pre_hook(_Hook(self._before_forward), with_kwargs=True),
-            model.register_forward_hook(_Hook(self._after_forward), always_call=True),
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
+            register_optimizer_step_post_hook(self._after_any_step),
         ]
+        self._in_place = model.__dict__.get("_compiled_call_impl")
+        if self._in_place is None:
+            self._handles += [
+                model.register_forward_pre_hook(_Hook(self._before_forward), with_kwargs=True),
+                model.register_forward_hook(_Hook(self._after_forward), always_call=True),
+            ]
+        else:  # `model.compile()` makes hooks of the model itself part of its graph, where nothing can be counted
+            model.__dict__["_compiled_call_impl"] = self._compiled_in_place
         learning = next((p for p in layout.parameters if p.requires_grad), None)
         if learning is not None:
             self._handles.append(learning.register_post_accumulate_grad_hook(_Hook(lambda _: listener.backward_seen())))
-        self._scaler = scaler
-        if scaler is not None:
-            scaler.step = _scaler_step(scaler, optimizer, listener, self)
-        self._listener = listener
+        self._scaler_step = None if scaler is None else _ScalerStep(scaler, optimizer, self)
+        self.listener = listener
         self.fired = False
         self._watched = {id(p) for p in layout.parameters}
+        self._strangers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         _clip_watchers.add(self)
         _wrap_clipping()
 
@@ -101,40 +117,58 @@ class Hooks:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        if self._scaler is not None:
-            self._scaler.__dict__.pop("step", None)
+        if self._in_place is not None:
+            self._model.__dict__["_compiled_call_impl"] = self._in_place
+        if self._scaler_step is not None:
+            self._scaler_step.close()
         _clip_watchers.discard(self)
 
-    def clipping(self, parameters: list[torch.Tensor], max_norm: float, total: torch.Tensor) -> None:
+    def clipping(self, parameters: list[torch.Tensor], threshold: float, total: torch.Tensor | None) -> None:
         """Pass a clip on if it concerns the watched parameters.
 
         Args:
             parameters: What is about to be clipped.
-            max_norm: Threshold.
-            total: Norm that clipping has found.
+            threshold: Largest norm or value.
+            total: Norm that clipping has found; None where it clips by value.
         """
         if any(id(p) in self._watched for p in parameters):
-            self._listener.clipping(parameters, max_norm, total)
+            self.listener.clipping(threshold, total)
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._depth += 1
         if self._depth == 1:
-            self._training = torch.is_grad_enabled() and (module.training or self._evaluation_too)
+            if module.training:
+                self._evaluation_too = False
+            wanted = torch.is_grad_enabled() and (module.training or self._evaluation_too)
+            # Within a backward it is activation checkpointing that computes the forward once more.
+            self._training = wanted and cast(Any, torch)._C._current_graph_task_id() == -1
             if self._training:
-                self._listener.forward_begins(args, kwargs)
+                self.listener.forward_begins(args, kwargs)
 
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         del module
+        if self._depth == 0:  # another hook failed before ours was called
+            return
         self._depth -= 1
         if self._depth == 0 and self._training:
             self._training = False
-            self._listener.forward_ends(args, output)
+            self.listener.forward_ends(args, output, failed=output is None and sys.exc_info()[1] is not None)
+
+    def _compiled_in_place(self, *args: Any, **kwargs: Any) -> Any:
+        assert self._in_place is not None
+        self._before_forward(self._model, args, kwargs)
+        output = None
+        try:
+            output = self._in_place(*args, **kwargs)
+        finally:
+            self._after_forward(self._model, args, output)
+        return output
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         del optimizer
         self.fired = True
         closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimizer itself
-        wrapped = self._listener.step_begins(closure)
+        wrapped = self.listener.step_begins(closure)
         if wrapped is closure:
             return None
         if len(args) > 1:
@@ -143,7 +177,16 @@ class Hooks:
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         del optimizer, args, kwargs
-        self._listener.step_ends()
+        self.listener.step_ends()
+
+    def _after_any_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        del args, kwargs
+        if optimizer is self._optimizer or optimizer in self._strangers:
+            return
+        if any(id(p) in self._watched for p in own_parameters(optimizer)):
+            self.listener.step_of_another(optimizer)
+        else:
+            self._strangers.add(optimizer)
 
 
 def innermost(optimizer: Any) -> Optimizer:
@@ -158,48 +201,84 @@ def innermost(optimizer: Any) -> Optimizer:
     Raises:
         BadInput: There is none.
     """
-    inner = optimizer
-    while not isinstance(inner, Optimizer) or isinstance(inner.__dict__.get("optimizer"), Optimizer):
-        if "optimizer" not in getattr(inner, "__dict__", {}):
-            kind = type(optimizer).__name__
-            raise BadInput(f"watch(optimizer=...) must be a torch.optim.Optimizer or a wrapper of one. Got {kind}.")
-        inner = inner.__dict__["optimizer"]
+    inner, within = optimizer, getattr(optimizer, "optimizer", None)
+    while within is not None and within is not inner:
+        inner, within = within, getattr(within, "optimizer", None)
+    if not isinstance(inner, Optimizer):
+        kind = type(optimizer).__name__
+        raise BadInput(f"watch(optimizer=...) must be a torch.optim.Optimizer or a wrapper of one. Got {kind}.")
     return inner
 
 
-def _scaler_step(scaler: Any, optimizer: Optimizer, listener: Listener, hooks: Hooks) -> Callable[..., Any]:
-    original = scaler.step
+class _ScalerStep:
+    """Stands before a gradient scaler's `step` to see the steps that it leaves out; closed, it only hands on.
 
-    def step(stepped: Any, *args: Any, **kwargs: Any) -> Any:
-        if innermost(stepped) is not optimizer:
-            return original(stepped, *args, **kwargs)
+    Args:
+        scaler: The scaler; several watches may share it, and end in any order.
+        optimizer: The watched optimizer.
+        hooks: Whether the optimizer's hook fired, and whom to tell.
+    """
+
+    def __init__(self, scaler: Any, optimizer: Optimizer, hooks: Hooks) -> None:
+        self._scaler = scaler
+        self._optimizer = optimizer
+        self._hooks: Hooks | None = hooks
+        self._next = scaler.step
+        scaler.step = self
+
+    def __call__(self, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+        hooks = self._hooks
+        if hooks is None or innermost(optimizer) is not self._optimizer:
+            return self._next(optimizer, *args, **kwargs)
         hooks.fired = False
-        result = original(stepped, *args, **kwargs)
+        result = self._next(optimizer, *args, **kwargs)
         if not hooks.fired:
-            listener.step_left_out()
+            hooks.listener.step_left_out()
         return result
 
-    return step
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (getattr, (self._scaler, "step"))  # a copy of the scaler has its own step, unwatched
+
+    def close(self) -> None:
+        """Take it out again, where nothing else has been put before it since."""
+        self._hooks = None
+        if self._scaler.__dict__.get("step") is self:
+            del self._scaler.step
+            below = self._next
+            while isinstance(below, _ScalerStep) and below._hooks is None:
+                below = below._next
+            if isinstance(below, _ScalerStep):
+                self._scaler.step = below
 
 
 _clip_watchers: "weakref.WeakSet[Hooks]" = weakref.WeakSet()
 
 
 def _wrap_clipping() -> None:
-    """Wrap the function through which every `clip_grad_norm_` goes, however it was imported; once per process."""
-    module = cast(Any, clip_grad)
-    original = module._clip_grads_with_norm_
-    if isinstance(original, _Clip):
-        return
-    module._clip_grads_with_norm_ = _Clip(original)
+    """Listen in on torch's clipping functions, however they were or will be imported; once per process."""
+    for function in (clip_grad.clip_grad_value_, cast(Any, clip_grad)._clip_grads_with_norm_):
+        # Both are closures of torch's `_no_grad` over the function proper; what other modules imported is the closure.
+        cell = next(c for c in function.__closure__ or () if callable(c.cell_contents))
+        if not isinstance(cell.cell_contents, _Clip):
+            cell.cell_contents = _Clip(cell.cell_contents)
 
 
 class _Clip:
+    """Tells the watches before it clips.
+
+    Args:
+        original: `_clip_grads_with_norm_(parameters, max_norm, total_norm, ...)`, through which every
+            `clip_grad_norm_` goes, or `clip_grad_value_(parameters, clip_value, ...)`.
+    """
+
     def __init__(self, original: Callable[..., None]) -> None:
         self._original = original
 
-    def __call__(self, parameters: Any, max_norm: float, total_norm: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+    def __call__(self, parameters: Any, *args: Any, **kwargs: Any) -> None:
         tensors = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
-        for hooks in list(_clip_watchers):
-            hooks.clipping(tensors, float(max_norm), total_norm)
-        self._original(tensors, max_norm, total_norm, *args, **kwargs)
+        total = kwargs.get("total_norm", args[1] if len(args) > 1 else None)
+        threshold = kwargs.get("max_norm", kwargs.get("clip_value", args[0] if args else math.inf))
+        if not torch.compiler.is_compiling():
+            for hooks in list(_clip_watchers):
+                hooks.clipping(tensors, float(threshold), total if isinstance(total, torch.Tensor) else None)
+        self._original(tensors, *args, **kwargs)

@@ -14,6 +14,7 @@ from dynaxx import catalog
 from dynaxx.core.contracts import ForwardSignal, Signal
 from dynaxx.core.events import Event, Need, StepView
 from dynaxx.core.parameters import Layout
+from dynaxx.core.records import Measurement
 from dynaxx.errors import NotApplicable
 from dynaxx.numerics.reductions import before_norms
 from dynaxx.runlog.recorder import Recorder
@@ -72,6 +73,7 @@ class Instruments:
         self._update_seconds: list[float] = []
         self._forward_seconds: list[float] = []
         self._steps: list[tuple[float, float]] = []
+        self._pending: list[tuple[Instrument, Any, str, int, Sequence[Measurement]]] = []
         self.calibrated = False
         self.not_applicable: dict[str, str] = {}
         self.instruments: list[Instrument] = []
@@ -129,7 +131,7 @@ class Instruments:
         self._update_seconds[-1] += time.perf_counter() - start
 
     def measure(self, event: Event, view: StepView) -> None:
-        """Measure every signal of an event that is due.
+        """Measure every signal of an event that is due; what it gives waits for `commit` or `discard`.
 
         Args:
             event: `grads_ready` or `step_end`.
@@ -139,15 +141,28 @@ class Instruments:
             if view.step % instrument.cadence:
                 continue
             start = time.perf_counter()
+            before = instrument.state
             try:
-                instrument.state, values = instrument.signal.measure(instrument.state, view)
+                instrument.state, values = instrument.signal.measure(before, view)
             except Exception as error:  # a broken instrument must never stop a training
                 self._retire(instrument, error)
                 continue
-            if values:
-                self._recorder.add(f"every_{instrument.cadence}", view.step, values)
+            self._pending.append((instrument, before, f"every_{instrument.cadence}", view.step, values))
             if not self.calibrated:
                 instrument.seconds.append(time.perf_counter() - start)
+
+    def commit(self) -> None:
+        """The step is complete: its measurements go to the log."""
+        for _, _, stream, step, values in self._pending:
+            if values:
+                self._recorder.add(stream, step, values)
+        self._pending.clear()
+
+    def discard(self) -> None:
+        """The update was left out, or its gradients were not complete: nothing has been measured."""
+        for instrument, before, *_ in reversed(self._pending):
+            instrument.state = before
+        self._pending.clear()
 
     def finish(self, view: StepView) -> bool:
         """The step is over: keep its times for the calibration.

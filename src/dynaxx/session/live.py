@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from dynaxx.actuator import Actuator
 from dynaxx.core.events import Event, StepBatch, StepTimes, StepView
-from dynaxx.core.parameters import Layout
+from dynaxx.core.parameters import Layout, is_sharded
 from dynaxx.core.task import first_tensor
 from dynaxx.numerics.flops import CountFlops
 from dynaxx.runlog.recorder import Recorder
@@ -17,6 +17,8 @@ from dynaxx.session.instruments import Instruments
 
 _COUNTED = 2
 """The forward whose operations are counted: the first may compile, pad or initialise lazily."""
+_STRANGE = 10
+"""Updates by another optimizer in a row, without one by the watched optimizer, before it is said."""
 
 
 class Live:
@@ -31,6 +33,7 @@ class Live:
         recorder: Where measurements go.
         world_size: Ranks that train together.
         left_out: Called with the step and the reason whenever an update is left out.
+        warn: Called with a message where nothing can be measured.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class Live:
         *,
         world_size: int,
         left_out: Callable[[int, str], None],
+        warn: Callable[[str], None],
     ) -> None:
         self.layout = layout
         self.optimizer = optimizer
@@ -55,17 +59,24 @@ class Live:
         self.epoch: float | None = None
         self.forwards_seen = 0
         self.clips_seen = False
+        self.scaler_unseen = False
+        """Whether a forward ran under float16 autocast while no gradient scaler could be seen."""
         self.had_gradient: set[int] = set()
         self.after_calibration: Callable[[], None] = lambda: None
         self._world_size = world_size
         self._left_out = left_out
+        self._warn = warn
         self._skipped = 0
+        self._skipped_since = 0
+        self._strange = 0
         self._flops_per_sample = 0.0
         self._counting: tuple[CountFlops, int] | None = None
         self._view = self._new_view()
         self._measured = False
         self._looking = False
         self._backward = False
+        self._stepping = False
+        self._evaluated = False
         self._last_end = self._mark = time.perf_counter()
         self._pause = 0.0
         self._pause_began: float | None = None
@@ -93,8 +104,11 @@ class Live:
 
     @property
     def current(self) -> int:
-        """The step that a logged value belongs to: the one in progress once a training forward was seen."""
-        return self.step + (1 if self._backward or self._view.batch.forwards else 0)
+        """The step that a logged value belongs to: the one in progress once a training forward was seen.
+
+        After an update that was left out the step is still in progress: the coming update is another attempt at it.
+        """
+        return self.step + (1 if self._backward or self._view.batch.forwards or self._skipped_since else 0)
 
     @property
     def partial(self) -> bool:
@@ -124,7 +138,7 @@ class Live:
             if self.instruments.forward is not None:
                 self.instruments.forward.switch(self._looking)
         self.forwards_seen += 1
-        samples = self._count(view.batch, inputs, keywords)
+        samples = self._samples = self._count(view.batch, inputs, keywords)
         watch = self.instruments.forward
         if watch is not None and self._looking:
             watch.enter()
@@ -133,10 +147,13 @@ class Live:
             self._counting[0].__enter__()
         self._leave(start)
 
-    def forward_ends(self, inputs: tuple[Any, ...], output: Any) -> None:
+    def forward_ends(self, inputs: tuple[Any, ...], output: Any, *, failed: bool) -> None:
         """Take the looking glass out again."""
         start = time.perf_counter()
         view = self._view
+        if failed:  # the loop may catch it and go on with the next batch: this one is in no gradient
+            view.batch.forwards -= 1
+            view.batch.samples -= self._samples
         if self._counting is not None:
             flops, samples = self._counting
             flops.__exit__(None, None, None)
@@ -153,25 +170,38 @@ class Live:
     def backward_seen(self) -> None:
         """A gradient arrived: a step is in progress even where its forward cannot be seen."""
         self._backward = True
+        if self._measured and not self._stepping:  # by a clip within an accumulation, or one whose step never came
+            self._forget()
 
-    def clipping(self, parameters: list[torch.Tensor], max_norm: float, total: torch.Tensor) -> None:
+    def clipping(self, threshold: float, total: torch.Tensor | None) -> None:
         """Measure before the first clip of a step, when gradients are complete and whole."""
-        del parameters
         start = self._enter()
         self.clips_seen = True
         if not self._measured:
             self._grads_ready(unscaled=self._unscaled())
-        if self._view.clip is None:
-            self._view.clip = (total.detach(), max_norm)
+        if self._view.clip is None and total is not None:
+            # Of sharded gradients the norm may be partial; all ranks clip, so all meet here.
+            whole = cast(Any, total).full_tensor() if is_sharded(total) else total
+            self._view.clip = (whole.detach(), threshold)
         self._leave(start)
 
     def step_begins(self, closure: Callable[[], Any] | None) -> Callable[[], Any] | None:
         """Measure, act, and copy the parameters where the update is to be known."""
         start = self._enter()
-        if closure is None:
-            if not self._measured:
-                self._grads_ready(unscaled=True)
-            self._act()
+        if self._stepping:  # the last step raised an error that the loop has caught
+            self._abandon()
+        self._stepping = True
+        self._strange = 0
+        if self.scaler is None and getattr(self.optimizer, "found_inf", None) is None:
+            half = self._view.batch.compute_dtype is torch.float16
+            self.scaler_unseen |= half and self.layout.parameters[0].dtype is not torch.float16
+        if closure is None and not self._measured:
+            self._grads_ready(unscaled=True)
+        if not self.actuator.idle:
+            with torch.no_grad():
+                self.actuator.before(self._view)
+                if closure is None:
+                    self.actuator.reshape(self._view)
         if self.instruments.needs(self._view.step)[1]:
             with torch.no_grad():
                 self.instruments.keep(self._view)
@@ -194,17 +224,16 @@ class Live:
                 return
             self.instruments.compare(view)
             self.step += 1
-            view.skipped = self._skipped
             view.times.total = start - self._last_end - self._pause
             view.batch.epoch = self.epoch
             view.batch.flops_per_sample = self._flops_per_sample
             self.instruments.measure(Event.STEP_END, view)
+        self.instruments.commit()
         self._leave(start)
         view.times.total = self._mark - self._last_end - self._pause
         self._spent += view.times.measuring
         self._passed += view.times.total
         ready = self.instruments.finish(view)
-        self._skipped = 0
         self._start_over()
         if ready:
             self.after_calibration()
@@ -214,6 +243,17 @@ class Live:
     def step_left_out(self) -> None:
         """The gradient scaler found gradients that are not finite and did not call the optimizer."""
         self._leave_out("gradients overflowed under the gradient scaler")
+
+    def step_of_another(self, optimizer: Optimizer) -> None:
+        """Say it when the watched optimizer is no longer the one that trains."""
+        self._strange += 1
+        if self._strange == _STRANGE:
+            other, own = type(optimizer).__name__, type(self.optimizer).__name__
+            self._warn(
+                f"Another optimizer ({other}) has updated the watched model {_STRANGE} times while the watched one "
+                f"({own}) did not step, so nothing is measured. If the optimizer was made anew, close this run and "
+                "watch the new one."
+            )
 
     def _enter(self) -> float:
         """Dynaxx begins to work: since it last did, the loop's backward ran, if a forward came before."""
@@ -232,41 +272,61 @@ class Live:
         self._view.times.measuring += self._mark - start
 
     def _leave_out(self, why: str) -> None:
+        """The step is still to come: what was measured of this attempt at it is forgotten, its time counts."""
         self._skipped += 1
+        self._skipped_since += 1
         self._left_out(self.step + 1, why)
+        self._forget()
+        self._view.batch = StepBatch()
+        self._backward = self._stepping = self._evaluated = False
+
+    def _forget(self) -> None:
+        """Undo the measurements of the step in progress."""
+        self.instruments.discard()
         left, self._view = self._view, self._new_view()
         self._view.times, self._view.batch = left.times, left.batch
-        self._measured = self._backward = False
+        self._measured = False
+
+    def _abandon(self) -> None:
+        """The optimizer's step, or its closure, raised an error."""
+        with torch.no_grad():
+            self.actuator.after(self._view)
+        self._forget()
+        self._stepping = self._evaluated = False
 
     def _grads_ready(self, *, unscaled: bool) -> None:
         view = self._view
         self._measured = True
         if not self.instruments.calibrated:
             self.had_gradient.update(id(p) for p in self.layout.parameters if p.grad is not None)
+        view.skipped = self._skipped
         view.loss_scale = self._loss_scale()
         fused = cast(Any, getattr(self.optimizer, "grad_scale", None))  # present during a fused step under a scaler
         if fused is not None:
             view.gradient_factor = fused.reciprocal()
+            view.loss_scale = fused.detach().clone()
         elif not unscaled and view.loss_scale is not None:
             view.gradient_factor = view.loss_scale.reciprocal()
         with torch.no_grad():
             self.instruments.measure(Event.GRADS_READY, view)
 
-    def _act(self) -> None:
-        if not self.actuator.idle:
-            with torch.no_grad():
-                self.actuator.before(self._view)
-
     def _wrapped(self, closure: Callable[[], Any]) -> Callable[[], Any]:
-        """The loop's closure computes gradients within the step: measure and act right after it."""
+        """The loop's closure computes gradients within the step: measure after its first call, act after each."""
 
         def measured() -> Any:
-            result = closure()
+            try:
+                result = closure()
+            except BaseException:
+                self._abandon()
+                raise
+            start = time.perf_counter()
             if not self._measured:
-                start = time.perf_counter()
                 self._grads_ready(unscaled=True)
-                self._act()
-                self._view.times.measuring += time.perf_counter() - start
+            if not self.actuator.idle:
+                with torch.no_grad():
+                    self.actuator.reshape(self._view, again=self._evaluated)
+            self._evaluated = True
+            self._view.times.measuring += time.perf_counter() - start
             return result
 
         return measured
@@ -287,8 +347,8 @@ class Live:
         if tensor is None:
             tensor = first_tensor(keywords)
         batch.forwards += 1
-        samples = 0 if tensor is None or tensor.dim() == 0 else tensor.shape[0]
-        batch.samples += samples
+        samples = 0 if tensor is None or tensor.dim() == 0 or self._evaluated else tensor.shape[0]
+        batch.samples += samples  # a closure's further evaluations see the same examples again
         if tensor is not None and tensor.dim() == 2 and not tensor.is_floating_point():
             batch.tokens += tensor.numel()
         kind = self.layout.device.type
@@ -310,5 +370,6 @@ class Live:
 
     def _start_over(self) -> None:
         self._view = self._new_view()
-        self._measured = self._backward = self._looking = False
+        self._measured = self._backward = self._looking = self._stepping = self._evaluated = False
+        self._skipped_since = 0
         self._last_end, self._pause, self._data = self._mark, 0.0, 0.0

@@ -8,9 +8,10 @@ from dynaxx.session.instruments import Instruments
 from dynaxx.session.live import Live
 
 _FORWARD = (
-    "no training forward of the watched model was seen, so activations, batch sizes and forward times are missing: "
-    "watch the object that the loop calls"
+    "no forward of the watched model in training mode was seen, so activations, batch sizes and forward times are "
+    "missing: watch the object that the loop calls"
 )
+_SCALER = "updates that a gradient scaler leaves out: float16 autocast without watch(..., scaler=scaler)"
 _COMPILED = (
     "the hooks were attached after the model was compiled, so activations are missing: "
     "call watch before the first forward, on the compiled model"
@@ -74,6 +75,8 @@ def seen(live: Live, instruments: Instruments, overhead: float) -> Report:
         missing.append(_COMPILED)
     elif watch is not None and watch.late:
         missing.append(_LATE)
+    if live.scaler_unseen:
+        missing.append(_SCALER)
     return Report(
         layers=len(layout.layers),
         seen="pre-clip, unscaled" if live.clips_seen else "unclipped, unscaled",

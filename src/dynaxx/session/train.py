@@ -163,6 +163,7 @@ def _loop(
     began = time.perf_counter()
     validation = task.batches("validation", validation_seed(seed))
     latest: dict[str, float] = {}
+    empty = 0
     loss: torch.Tensor | None = None
     status: Literal["finished", "interrupted", "stopped"] = "finished"
     rate = _rate(optimizer)
@@ -170,8 +171,8 @@ def _loop(
     for epoch in count():
         if run.step >= task.steps or status != "finished":
             break
-        before = run.step
-        loader = task.batches("train", epoch_seed(seed, epoch)) if epoch >= run.epoch else ()
+        before, done = run.step, epoch < run.epoch
+        loader = () if done else task.batches("train", epoch_seed(seed, epoch))
         for loss in train_steps(
             task, model, optimizer, run.batches(loader), scheduler=scheduler, accumulate=accumulate
         ):
@@ -188,7 +189,9 @@ def _loop(
             progress(Progress(step=run.step, steps=task.steps, loss=loss, rate=rate, validation=latest, fresh=fresh))
             if run.step >= task.steps or status != "finished":
                 break
-        if run.step == before and epoch >= run.epoch and status == "finished" and not run.resumed_from:
+        # A resumed run may have had the last batch of its epoch already: only a second empty epoch is a mistake.
+        empty = empty + 1 if run.step == before and not done else 0
+        if empty == 2:
             raise BadInput(f"{type(task).__name__}.batches('train', seed) gave no batch. Give at least one.")
     return Outcome(
         run=str(run.dir),

@@ -125,7 +125,15 @@ def watch(
     instruments = Instruments(model, layout, measured, recorder, budget=budget, warn=warn, forward=training.rank == 0)
     actuator = Actuator(receipt)
     live = Live(
-        layout, inner, scaler, instruments, actuator, recorder, world_size=training.world_size, left_out=left_out
+        layout,
+        inner,
+        scaler,
+        instruments,
+        actuator,
+        recorder,
+        world_size=training.world_size,
+        left_out=left_out,
+        warn=warn,
     )
     run = Run(
         training=training,

@@ -1,7 +1,7 @@
 """Statistics of every layer's output in the training forward: mean, spread, zeros, saturation, dead units."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from dynaxx.core.contracts import ForwardSignal, FunctionObserver, Tap
 from dynaxx.core.events import Event, StepView
-from dynaxx.core.parameters import Layout
+from dynaxx.core.parameters import Layout, widest
 from dynaxx.core.records import Axis, Column, Cost, Measurement
 from dynaxx.core.task import first_tensor
 
@@ -30,7 +30,7 @@ _FUNCTIONS: dict[Callable[..., Any], str] = {
 }  # fmt: skip
 _SATURATED: dict[str, tuple[float, float]] = {
     "Tanh": (-0.99, 0.99), "Sigmoid": (0.01, 0.99), "Softsign": (-0.99, 0.99),
-    "Hardtanh": (-1.0, 1.0), "ReLU6": (-1.0, 6.0), "Hardsigmoid": (0.0, 1.0),
+    "ReLU6": (-1.0, 6.0), "Hardsigmoid": (0.0, 1.0),
 }  # fmt: skip
 """Beyond these outputs a bounded activation's slope is under 2 % (tanh), 1 % (sigmoid) or zero; other kinds have no
 upper bound and cannot saturate, so they have no such column (a logits layer must never be called saturated)."""
@@ -40,20 +40,20 @@ class ActivationTap(Tap):
     """Adds one forward's statistics to buffers made beforehand; called inside compiled graphs too.
 
     Args:
-        kind: Class of the module, which decides what saturation means.
+        bounds: Entries at or beyond these are saturated; None: it cannot saturate.
         unit_dimension: The dimension whose entries are units: 1 for channels first, −1 else; 0: found from the shape.
         device: Where the buffers are.
     """
 
-    def __init__(self, kind: str, unit_dimension: int, device: torch.device) -> None:
-        self.bounds = _SATURATED.get(kind)
+    def __init__(self, bounds: tuple[float, float] | None, unit_dimension: int, device: torch.device) -> None:
+        self.bounds = bounds
         self.unit_dimension = unit_dimension
-        self.sums = torch.zeros(5, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+        self.sums = torch.zeros(5, dtype=widest(device), device=device)
         self.seen = torch.zeros((), dtype=torch.int32, device=device)
         self.idle: Tensor | None = None
 
     def __call__(self, inputs: tuple[Any, ...], output: Any) -> None:
-        """Add count (1), mean, mean square, shares of zeros and of saturated entries; and how long units were idle."""
+        """Add count, sums of entries and of squares, numbers of zeros and of saturated ones; age the idle units."""
         del inputs
         x = first_tensor(output)
         if x is None or not x.is_floating_point() or x.dim() == 0 or x.numel() == 0:
@@ -63,14 +63,15 @@ class ActivationTap(Tap):
             x = x.float()
         # Measured on CPU: var_mean costs 25 times these four passes together, a mask of zeros and its count 5 times.
         mean = x.mean()
-        square = torch.linalg.vector_norm(x - mean).square() / x.numel() + mean.square()
+        variance = torch.linalg.vector_norm(x - mean).square() / x.numel()
         zeros = 1 - x.sign().abs_().mean()
         saturated = torch.zeros_like(mean)
         if self.bounds is not None:
             saturated = ((x <= self.bounds[0]) | (x >= self.bounds[1])).to(mean.dtype).mean()
-        row = torch.stack([torch.ones_like(mean), mean, square, zeros, saturated])
-        self.sums.add_(row.to(self.sums.dtype))
-        dimension = (self.unit_dimension or (1 if x.dim() == 4 else -1)) % x.dim()
+        row = torch.stack([torch.ones_like(mean), mean, variance, zeros, saturated]).to(self.sums.dtype)
+        row[2] += row[1].square()  # not before: in float32 the square of a large mean would swallow the variance
+        self.sums.add_(row, alpha=x.numel())
+        dimension = (self.unit_dimension or (1 if x.dim() >= 4 else -1)) % x.dim()
         others = [d for d in range(x.dim()) if d != dimension]
         silent = (x.amax(others) == 0) & (x.amin(others) == 0) if others else x == 0
         if self.idle is None or self.idle.shape != silent.shape:
@@ -96,7 +97,8 @@ class ActivationTap(Tap):
 @dataclass(slots=True)
 class _State:
     device: torch.device
-    taps: dict[str, ActivationTap]
+    taps: dict[str, ActivationTap] = field(default_factory=dict[str, ActivationTap])
+    modules: set[str] = field(default_factory=set[str])
     columns: tuple[Column, ...] = ()
 
 
@@ -115,16 +117,18 @@ class Activations(ForwardSignal[_State]):
     def init(self, model: nn.Module, layout: Layout) -> _State:
         """No taps yet."""
         del model
-        return _State(device=layout.device, taps={})
+        return _State(device=layout.device)
 
     def tap(self, state: _State, name: str, module: nn.Module) -> Tap | None:
         """A tap for layers and activation modules."""
         owns = next(module.parameters(recurse=False), None) is not None
         if name == "" or not (owns or isinstance(module, _KINDS)):
             return None
-        kind = type(module).__name__
-        dimension = 1 if kind.startswith(("Conv", "BatchNorm", "GroupNorm", "InstanceNorm", "SyncBatch")) else 0
-        state.taps[name] = ActivationTap(kind, dimension or (-1 if owns else 0), state.device)
+        if isinstance(module, _KINDS):
+            state.modules.add(name)
+        channels = type(module).__name__.startswith(("Conv", "BatchNorm", "GroupNorm", "InstanceNorm", "SyncBatch"))
+        dimension = 1 if channels else -1 if owns else 0
+        state.taps[name] = ActivationTap(_bounds(module), dimension, state.device)
         return state.taps[name]
 
     def functions(self, state: _State) -> dict[Callable[..., Any], FunctionObserver]:
@@ -133,10 +137,10 @@ class Activations(ForwardSignal[_State]):
         def observer(kind: str) -> FunctionObserver:
             def observe(site: str, owner: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
                 del kwargs
-                if owner in state.taps:  # called by an activation module that has its own tap
+                if owner in state.modules:  # called by an activation module, which has its own tap
                     return
                 if site not in state.taps:
-                    state.taps[site] = ActivationTap(kind, 0, state.device)
+                    state.taps[site] = ActivationTap(_SATURATED.get(kind), 0, state.device)
                 state.taps[site](args, output)
 
             return observe
@@ -151,6 +155,12 @@ class Activations(ForwardSignal[_State]):
             state.columns = _columns(tuple(state.taps))
         table = torch.stack([tap.read() for tap in state.taps.values()]).unbind(1)
         return state, [Measurement(column=c, value=v) for c, v in zip(state.columns, table, strict=True)]
+
+
+def _bounds(module: nn.Module) -> tuple[float, float] | None:
+    if type(module) is nn.Hardtanh:
+        return module.min_val, module.max_val
+    return _SATURATED.get(type(module).__name__)
 
 
 def _columns(labels: tuple[str, ...]) -> tuple[Column, ...]:

@@ -8,7 +8,7 @@ from torch import nn
 
 from dynaxx.core.contracts import Signal
 from dynaxx.core.events import Event, StepView
-from dynaxx.core.parameters import Layout
+from dynaxx.core.parameters import Layout, widest
 from dynaxx.core.records import Column, Cost, Measurement
 from dynaxx.numerics.reductions import layer_norms
 
@@ -19,7 +19,7 @@ _LENGTH = Column(
 
 
 class ExactTrajectory(Signal[dict[str, Any]]):
-    """‖θ_t − θ_0‖ and Σ‖θ_t − θ_s‖ over measured steps, exactly; memory: two further copies of the parameters.
+    """‖θ_t − θ_0‖ and Σ‖θ_t − θ_s‖ over measured steps, exactly; memory: three further copies of the parameters.
 
     The default signal `trajectory` has both from sketches, with their error. Ask for this one by
     `watch(..., signals=["default", "exact_trajectory"])`.
@@ -33,7 +33,8 @@ class ExactTrajectory(Signal[dict[str, Any]]):
         """Copies of the start; they stay in the checkpoints."""
         del model
         start = [p.clone() for p in layout.local_parameters()]
-        zero = torch.zeros((), device=layout.device)
+        # In float32 a long path would stop growing by short steps.
+        zero = torch.zeros((), dtype=widest(layout.device), device=layout.device)
         return {"start": start, "last": [p.clone() for p in start], "length": zero}
 
     def measure(self, state: dict[str, Any], step: StepView) -> tuple[dict[str, Any], Sequence[Measurement]]:

@@ -6,8 +6,9 @@ from torch import nn
 
 from dynaxx.core.contracts import Signal
 from dynaxx.core.events import Event, StepView
-from dynaxx.core.parameters import Layout
+from dynaxx.core.parameters import Layout, is_compiled
 from dynaxx.core.records import Column, Cost, Measurement
+from dynaxx.errors import NotApplicable
 from dynaxx.numerics.flops import peak
 
 _RATE = Column(
@@ -31,7 +32,8 @@ class Flops(Signal[float | None]):
 
     def init(self, model: nn.Module, layout: Layout) -> float | None:
         """The device's peak, where it is known."""
-        del model
+        if is_compiled(model):
+            raise NotApplicable("operations inside a compiled model cannot be seen; they are not counted.")
         return peak(layout.device)
 
     def measure(self, state: float | None, step: StepView) -> tuple[float | None, Sequence[Measurement]]:

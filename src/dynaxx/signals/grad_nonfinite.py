@@ -24,7 +24,7 @@ class GradNonfinite(Signal[Column]):
 
     at = Event.GRADS_READY
     every_step = True
-    cost = Cost()
+    cost = Cost(sweeps=1.0)  # the norm of the gradient, which `grad_norm` takes in any case
     unit = "entries"
 
     def init(self, model: nn.Module, layout: Layout) -> Column:

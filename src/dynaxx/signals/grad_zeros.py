@@ -9,7 +9,7 @@ from dynaxx.core.contracts import Signal
 from dynaxx.core.events import Event, StepView
 from dynaxx.core.parameters import Layout, local
 from dynaxx.core.records import Column, Cost, Measurement
-from dynaxx.numerics.reductions import count, layer_shares
+from dynaxx.numerics.reductions import count, entries, layer_shares
 
 
 class GradZeros(Signal[Column]):
@@ -30,7 +30,7 @@ class GradZeros(Signal[Column]):
         zeros: list[torch.Tensor | float] = []
         for gradient, parameter in zip(step.gradients, step.layout.parameters, strict=True):
             if gradient is None:
-                zeros.append(float(local(parameter.detach()).numel()))
+                zeros.append(float(entries(local(parameter.detach()))))
             else:
                 zeros.append(count(gradient, "zero"))
         return state, (Measurement(column=state, value=layer_shares(zeros, step.layout)),)

@@ -34,7 +34,8 @@ class LogitTap(Tap):
         if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 2 or x.numel() == 0:
             return
         norms = torch.linalg.vector_norm(x.detach(), dim=-1, dtype=torch.float32)
-        self.sums.add_(torch.stack([norms.sum(), torch.full_like(norms[..., 0].sum(), norms.numel())]))
+        total = norms.sum()
+        self.sums.add_(torch.stack([total, torch.full_like(total, norms.numel())]))
         self.largest.copy_(torch.maximum(self.largest, x.detach().abs().amax().to(torch.float32)))
 
 

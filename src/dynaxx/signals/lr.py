@@ -8,7 +8,7 @@ from torch import nn
 
 from dynaxx.core.contracts import Signal
 from dynaxx.core.events import Event, StepView
-from dynaxx.core.parameters import Layout
+from dynaxx.core.parameters import Layout, widest
 from dynaxx.core.records import Axis, Column, Cost, Measurement
 
 
@@ -46,17 +46,25 @@ class LearningRate(Signal[_Columns]):
             state = _Columns(rates=_rates(len(rates)), factor=state.factor)
         factor = step.rate_factor
         if any(isinstance(rate, torch.Tensor) for rate in rates):
-            device = step.layout.device
-            value = (
-                torch.stack([torch.as_tensor(r, dtype=torch.float64, device=device).reshape(()) for r in rates])
-                * factor
-            )
+            value = torch.stack(_on_one_device(rates)) * factor
         else:
             value = [rate * factor for rate in rates]
         used = Measurement(column=state.rates, value=value)
         if factor == 1.0:
             return state, (used,)
         return state, (used, Measurement(column=state.factor, value=factor))
+
+
+def _on_one_device(rates: Sequence[torch.Tensor | float]) -> list[torch.Tensor]:
+    """The rates as scalars on the device of the first tensor."""
+    device = next(rate.device for rate in rates if isinstance(rate, torch.Tensor))
+    dtype = widest(device)
+    return [
+        rate.detach().reshape(()).to(device, dtype, non_blocking=True)
+        if isinstance(rate, torch.Tensor)
+        else torch.full((), rate, dtype=dtype, device=device)
+        for rate in rates
+    ]
 
 
 def _rates(groups: int) -> Column:

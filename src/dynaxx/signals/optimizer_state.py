@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from dynaxx.core.contracts import Signal
 from dynaxx.core.events import Event, Need, StepView
-from dynaxx.core.parameters import Layout, local
+from dynaxx.core.parameters import Layout, local, widest
 from dynaxx.core.records import Column, Cost, Measurement
-from dynaxx.numerics.reductions import count, gradient_norms, layer_shares, layer_sums, update_norms
+from dynaxx.numerics.reductions import count, layer_norms, layer_shares, layer_sums, update_norms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +25,8 @@ class _Columns:
 class OptimizerState(Signal[_Columns]):
     """Of any optimizer the effective step ‖Δθ_l‖/‖g_l‖; of the Adam family more, by layer l, from its moments m and v.
 
+    The gradient g is the one that the optimizer used, so clipped where the loop clips.
+
     - momentum ratio ‖m̂‖ / ‖√v̂‖, m̂ = m/(1−β₁ᵗ), v̂ = v/(1−β₂ᵗ): 1 for a steady gradient, near 0 for pure noise;
     - share of coordinates with √v̂ < ε, where the step is no longer normalised;
     - age of the preconditioner, the mean age in steps of the gradients in v: β₂/(1−β₂) − t·β₂ᵗ/(1−β₂ᵗ).
@@ -32,7 +34,7 @@ class OptimizerState(Signal[_Columns]):
 
     at = Event.STEP_END
     needs = frozenset({Need.UPDATE})
-    cost = Cost(sweeps=5.0)  # norms of update and gradient, m, and v twice
+    cost = Cost(sweeps=6.0)  # norms of update, gradient and m; the sum of v, its comparison and that one's sum
     unit = "learning rate"
 
     def init(self, model: nn.Module, layout: Layout) -> _Columns:
@@ -51,8 +53,9 @@ class OptimizerState(Signal[_Columns]):
         )
 
     def measure(self, state: _Columns, step: StepView) -> tuple[_Columns, Sequence[Measurement]]:
-        """One pass each over update, gradient and first moments, two over the second."""
-        values = [Measurement(column=state.step, value=update_norms(step) / gradient_norms(step))]
+        """Norms and counts; what Adam and RMSprop do not have is left out."""
+        used = layer_norms(step.gradients, step.layout)  # a fused optimizer under a scaler has unscaled them by now
+        values = [Measurement(column=state.step, value=update_norms(step) / used)]
         groups = {id(p): group for group in step.optimizer.param_groups for p in group["params"]}
         moments = [_moments(step.optimizer.state.get(p, {}), groups.get(id(p), {})) for p in step.layout.parameters]
         if all(m is None for m in moments):
@@ -79,36 +82,48 @@ class _Moments:
     correction1: Tensor | float
     correction2: Tensor | float
     epsilon: float
-    age: Tensor | float
+    age: Tensor
 
 
 def _moments(state: dict[str, Any], group: dict[str, Any]) -> _Moments | None:
     """Adam's or RMSprop's moments of one parameter; the step count stays a tensor, so that nothing waits for it."""
-    if "exp_avg" in state and "exp_avg_sq" in state and "betas" in group:
-        beta1, beta2 = (float(b) for b in group["betas"])
-        t = torch.as_tensor(state["step"], dtype=torch.float32)
-        power = beta2**t
+    if {"exp_avg", "exp_avg_sq", "step"} <= state.keys() and {"betas", "eps"} <= group.keys():
+        beta1, beta2 = group["betas"]
+        t = _count(state["step"])
         return _Moments(
-            first=local(state["exp_avg"]),
-            second=local(state.get("max_exp_avg_sq", state["exp_avg_sq"])),
+            first=_real(local(state["exp_avg"])),
+            second=_real(local(state.get("max_exp_avg_sq", state["exp_avg_sq"]))),
             correction1=1 - beta1**t,
-            correction2=1 - power,
-            epsilon=float(group["eps"]),
-            age=beta2 / (1 - beta2) - t * power / (1 - power),
+            correction2=1 - beta2**t,
+            epsilon=group["eps"],
+            age=_age(beta2, t),
         )
-    if "square_avg" in state and "alpha" in group:
-        alpha = float(group["alpha"])
-        t = torch.as_tensor(state["step"], dtype=torch.float32)
-        power = alpha**t
+    if {"square_avg", "step"} <= state.keys() and {"alpha", "eps"} <= group.keys():
         return _Moments(
             first=None,
-            second=local(state["square_avg"]),
+            second=_real(local(state["square_avg"])),
             correction1=1.0,
             correction2=1.0,  # RMSprop does not correct its bias
-            epsilon=float(group["eps"]),
-            age=alpha / (1 - alpha) - t * power / (1 - power),
+            epsilon=group["eps"],
+            age=_age(group["alpha"], _count(state["step"])),
         )
     return None
+
+
+def _count(step: Tensor | float) -> Tensor:
+    """A step count in float64: 1 − 0.999¹ in float32 is off by 1e-5, and the age at t = 1 by more than itself."""
+    t = torch.as_tensor(step)
+    return t.to(widest(t.device))
+
+
+def _age(beta: Tensor | float, t: Tensor) -> Tensor:
+    power = beta**t
+    return beta / (1 - beta) - t * power / (1 - power)
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """Complex moments as pairs: the Adam family treats real and imaginary parts each on its own."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
 def _square(tensor: Tensor) -> Tensor:

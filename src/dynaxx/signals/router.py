@@ -1,15 +1,15 @@
 """Routers of mixtures of experts: how unevenly tokens are spread, and how undecided the router is."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from dynaxx.core.contracts import ForwardSignal, Tap
 from dynaxx.core.events import Event, StepView
-from dynaxx.core.parameters import Layout
+from dynaxx.core.parameters import Layout, bare_name
 from dynaxx.core.records import Axis, Column, Cost, Measurement
 from dynaxx.core.task import first_tensor
 from dynaxx.errors import NotApplicable
@@ -43,8 +43,9 @@ class RouterTap(Tap):
 
 @dataclass(slots=True)
 class _State:
-    taps: dict[str, RouterTap]
+    routers: frozenset[str]
     device: torch.device
+    taps: dict[str, RouterTap] = field(default_factory=dict[str, RouterTap])
     columns: tuple[Column, Column] | None = None
 
 
@@ -52,7 +53,7 @@ class Router(ForwardSignal[_State]):
     """Load of the busiest expert, E·max_e f_e with f_e the share of tokens whose first choice is e, and router entropy.
 
     Load 1 is perfect balance, E is collapse on one expert. Entropy is that of softmax(logits), mean over tokens, in
-    nats. A router is a module named router, gate, gating or gate_network beside one named experts.
+    nats. A router is a linear layer named router, gate, gating or gate_network beside a module named experts.
     """
 
     at = Event.STEP_END
@@ -60,16 +61,21 @@ class Router(ForwardSignal[_State]):
 
     def init(self, model: nn.Module, layout: Layout) -> _State:
         """Not applicable without a router."""
-        if not any(_is_router(name, model) for name, _ in model.named_modules()):
-            raise NotApplicable("no router beside a module named 'experts': the model is not a mixture of experts.")
-        return _State(taps={}, device=layout.device)
+        routers = frozenset(
+            bare_name(name) for name, module in model.named_modules() if _is_router(name, module, model)
+        )
+        if not routers:
+            raise NotApplicable(
+                f"no linear layer named {', '.join(sorted(_NAMES))} beside a module named experts: the model is not a "
+                "mixture of experts, or its router cannot be told by name."
+            )
+        return _State(routers=routers, device=layout.device)
 
     def tap(self, state: _State, name: str, module: nn.Module) -> Tap | None:
         """A tap for each router."""
-        width = getattr(module, "out_features", None)
-        if name.rpartition(".")[2] not in _NAMES or not isinstance(width, int):
+        if name not in state.routers:
             return None
-        state.taps[name] = RouterTap(width, state.device)
+        state.taps[name] = RouterTap(int(cast(Any, module).out_features), state.device)
         return state.taps[name]
 
     def measure(self, state: _State, step: StepView) -> tuple[_State, Sequence[Measurement]]:
@@ -93,6 +99,8 @@ class Router(ForwardSignal[_State]):
         return state, [Measurement(column=c, value=v) for c, v in zip(state.columns, values, strict=True)]
 
 
-def _is_router(name: str, model: nn.Module) -> bool:
+def _is_router(name: str, module: nn.Module, model: nn.Module) -> bool:
     parent, _, last = name.rpartition(".")
-    return last in _NAMES and any(child == "experts" for child, _ in model.get_submodule(parent).named_children())
+    if last not in _NAMES or not isinstance(getattr(module, "out_features", None), int):
+        return False
+    return any(child == "experts" for child, _ in model.get_submodule(parent).named_children())

@@ -8,7 +8,7 @@ from torch import nn
 
 from dynaxx.core.contracts import Signal
 from dynaxx.core.events import Event, StepView
-from dynaxx.core.parameters import Layout
+from dynaxx.core.parameters import Layout, widest
 from dynaxx.core.records import Axis, Column, Cost, Measurement
 from dynaxx.numerics.sketch import Sketch
 
@@ -33,14 +33,16 @@ class Trajectory(Signal[dict[str, Any]]):
     """
 
     at = Event.STEP_END
-    cost = Cost(sweeps=1.0)
+    cost = Cost(sweeps=6.0)  # a product of two sign tables, that with the parameters, the sum of the rest
     unit = "parameter"
 
     def init(self, model: nn.Module, layout: Layout) -> dict[str, Any]:
         """The sketch of the start; it stays in the checkpoints."""
         del model
         start = SKETCH(layout.local_parameters(), layout)
-        return {"start": start, "last": start, "direction": None, "length": torch.zeros_like(start[0])}
+        # In float32 a long path would stop growing by short steps.
+        zero = torch.zeros((), dtype=widest(start.device), device=start.device)
+        return {"start": start, "last": start, "direction": None, "length": zero}
 
     def measure(self, state: dict[str, Any], step: StepView) -> tuple[dict[str, Any], Sequence[Measurement]]:
         """One pass over the parameters."""
