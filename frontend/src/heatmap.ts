@@ -193,7 +193,7 @@ function key(panel: HeatPanel, [low, high]: [number, number], log: boolean): HTM
   scale.append(el("span", { class: "unit" }, `${panel.value_label}${log ? ", log" : ""}`));
   const swatch = (name: string, text: string) =>
     el("span", { class: "key", "data-key": text }, el("i", { class: name }), text);
-  const keys = [scale];
+  const keys = panel.empty ? [] : [scale];
   if (panel.bad) keys.push(swatch("bad", "not finite"));
   if (panel.missing) keys.push(swatch("missing", "no value"));
   return keys;

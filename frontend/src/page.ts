@@ -101,10 +101,10 @@ function cards(shown: Shown<Panel>, several: boolean, arrays: Arrays, steps: Gro
     case "heat": {
       const panels = shown as Shown<HeatPanel>;
       // One colour scale for all runs: the same colour is the same value.
-      const colours: Range = [
-        Math.min(...panels.map(([, panel]) => panel.colours[0])),
-        Math.max(...panels.map(([, panel]) => panel.colours[1])),
-      ];
+      const full = panels.map(([, panel]) => panel).filter((panel) => !panel.empty);
+      const colours: Range = full.length
+        ? [Math.min(...full.map((panel) => panel.colours[0])), Math.max(...full.map((panel) => panel.colours[1]))]
+        : [0, 0];
       return panels.map(([run, panel]) => heatCard(run, panel, colours, subtitle(run), arrays, steps));
     }
     case "table":

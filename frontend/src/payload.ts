@@ -41,6 +41,8 @@ export interface HeatPanel {
   /** Steps in a cell, at most. */
   pooled: number;
   by: "max" | "mean";
+  /** No cell has a number. */
+  empty: boolean;
   bad: boolean;
   missing: boolean;
 }

@@ -56,7 +56,9 @@ def test_ragged_micro_batches_and_an_unfinished_last_one(both, agrees, small, da
     assert view["effective_batch"].values.tolist() == [5, 7]
 
 
-@pytest.mark.parametrize("where", ["before_forward", "after_forward", "after_backward", "after_step", "after_zero_grad"])
+@pytest.mark.parametrize(
+    "where", ["before_forward", "after_forward", "after_backward", "after_step", "after_zero_grad"]
+)
 def test_the_step_that_a_logged_value_belongs_to(tmp_path, small, data, where):
     model = small()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -8,8 +8,6 @@ from torch.nn import functional
 from dynaxx.numerics import attention
 from dynaxx.numerics.attention import module_statistics, statistics
 
-torch.set_num_threads(1)
-
 
 def by_hand(q, k, allowed=None, added=None, scale=None):
     """Largest logit and mean entropy of dense softmax attention in float64; queries that see no key left out."""

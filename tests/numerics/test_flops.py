@@ -6,8 +6,6 @@ from torch.nn import functional
 from dynaxx.numerics import flops
 from dynaxx.numerics.flops import CountFlops
 
-torch.set_num_threads(1)
-
 
 def counted(call):
     with CountFlops() as count:

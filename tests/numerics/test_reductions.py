@@ -16,8 +16,6 @@ from dynaxx.numerics.reductions import (
     tensor_norms,
 )
 
-torch.set_num_threads(1)
-
 
 def model(dtype=torch.float32):
     torch.manual_seed(0)

@@ -10,8 +10,6 @@ from dynaxx.core.task import derive_seed
 from dynaxx.numerics import sketch
 from dynaxx.numerics.sketch import Sketch
 
-torch.set_num_threads(1)
-
 
 def layout_of(*sizes, dtype=torch.float32):
     return Layout(nn.ParameterList([torch.zeros(size, dtype=dtype) for size in sizes]))

@@ -20,15 +20,20 @@ _spec = importlib.util.spec_from_file_location(
 _runs = importlib.util.module_from_spec(_spec)
 sys.modules[_spec.name] = _runs  # dataclasses look their module up
 _spec.loader.exec_module(_runs)
-_healthy, _diverged, _huge, _only_loss = _runs._healthy, _runs._diverged, _runs._huge, _runs._only_loss
-Synthetic, healthy_run = _runs.Synthetic, _runs.healthy
+_healthy, _diverged, _huge, _only_loss, make = (
+    _runs._healthy,
+    _runs._diverged,
+    _runs._huge,
+    _runs._only_loss,
+    _runs.make,
+)
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-_FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage --remote-debugging-port=0 "
-    "--remote-allow-origins=* --window-size=1400,900"
-).split()
+_FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--remote-debugging-port=0",
+    "--remote-allow-origins=*", "--window-size=1400,900",
+]  # fmt: skip
 
 
 class Browser:
@@ -132,3 +137,13 @@ def browser(tmp_path_factory):
     opened = Browser(tmp_path_factory.mktemp("profile"))
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def healthy_synthetic():
+    return _runs.healthy(300, 6)
+
+
+@pytest.fixture
+def only_loss_synthetic():
+    return _runs.only_loss()

@@ -117,6 +117,7 @@ def _heat(panel: HeatMap, key: str, arrays: dict[str, np.ndarray]) -> dict[str, 
         "codes": CODES,
         "pooled": drawn.pooled,
         "by": drawn.by,
+        "empty": bool((codes <= BAD).all()),
         "bad": bool((codes == BAD).any()),
         "missing": bool((codes == MISSING).any()),
     }

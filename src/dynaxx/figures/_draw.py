@@ -84,7 +84,7 @@ def _height(panel: Panel) -> float:
         case HeatMap():
             return min(6.5, 1.7 + 0.17 * max(len(panel.rows), 5))
         case Table():
-            return 0.7 + 0.2 * (min(len(panel.rows), _TABLE_ROWS) + 1)
+            return 0.85 + 0.2 * (min(len(panel.rows), _TABLE_ROWS) + 1)
 
 
 def _panel(axes: "Axes", panel: Panel) -> None:

@@ -115,7 +115,7 @@ class Cells:
         values: Shape (columns, rows); NaN where there is no value, inf where a value was not finite.
         pooled: How many measured steps a cell stands for at most; 1: nothing was pooled.
         by: How they were pooled.
-        span: Smallest and largest finite value; (0, 1) where there is none.
+        span: Smallest and largest finite value; (0, 0) where there is none.
         colours: The values that the ends of the colour map stand for: percentiles 0.5 and 99.8, so that one wild value
             does not flatten the picture.
     """
@@ -162,7 +162,7 @@ def cells(x: np.ndarray, values: np.ndarray, scale: Scale) -> Cells:
     good = pooled[np.isfinite(pooled)]
     pooled[np.logical_or.reduceat(bad, starts[:-1], axis=0)] = np.inf
     ends = np.append(x, x[-1] + (np.median(np.diff(x)) if columns > 1 else 1.0))[starts]
-    span, colours = (0.0, 1.0), (0.0, 1.0)
+    span, colours = (0.0, 0.0), (0.0, 0.0)
     if good.size:
         span = (float(good.min()), float(good.max()))
         low, high = np.percentile(good, [0.5, 99.8])

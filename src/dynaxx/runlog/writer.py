@@ -101,7 +101,7 @@ class LogWriter:
         """Log rows; they are copied, and a block of 64 or more costs least.
 
         Args:
-            stream: Which stream: rows that always come together belong to one, as a change of columns begins a file.
+            stream: Which stream: what is measured together belongs into one, as a new column begins a new file.
             steps: Optimizer updates complete at each row, int64 of shape (rows,).
             columns: Per column its values, of shape (rows,) or (rows, entries of its axis), and the mask of shape
                 (rows,) that is False where nothing was measured; None: all was.

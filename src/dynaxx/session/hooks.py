@@ -17,6 +17,10 @@ from dynaxx.core.parameters import Layout, own_parameters
 from dynaxx.errors import BadInput
 
 
+_STEP = "Optimizer.profile_hook_step.<locals>.wrapper"
+"""What torch puts around every optimizer's step, and what fires its hooks."""
+
+
 class Listener(Protocol):
     """What the hooks report to."""
 
@@ -85,6 +89,7 @@ class Hooks:
     def __init__(self, model: nn.Module, layout: Layout, optimizer: Optimizer, scaler: Any, listener: Listener) -> None:
         self._training = False
         self._depth = 0
+        self._steps = 0
         self._evaluation_too = not model.training
         self._model = model
         self._optimizer = optimizer
@@ -165,7 +170,10 @@ class Hooks:
         return output
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        del optimizer
+        if self._steps and _nested(optimizer):
+            self._steps += 1
+            return None
+        self._steps = 1
         self.fired = True
         closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimizer itself
         wrapped = self.listener.step_begins(closure)
@@ -177,7 +185,9 @@ class Hooks:
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         del optimizer, args, kwargs
-        self.listener.step_ends()
+        self._steps -= 1
+        if self._steps == 0:
+            self.listener.step_ends()
 
     def _after_any_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         del args, kwargs
@@ -187,6 +197,19 @@ class Hooks:
             self.listener.step_of_another(optimizer)
         else:
             self._strangers.add(optimizer)
+
+
+def _nested(optimizer: Optimizer) -> bool:
+    """Whether a step is called by another step of the same optimizer: a subclass that calls its parent's.
+
+    Torch fires the hooks for both. Only asked where a step has begun and not ended, as after an error within it.
+    """
+    frame, calls = sys._getframe(), 0
+    while frame is not None:
+        if frame.f_code.co_qualname == _STEP and frame.f_locals.get("self") is optimizer:
+            calls += 1
+        frame = frame.f_back
+    return calls > 1
 
 
 def innermost(optimizer: Any) -> Optimizer:
