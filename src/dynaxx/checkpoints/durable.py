@@ -19,8 +19,8 @@ def write_durably(path: Path, parts: Iterable[bytes | memoryview], meanwhile: Ca
     Args:
         path: The file; it must not exist.
         parts: Its bytes, in order.
-        meanwhile: Called in a second thread while this one waits for the disk (hashing lets go of the interpreter, so
-            that it costs the save next to nothing).
+        meanwhile: Called in a second thread while this one waits for the disk: for hashing, which lets go of the
+            interpreter.
 
     Returns:
         What `meanwhile` returned.
@@ -30,10 +30,10 @@ def write_durably(path: Path, parts: Iterable[bytes | memoryview], meanwhile: Ca
             kernel has dropped the pages): write it anew under another name.
     """
     with ThreadPoolExecutor(1) as pool, path.open("xb") as file:
-        result = pool.submit(meanwhile)
         for part in parts:
             file.write(part)
         file.flush()
+        result = pool.submit(meanwhile)  # not sooner: beside the copying it costs 25 %, beside the disk 2 %
         os.fsync(file.fileno())
         return result.result()
 

@@ -40,7 +40,7 @@ CODES = {
 }
 """The format's names of dtypes."""
 _DTYPES = {code: dtype for dtype, code in CODES.items()}
-_CHUNK = 1 << 20  # read and hashed while it is in the cache
+_CHUNK = 1 << 18  # hashed twice, and after a read, while it is in the cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

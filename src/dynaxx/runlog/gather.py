@@ -212,7 +212,8 @@ def _wider(one: Column, other: Column) -> str:
 def _union(before: Axis | None, axis: Axis | None) -> Axis | None:
     if before is None or axis is None or before.labels == axis.labels:
         return axis
-    new = [place for place, label in enumerate(axis.labels) if label not in set(before.labels)]
+    known = set(before.labels)
+    new = [place for place, label in enumerate(axis.labels) if label not in known]
     labels = before.labels + tuple(axis.labels[place] for place in new)
     weights: tuple[float, ...] = ()
     if before.weights and axis.weights:

@@ -26,7 +26,7 @@ def seal(record: Mapping[str, Any], indent: int | None = None) -> bytes:
 
     Example:
         >>> seal({"step": 1, "loss": float("nan")})
-        b'{"step": 1, "loss": "NaN", "xxh3": "ef1d8fcc0c13a4c3"}'
+        b'{"step": 1, "loss": "NaN", "xxh3": "38a14ae6f1187c5f"}'
     """
     head = json.dumps(plain(record), indent=indent, allow_nan=False).encode().removesuffix(b"}").rstrip()
     return head + _MEMBER + xxhash.xxh3_64_hexdigest(head).encode() + b'"}'

@@ -153,7 +153,7 @@ class Segment:
                 self.data = file.read() if size < _MAPPED else mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
         except FileNotFoundError:  # its writer gave it up since the folder was listed
             return False
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: it was cut short in between
             self.problems = [Problem(file=self.file, what=str(error), lost="all that it holds")]
             return False
         return True

@@ -1,6 +1,7 @@
 """Where Dynaxx touches an unchanged loop: the model's forward, clipping, the gradient scaler, the optimizer's step."""
 
 import contextlib
+import inspect
 import math
 import sys
 import weakref
@@ -94,9 +95,10 @@ class Hooks:
         self._model = model
         self._optimizer = optimizer
         self._handles: list[Any] = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
-            register_optimizer_step_post_hook(self._after_any_step),
+            # Where a loop compiles `optimizer.step`, our part of it stays plain Python.
+            optimizer.register_step_pre_hook(torch.compiler.disable(self._before_step)),
+            optimizer.register_step_post_hook(torch.compiler.disable(self._after_step)),
+            register_optimizer_step_post_hook(torch.compiler.disable(self._after_any_step)),
         ]
         self._in_place = model.__dict__.get("_compiled_call_impl")
         if self._in_place is None:
@@ -204,7 +206,7 @@ def _nested(optimizer: Optimizer) -> bool:
 
     Torch fires the hooks for both. Only asked where a step has begun and not ended, as after an error within it.
     """
-    frame, calls = sys._getframe(), 0
+    frame, calls = inspect.currentframe(), 0
     while frame is not None:
         if frame.f_code.co_qualname == _STEP and frame.f_locals.get("self") is optimizer:
             calls += 1

@@ -112,12 +112,15 @@ class Run:
             `run.log(loss=loss, accuracy=0.9)`
         """
         for name, value in values.items():
+            if not name or not name.isprintable():
+                raise BadInput(f"run.log({name!r}=...): the name of a column must be printable and not empty.")
             number = _number(value)
             if number is None:
                 self._refuse(name, value)
                 continue
             self._logged.add(name)
-            self._recorder.log(self._live.current, f"user.{name}" if name in self._reserved else name, number)
+            taken = name in self._reserved or name in ("step", "wall")
+            self._recorder.log(self._live.current, f"user.{name}" if taken else name, number)
 
     def batches(self, loader: Any) -> Iterator[Any]:
         """One epoch of a loader's batches, from where the run is.

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from dynaxx.core.contracts import ForwardSignal, FunctionObserver, Tap
 from dynaxx.core.events import Event, StepView
@@ -22,6 +23,8 @@ _KINDS = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus,
     nn.Tanh, nn.Sigmoid, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.Softsign, nn.GLU,
 )  # fmt: skip
+_NEVER_CALLED = NonDynamicallyQuantizableLinear
+"""The output projection within MultiheadAttention, which uses its weights without calling it."""
 _FUNCTIONS: dict[Callable[..., Any], str] = {
     functional.relu: "ReLU", torch.relu: "ReLU", Tensor.relu: "ReLU",
     torch.tanh: "Tanh", Tensor.tanh: "Tanh", functional.tanh: "Tanh",
@@ -122,7 +125,7 @@ class Activations(ForwardSignal[_State]):
     def tap(self, state: _State, name: str, module: nn.Module) -> Tap | None:
         """A tap for layers and activation modules."""
         owns = next(module.parameters(recurse=False), None) is not None
-        if name == "" or not (owns or isinstance(module, _KINDS)):
+        if name == "" or not (owns or isinstance(module, _KINDS)) or isinstance(module, _NEVER_CALLED):
             return None
         if isinstance(module, _KINDS):
             state.modules.add(name)

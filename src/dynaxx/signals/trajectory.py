@@ -33,7 +33,7 @@ class Trajectory(Signal[dict[str, Any]]):
     """
 
     at = Event.STEP_END
-    cost = Cost(sweeps=6.0)  # a product of two sign tables, that with the parameters, the sum of the rest
+    cost = Cost(sweeps=5.0)  # a product of two tables of signs, that times the parameters, its sum
     unit = "parameter"
 
     def init(self, model: nn.Module, layout: Layout) -> dict[str, Any]:
