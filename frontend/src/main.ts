@@ -1,7 +1,9 @@
 // Reads what stands in the page and draws it.
 import "./intl";
 import "uplot/dist/uPlot.min.css";
-import "./style.css";
+import "./theme.css";
+import "./page.css";
+import "./card.css";
 import { el } from "./dom";
 import type { Group } from "./group";
 import { build } from "./page";

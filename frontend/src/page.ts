@@ -81,7 +81,11 @@ function section(name: string, title: string, runs: Run[], arrays: Arrays, steps
     }
   }
   const grid = el("div", { class: "grid" });
-  for (const shown of panels.values()) grid.append(...cards(shown, runs.length > 1, arrays, steps));
+  for (const shown of panels.values()) {
+    const made = cards(shown, runs.length > 1, arrays, steps);
+    // What cannot be laid over each other stands side by side, in a row of its own.
+    grid.append(made.length > 1 ? el("div", { class: "row wide" }, ...made) : made[0]!);
+  }
   if (runs.length === 1) grid.querySelector(".heat")?.classList.add("wide");
   // No hole in the grid: the first of an odd number of half-width cards takes a whole row.
   const half = [...grid.children].filter((made) => !made.classList.contains("wide"));

@@ -1,18 +1,14 @@
-// Light or dark: what the system prefers, unless the reader has chosen.
+// Light or dark: what the system prefers, unless the reader has chosen; paper is light.
 
 type Theme = "light" | "dark";
 const KEY = "dynaxx-theme";
 const system = matchMedia("(prefers-color-scheme: dark)");
 const listeners: (() => void)[] = [];
+let chosen: Theme | null = null;
 let printing = false;
 
-function chosen(): Theme | null {
-  const value = document.documentElement.dataset.theme;
-  return value === "light" || value === "dark" ? value : null;
-}
-
 export function dark(): boolean {
-  return !printing && (chosen() ?? (system.matches ? "dark" : "light")) === "dark";
+  return document.documentElement.dataset.theme === "dark";
 }
 
 /** Calls back whenever colours change. */
@@ -20,36 +16,32 @@ export function onTheme(listener: () => void): void {
   listeners.push(listener);
 }
 
-function changed(): void {
+function apply(): void {
+  const preferred = chosen ?? (system.matches ? "dark" : "light");
+  document.documentElement.dataset.theme = printing ? "light" : preferred;
   for (const listener of listeners) listener();
 }
 
-function stored(value?: Theme): string | null {
-  // Storage is refused to some pages opened from disk; the choice then lasts as long as the page.
-  try {
-    if (value) localStorage.setItem(KEY, value);
-    return localStorage.getItem(KEY);
-  } catch {
-    return null;
-  }
-}
-
 export function startTheme(): void {
-  const before = stored();
-  if (before === "light" || before === "dark") document.documentElement.dataset.theme = before;
-  system.addEventListener("change", changed);
+  // Storage is refused to some pages opened from disk; a choice then lasts as long as the page.
+  try {
+    const before = localStorage.getItem(KEY);
+    if (before === "light" || before === "dark") chosen = before;
+  } catch {}
   const print = (now: boolean) => () => {
     printing = now;
-    document.documentElement.toggleAttribute("data-print", now);
-    changed();
+    apply();
   };
   addEventListener("beforeprint", print(true));
   addEventListener("afterprint", print(false));
+  system.addEventListener("change", apply);
+  apply();
 }
 
 export function toggleTheme(): void {
-  const next: Theme = dark() ? "light" : "dark";
-  document.documentElement.dataset.theme = next;
-  stored(next);
-  changed();
+  chosen = dark() ? "light" : "dark";
+  try {
+    localStorage.setItem(KEY, chosen);
+  } catch {}
+  apply();
 }

@@ -258,6 +258,10 @@ def test_what_contains_itself_is_refused():
     loop.append(loop)
     with pytest.raises(BadInput, match="contains itself"):
         encode(loop)
+    deep = {"end": ()}
+    for _ in range(99):
+        deep = {"in": deep}
+    assert through(deep) == deep
 
 
 class DTensor(torch.Tensor):

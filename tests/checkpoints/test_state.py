@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, CyclicLR, LambdaLR, LinearLR, SequentialLR, StepLR
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, TensorDataset
 
 from dynaxx.checkpoints import CheckpointStore, capture, decode, encode, fingerprint, restore, resume_level
-from dynaxx.errors import BadInput
+from dynaxx.errors import BadInput, NotApplicable
 
 
 def through(state):
@@ -366,6 +368,17 @@ def test_wrapped_models(saved, loaded):
     losses = train(other, again)
     restore(state, model, optimizer)
     assert train(bare, optimizer) == losses
+
+
+@pytest.mark.usefixtures("gloo")
+def test_sharded_models_are_not_applicable():
+    whole, model = nn.Linear(4, 2), nn.Linear(4, 2)
+    state = through(capture(whole, adam(whole)))
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+    with pytest.raises(NotApplicable, match=r"state\['model'\]\['state'\]\['weight'\] is a DTensor"):
+        encode(capture(model, adam(model)))
+    with pytest.raises(NotApplicable, match="Restore before sharding"):
+        restore(state, model, adam(model))
 
 
 class Odd(nn.Module):

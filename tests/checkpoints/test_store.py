@@ -201,7 +201,7 @@ def reseal(path, change):
     body = json.loads(path.read_bytes())
     del body["xxh3_128"]
     change(body)
-    text = json.dumps(body, indent=1).removesuffix("\n}").encode()
+    text = json.dumps(body).removesuffix("}").encode()
     path.write_bytes(text + _SEAL.format(digest(text)).encode())
 
 
@@ -227,6 +227,15 @@ def test_hostile_manifests_are_refused(store, change):
     store.verify(info)
     reseal(info.path / NAME, change)
     with pytest.raises(CorruptData):
+        store.load(info)
+
+
+@pytest.mark.parametrize("text", [b"[" * 100_000, b"{", b"\xff"], ids=["nested", "cut", "not text"])
+def test_hostile_trees_are_refused(store, text):
+    info = store.save(1, content(1))
+    (info.path / STATE).write_bytes(text)
+    reseal(info.path / NAME, lambda m: m["files"].update({STATE: {"bytes": len(text), "xxh3_128": digest(text)}}))
+    with pytest.raises(CorruptData, match="does not follow the format"):
         store.load(info)
 
 

@@ -31,8 +31,8 @@ _healthy, _diverged, _huge, _only_loss, make = (
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 _FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage", "--remote-debugging-port=0",
-    "--remote-allow-origins=*", "--window-size=1400,900",
+    "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
+    "--remote-debugging-port=0", "--remote-allow-origins=*", "--window-size=1400,900",
 ]  # fmt: skip
 
 

@@ -103,7 +103,9 @@ def test_names_of_strangers_cannot_leave_their_place(make, tmp_path):
     parts = Parts(page)
     assert [tag for tag, _ in parts.tags if tag == "script"] == ["script"] * 3
     assert not any("onerror" in attributes for _, attributes in parts.tags)
-    assert HOSTILE in json.dumps(json.loads(parts.scripts["payload"])).encode().decode("unicode_escape")
+    drawn = {f["name"]: f["panels"] for f in json.loads(parts.scripts["payload"])["runs"][0]["figures"]}
+    assert drawn["history"][0]["rows"] == [["1", "warning", HOSTILE]]
+    assert drawn["learning_rate"][0]["lines"][0]["label"] == HOSTILE
 
 
 def test_a_hostile_folder_name_is_escaped(healthy_synthetic, tmp_path):

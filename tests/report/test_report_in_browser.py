@@ -51,17 +51,32 @@ def drag(browser, selector, start, end):
     settled(browser)
 
 
+@pytest.fixture(name="pages", scope="module")
+def _pages(tmp_path_factory):
+    """Reports by their runs' folders: those of the large runs are written once."""
+    folder, written = tmp_path_factory.mktemp("reports"), {}
+
+    def page(views):
+        key = tuple(view.folder for view in views)
+        if key not in written:
+            written[key] = write_report(views, folder / f"{len(written)}.html")
+        return written[key]
+
+    return page
+
+
 @pytest.fixture(name="report")
-def _report(browser, tmp_path):
+def _report(browser, pages):
     def opened(*views, **how):
-        browser.open(write_report(views, tmp_path / "report.html"), **how)
+        browser.open(pages(views), **how)
         return browser
 
     return opened
 
 
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("run", ["healthy", "diverged", "huge", "only_loss"])
+@pytest.mark.parametrize(
+    ("run", "dark"), [("healthy", False), ("healthy", True), ("diverged", True), ("huge", False), ("only_loss", True)]
+)
 def test_everything_is_drawn_without_a_complaint_or_a_request(report, request, run, dark):
     browser = report(request.getfixturevalue(run), dark=dark)
     assert browser.complaints == []

@@ -34,9 +34,13 @@ class Bench:
         self.signals = {name: catalog.get("signals", name)() for name in names}
         self.states = {name: signal.init(model, self.layout) for name, signal in self.signals.items()}
         looking = [(s, self.states[name]) for name, s in self.signals.items() if isinstance(s, ForwardSignal)]
-        self.watch = ForwardWatch(model, looking) if looking else None
+        self.watch = ForwardWatch(model, looking, self._broken) if looking else None
         self.columns = {}
         self.number = 0
+
+    @staticmethod
+    def _broken(signal, error):
+        raise error
 
     def look(self, *inputs):
         """A training forward that is looked into."""

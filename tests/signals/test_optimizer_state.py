@@ -207,6 +207,22 @@ def test_an_unknown_optimizer_has_its_effective_step_only(bench):
     assert values["optimizer_state.effective_step"].tolist() == pytest.approx([0.1 * math.sqrt(3) / 5], rel=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_dtypes(bench, dtype):
+    model = nn.Linear(300, 1, bias=False).to(dtype)
+    optimizer, truth = adam(model.parameters()), Adam64(model)
+    found = bench(model, optimizer, "optimizer_state")
+    for seed in range(3):
+        gradient = torch.randn(1, 300, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        model.weight.grad = gradient.to(dtype)
+        truth.see()
+        values = found.step()
+    rel = 1e-9 if dtype == torch.float64 else 2e-2  # the moments themselves are rounded to 8 bits
+    assert values["optimizer_state.momentum_ratio"].tolist() == pytest.approx([truth.ratio([model.weight])], rel=rel)
+    share = truth.under_epsilon([model.weight])
+    assert values["optimizer_state.epsilon_dominated"].tolist() == pytest.approx([share], abs=0.01)
+
+
 def test_reading_leaves_no_state_behind(small, backward, bench):
     optimizer = adam(small.parameters())
     found = bench(small, optimizer, "optimizer_state")

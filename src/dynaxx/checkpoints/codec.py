@@ -29,6 +29,7 @@ from dynaxx.errors import BadInput, CorruptData, NotApplicable
 
 Path = tuple[Any, ...]
 _DTYPES = {str(value).removeprefix("torch."): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
+_DEPTH = 100  # what is written here can be read at any depth of the caller's stack
 _EXACT_INT = 2**53  # other readers of JSON hold numbers as doubles
 
 
@@ -56,12 +57,7 @@ def encode(state: Any, root: str = "state") -> tuple[dict[str, Tensor], Any]:
         (['w'], {'lr': 0.1, 'betas': {'$tuple': [0.9, 0.999]}, 'w': {'$tensor': 'w'}})
     """
     encoder = _Encoder(root)
-    try:
-        tree = encoder.node(state, ())
-    except RecursionError:
-        raise BadInput(
-            f"{root} is nested too deeply, or contains itself. Store a flat structure, or leave the back reference out."
-        ) from None
+    tree = encoder.node(state, ())
     return encoder.tensors, tree
 
 
@@ -114,6 +110,11 @@ class _Encoder:
         }
 
     def node(self, value: Any, path: Path) -> Any:
+        if len(path) > _DEPTH:
+            raise BadInput(
+                f"{self.root} is nested more than {_DEPTH} deep, or contains itself, at {self.where(path[:5])}…. "
+                "Store a flat structure, or leave the back reference out."
+            )
         if isinstance(value, Tensor):
             return self.tensor(value, path)
         if isinstance(value, np.generic) and value.dtype.names is None and not value.dtype.hasobject:

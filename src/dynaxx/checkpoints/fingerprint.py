@@ -1,6 +1,7 @@
 """What the bits of a training depend on besides its state: software, device, threads, switches, ranks."""
 
 import contextlib
+import functools
 import os
 import platform
 from collections.abc import Mapping
@@ -94,6 +95,7 @@ def _described(device: torch.device) -> str:
     return f"cpu: {_processor()}, {torch.backends.cpu.get_cpu_capability()}"
 
 
+@functools.cache  # the file has a page per core
 def _processor() -> str:
     with contextlib.suppress(OSError):  # Linux; other systems answer the portable question
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():

@@ -18,7 +18,7 @@ STATE = "state.json"
 TENSORS = "tensors.safetensors"
 SIZE_CAP = 1 << 28
 """Largest JSON file that is written or read: 256 MiB."""
-_SEAL = ',\n "xxh3_128": "{}"\n}}\n'
+_SEAL = ',"xxh3_128":"{}"}}\n'
 _SEAL_SIZE = len(_SEAL.format("0" * 32))
 
 
@@ -110,7 +110,7 @@ def dump_manifest(manifest: Manifest) -> bytes:
         },
         "facts": facts,
     }
-    text = json.dumps(body, indent=1).removesuffix("\n}").encode()
+    text = json.dumps(body, separators=(",", ":")).removesuffix("}").encode()
     return text + _SEAL.format(digest(text)).encode()
 
 

@@ -7,8 +7,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from dynaxx.core.parameters import bare_name
-from dynaxx.errors import BadInput
+from dynaxx.core.parameters import bare_name, is_sharded
+from dynaxx.errors import BadInput, NotApplicable
 
 _SHOWN = 5
 
@@ -47,7 +47,13 @@ def check_model(saved: Mapping[str, Any], model: nn.Module) -> list[str]:
 
     Raises:
         BadInput: Names are missing or unexpected, or shapes differ.
+        NotApplicable: The model is sharded.
     """
+    if any(map(is_sharded, model.parameters())):
+        raise NotApplicable(
+            f"restore(model={type(model).__name__}): the model is sharded (FSDP2 or tensor parallelism) and the "
+            "checkpoint holds whole tensors. Restore before sharding, or train with DistributedDataParallel."
+        )
     own = model.state_dict()
     bare = _bare_names(own)
     own: dict[str, Any] = {bare[name]: value for name, value in own.items()}

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -23,24 +22,20 @@ def capture_optimizer(optimizer: Optimizer, model: nn.Module) -> dict[str, Any]:
 
     Returns:
         `kind`: its class, `names`: the parameters by group, `state` and `param_groups` as in `state_dict()`,
-        `elsewhere`: parameter index → key → device, of state tensors that are not where their parameter is.
+        `on_cpu`: parameter index → keys of the state tensors that are on the CPU although the parameter is not.
     """
     state = optimizer.state_dict()
-    elsewhere = {
-        index: {
-            key: str(value.device)
-            for key, value in state["state"][index].items()
-            if isinstance(value, Tensor) and value.device != parameter.device
-        }
+    on_cpu = {
+        index: [key for key, value in state["state"][index].items() if isinstance(value, Tensor) and value.is_cpu]
         for index, parameter in _indexed(state, optimizer)
-        if index in state["state"]
+        if index in state["state"] and not parameter.is_cpu
     }
     return {
         "kind": type(optimizer).__qualname__,
         "names": _names(optimizer, model),
         "state": state["state"],
         "param_groups": state["param_groups"],
-        "elsewhere": elsewhere,
+        "on_cpu": on_cpu,
     }
 
 
@@ -107,8 +102,8 @@ def restore_optimizer(saved: Mapping[str, Any], optimizer: Optimizer) -> None:
         loaded = optimizer.state[parameter] if index in saved["state"] else {}
         for key in loaded.keys() & saved["state"].get(index, {}).keys():
             if same or key != "step":  # implementations keep it on devices, and in dtypes, of their own
-                device = saved["elsewhere"][index].get(key)
-                loaded[key] = _exact(loaded[key], saved["state"][index][key], device, copies)
+                on_cpu = key in saved["on_cpu"].get(index, ())
+                loaded[key] = _exact(loaded[key], saved["state"][index][key], on_cpu, copies)
     for now, then in zip(optimizer.param_groups, saved["param_groups"], strict=True):
         if "lr" in then and float(now["lr"]) != float(then["lr"]):
             raise BadInput(
@@ -134,24 +129,21 @@ def implementation(groups: Iterable[Mapping[str, Any]]) -> list[str]:
     return ["fused" if group.get("fused") else loops[group.get("foreach")] for group in groups]
 
 
-def _exact(loaded: Any, saved: Any, device: str | None, copies: dict[int, Tensor]) -> Any:
+def _exact(loaded: Any, saved: Any, on_cpu: bool, copies: dict[int, Tensor]) -> Any:
     """`loaded` with its tensors replaced by copies of the saved ones, dtype and all; shared ones stay shared."""
     if isinstance(saved, Tensor) and isinstance(loaded, Tensor) and saved.shape == loaded.shape:
         if id(saved) not in copies:
-            target = torch.device(device) if device else loaded.device
-            if target.type == "cuda" and not torch.cuda.is_available():
-                target = loaded.device
-            copies[id(saved)] = saved.detach().to(target, copy=True)
+            copies[id(saved)] = saved.detach().to("cpu" if on_cpu else loaded.device, copy=True)
         return copies[id(saved)]
     if isinstance(saved, str):  # torch rebuilds every iterable from a generator, strings too
         return saved
     if isinstance(saved, Mapping) and isinstance(loaded, dict):
         for key in saved.keys() & loaded.keys():
-            loaded[key] = _exact(loaded[key], saved[key], device, copies)
+            loaded[key] = _exact(loaded[key], saved[key], on_cpu, copies)
     elif isinstance(saved, list) and isinstance(loaded, list) and len(saved) == len(loaded):
-        loaded[:] = [_exact(a, b, device, copies) for a, b in zip(loaded, saved, strict=True)]
+        loaded[:] = [_exact(a, b, on_cpu, copies) for a, b in zip(loaded, saved, strict=True)]
     elif type(saved) is tuple and type(loaded) is tuple and len(saved) == len(loaded):
-        return tuple(_exact(a, b, device, copies) for a, b in zip(loaded, saved, strict=True))
+        return tuple(_exact(a, b, on_cpu, copies) for a, b in zip(loaded, saved, strict=True))
     return loaded
 
 

@@ -26,6 +26,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from dynaxx.checkpoints.codec import decode, encode
 from dynaxx.checkpoints.durable import plain_size, sync_folder, write_durably
 from dynaxx.checkpoints.manifest import (
@@ -65,7 +67,7 @@ class CheckpointStore:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(folder).absolute()
         self._verified: set[str] = set()
 
     def save(self, step: int, state: Mapping[str, Any], *, facts: Mapping[str, Any] | None = None) -> CheckpointInfo:
@@ -93,38 +95,15 @@ class CheckpointStore:
                 f"save(state=...): what is not tensors takes {len(text)} bytes; at most {SIZE_CAP} are stored. "
                 "Put long lists of numbers into tensors or arrays."
             )
-        staging: Path | None = None
         try:
-            sweep(self.folder / ".staging", self.folder / "trash")
-            identity = f"{self._next_number():06d}-{secrets.token_hex(4)}"
-            name = f"{step:010d}-{identity}"
-            staging = self._made(".staging") / staging_name(name)
-            staging.mkdir()
-            tensor_file, entries = write_tensors(staging / TENSORS, tensors)
-            manifest = Manifest(
-                step=step,
-                id=identity,
-                created=datetime.now(UTC).isoformat(timespec="seconds"),
-                files={TENSORS: tensor_file, STATE: _write(staging / STATE, text)},
-                tensors=entries,
-                facts=dict(facts or {}),
-            )
-            _write(staging / NAME, dump_manifest(manifest))
-            sync_folder(staging)
-            staging.rename(self.folder / name)
-            sync_folder(self.folder)
-        except BaseException as error:
-            if staging is not None:
-                shutil.rmtree(staging, ignore_errors=True)
-            if isinstance(error, OSError):
-                raise NotSaved(
-                    error.errno,
-                    f"The checkpoint of step {step} was not saved ({error.strerror}); earlier ones are intact. "
-                    "Free space or make the folder writable; the next save tries again",
-                    str(self.folder),
-                ) from error
-            raise
-        return manifest.info(self.folder / name)
+            return self._commit(step, tensors, text, dict(facts or {}))
+        except OSError as error:
+            raise NotSaved(
+                error.errno,
+                f"The checkpoint of step {step} was not saved ({error.strerror}); earlier ones are intact. "
+                "Free space or make the folder writable; the next save tries again",
+                str(self.folder),
+            ) from error
 
     def list(self) -> tuple[CheckpointInfo, ...]:
         """The committed checkpoints by step, then by save, oldest first; no clock is asked.
@@ -135,7 +114,8 @@ class CheckpointStore:
         infos: list[CheckpointInfo] = []
         for name in _committed(self.folder):
             try:
-                infos.append(load_manifest(self.folder / name).info(self.folder / name))
+                with _unreadable_is_corrupt(self.folder / name):
+                    infos.append(load_manifest(self.folder / name).info(self.folder / name))
             except (CorruptData, BadInput) as error:
                 if (self.folder / name).exists():  # else: pruned by another process meanwhile
                     warnings.warn(f"A checkpoint is not listed: {error}", DynaxxWarning, stacklevel=2)
@@ -213,17 +193,41 @@ class CheckpointStore:
         sweep(self.folder / ".staging", self.folder / "trash")
         return deleted
 
+    def _commit(self, step: int, tensors: Mapping[str, Tensor], text: bytes, facts: dict[str, Any]) -> CheckpointInfo:
+        sweep(self.folder / ".staging", self.folder / "trash")
+        identity = f"{self._next_number():06d}-{secrets.token_hex(4)}"
+        path = self.folder / f"{step:010d}-{identity}"
+        staging = self._made(".staging") / staging_name(path.name)
+        try:
+            staging.mkdir()
+            tensor_file, entries = write_tensors(staging / TENSORS, tensors)
+            manifest = Manifest(
+                step=step,
+                id=identity,
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+                files={TENSORS: tensor_file, STATE: _write(staging / STATE, text)},
+                tensors=entries,
+                facts=facts,
+            )
+            _write(staging / NAME, dump_manifest(manifest))
+            sync_folder(staging)
+            staging.rename(path)
+            sync_folder(self.folder)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)  # it is there still only if something failed
+        return manifest.info(path)
+
     def _check(self, path: Path, deep: bool) -> None:
-        manifest = load_manifest(path)
-        for name, entry in manifest.files.items():
-            if (size := plain_size(path / name)) != entry.size:
-                raise CorruptData(f"{path / name} has {size} bytes; {entry.size} were written.")
-        if deep:
-            with _unreadable_is_corrupt(path):
+        with _unreadable_is_corrupt(path):
+            manifest = load_manifest(path)
+            for name, entry in manifest.files.items():
+                if (size := plain_size(path / name)) != entry.size:
+                    raise CorruptData(f"{path / name} has {size} bytes; {entry.size} were written.")
+            if deep:
                 read_capped(path / STATE, manifest.files[STATE])
                 for _ in read_tensors(path / TENSORS, manifest.files[TENSORS], manifest.tensors):
                     pass
-            self._verified.add(path.name)
+                self._verified.add(path.name)
 
     def _read(self, path: Path) -> tuple[dict[str, Any], CheckpointInfo]:
         with _unreadable_is_corrupt(path):
@@ -231,7 +235,11 @@ class CheckpointStore:
             text = read_capped(path / STATE, manifest.files[STATE])
             tensors = dict(read_tensors(path / TENSORS, manifest.files[TENSORS], manifest.tensors))
         self._verified.add(path.name)
-        return decode(tensors, json.loads(text)), manifest.info(path)
+        try:
+            tree = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise CorruptData(f"{path / STATE} does not follow the format: {error}.") from error
+        return decode(tensors, tree), manifest.info(path)
 
     def _is_sound(self, name: str) -> bool:
         try:

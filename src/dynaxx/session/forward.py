@@ -1,7 +1,7 @@
 """Looks into the model's training forwards at measured steps: outputs of modules, and functions called on tensors."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -19,8 +19,9 @@ class _TapHook(SilentInCopies):
     It runs inside compiled graphs: `on` is a plain attribute, so that turning it switches between two graphs.
     """
 
-    def __init__(self, taps: list[Tap] | None = None) -> None:
-        self.taps = taps or []
+    def __init__(self) -> None:
+        self.taps: list[Tap] = []
+        self.owners: list[ForwardSignal[Any]] = []
         self.on = False
         self.called = False
 
@@ -35,32 +36,26 @@ class _TapHook(SilentInCopies):
 class _Functions(TorchFunctionMode):
     """Passes every call through, and shows the wanted ones to their observers."""
 
-    def __init__(
-        self,
-        observers: Mapping[Callable[..., Any], list[FunctionObserver]],
-        path: Callable[[], str],
-        spent: Callable[[float], None],
-    ) -> None:
+    def __init__(self, watch: "ForwardWatch") -> None:
         super().__init__()
-        self._observers = observers
-        self._spent = spent
-        self._path = path
+        self._watch = watch
         self._calls: dict[str, int] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
         output = func(*args, **(kwargs or {}))
-        observers = self._observers.get(func)
-        if observers is not None:
+        observers = self._watch.observers.get(func)
+        if observers:
             start = time.perf_counter()
-            owner = self._path()
+            owner = self._watch.path[-1] if self._watch.path else ""
             name = f"{owner}.{func.__name__}" if owner else func.__name__
             self._calls[name] = self._calls.get(name, 0) + 1
             site = name if self._calls[name] == 1 else f"{name}#{self._calls[name]}"
-            with torch.no_grad():
-                for observer in observers:
-                    observer(site, owner, args, kwargs or {}, output)
-            self._spent(time.perf_counter() - start)
+            # What is computed here is a measurement: it does not take part in the forward's autocast.
+            with torch.no_grad(), torch.autocast(self._watch.device, enabled=False):
+                for signal, observer in tuple(observers):
+                    self._watch.guarded(signal, observer, site, owner, args, kwargs or {}, output)
+            self._watch.spent(time.perf_counter() - start)
         return output
 
 
@@ -73,30 +68,46 @@ class ForwardWatch:
     Args:
         model: The watched model, wrapped or bare.
         signals: Forward signals with their first states.
+        broken: Called when a tap or an observer fails in a forward, which goes on; its signal is not called again.
     """
 
-    def __init__(self, model: nn.Module, signals: Iterable[tuple[ForwardSignal[Any], Any]]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        signals: Iterable[tuple[ForwardSignal[Any], Any]],
+        broken: Callable[[ForwardSignal[Any], Exception], None],
+    ) -> None:
         self.compiled = is_compiled(model)
+        self.device = next(model.parameters()).device.type
         self.seconds = 0.0
         """Time spent in taps and observers since it was last set to zero; not known inside compiled graphs."""
         self._model = model
         self._modules = [(bare_name(name), module) for name, module in model.named_modules()]
         self._hooks: list[tuple[nn.Module, _TapHook]] = []
         self._root = _TapHook()
-        self._observers: dict[Callable[..., Any], list[FunctionObserver]] = {}
+        self._broken = broken
+        self.observers: dict[Callable[..., Any], list[tuple[ForwardSignal[Any], FunctionObserver]]] = {}
+        self.path: list[str] = []
+        """The modules whose forwards are running, innermost last."""
         pairs = list(signals)
         for signal, state in pairs:
             for function, observer in signal.functions(state).items():
-                self._observers.setdefault(function, []).append(observer)
+                self.observers.setdefault(function, []).append((signal, observer))
         for i, (name, module) in enumerate(self._modules):
-            taps = [t for signal, state in pairs if (t := signal.tap(state, name, module)) is not None]
+            if i and not name:  # the model within its wrapper: its output is the wrapper's
+                continue
+            hook = _TapHook()
+            for signal, state in pairs:
+                tap = signal.tap(state, name, module)
+                if tap is not None:
+                    hook.taps.append(tap)
+                    hook.owners.append(signal)
             if i == 0:
-                self._root.taps = taps
-            elif taps:
-                self._hooks.append((module, _TapHook(taps)))
+                self._root = hook
+            elif hook.taps:
+                self._hooks.append((module, hook))
         self._handles = [m.register_forward_hook(h) for m, h in self._hooks] if self.compiled else []
         self._temporary: list[Any] = []
-        self._stack: list[str] = []
         self._mode: _Functions | None = None
         self._within = 0.0
 
@@ -109,6 +120,36 @@ class ForwardWatch:
     def late(self) -> bool:
         """Whether a part of the model has been compiled since the hooks were made."""
         return not self.compiled and is_compiled(self._model)
+
+    def unheard(self, signal: ForwardSignal[Any]) -> bool:
+        """Whether a signal that looks into the model has seen nothing, because of compilation.
+
+        Args:
+            signal: One of the signals.
+
+        Returns:
+            True where a measurement would be of nothing.
+        """
+        within = signal not in self._root.owners
+        return within and (self.deaf or self.late)
+
+    def guarded(self, signal: ForwardSignal[Any], call: Callable[..., None], *args: Any) -> None:
+        """Call a tap or an observer; one that fails must not fail the forward.
+
+        Args:
+            signal: Whose it is.
+            call: The tap or observer.
+            args: What it takes.
+        """
+        try:
+            call(*args)
+        except Exception as error:
+            for hook in [self._root, *(hook for _, hook in self._hooks)]:
+                kept = [(o, t) for o, t in zip(hook.owners, hook.taps, strict=True) if o is not signal]
+                hook.owners, hook.taps = [o for o, _ in kept], [t for _, t in kept]
+            for function, observers in self.observers.items():
+                self.observers[function] = [(o, f) for o, f in observers if o is not signal]
+            self._broken(signal, error)
 
     def spent(self, seconds: float) -> None:
         """Time that a tap or an observer took within the forward.
@@ -130,19 +171,17 @@ class ForwardWatch:
 
     def enter(self) -> None:
         """A measured training forward begins: install what an eager model needs."""
-        self._root.on = True
-        if self.compiled:
+        if self.compiled or self.late:  # a function mode must not be traced into a graph
             return
         start = time.perf_counter()
         for module, hook in self._hooks:
-            hook.on = True
             self._temporary.append(module.register_forward_hook(_Timed(self, hook)))
-        if self._observers:
-            self._stack.clear()
+        if any(self.observers.values()):
+            self.path.clear()
             for name, module in self._modules[1:]:
-                self._temporary.append(module.register_forward_pre_hook(_Push(self._stack, name)))
-                self._temporary.append(module.register_forward_hook(_Pop(self._stack), always_call=True))
-            self._mode = _Functions(self._observers, lambda: self._stack[-1] if self._stack else "", self.spent)
+                self._temporary.append(module.register_forward_pre_hook(_Push(self.path, name)))
+                self._temporary.append(module.register_forward_hook(_Pop(self.path), always_call=True))
+            self._mode = _Functions(self)
             self._mode.__enter__()
         self.seconds += time.perf_counter() - start
 
@@ -166,8 +205,8 @@ class ForwardWatch:
         self._temporary.clear()
         if output is not None:
             with torch.no_grad():
-                for tap in self._root.taps:
-                    tap(inputs, output)
+                for signal, tap in zip(self._root.owners, self._root.taps, strict=True):
+                    self.guarded(signal, tap, inputs, output)
         self.seconds += within + time.perf_counter() - start
         self._within = 0.0
         return within
@@ -185,8 +224,11 @@ class _Timed:
         self._hook = hook
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        del module
         start = time.perf_counter()
-        self._hook(module, inputs, output)
+        with torch.no_grad():
+            for signal, tap in zip(self._hook.owners, self._hook.taps, strict=True):
+                self._watch.guarded(signal, tap, inputs, output)
         self._watch.spent(time.perf_counter() - start)
 
 

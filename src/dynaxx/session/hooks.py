@@ -17,7 +17,6 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from dynaxx.core.parameters import Layout, own_parameters
 from dynaxx.errors import BadInput
 
-
 _STEP = "Optimizer.profile_hook_step.<locals>.wrapper"
 """What torch puts around every optimizer's step, and what fires its hooks."""
 
@@ -94,13 +93,13 @@ class Hooks:
         self._evaluation_too = not model.training
         self._model = model
         self._optimizer = optimizer
+        uncompiled = cast(Any, torch.compiler.disable)  # where a loop compiles `optimizer.step`, our part stays Python
         self._handles: list[Any] = [
-            # Where a loop compiles `optimizer.step`, our part of it stays plain Python.
-            optimizer.register_step_pre_hook(torch.compiler.disable(self._before_step)),
-            optimizer.register_step_post_hook(torch.compiler.disable(self._after_step)),
-            register_optimizer_step_post_hook(torch.compiler.disable(self._after_any_step)),
+            optimizer.register_step_pre_hook(uncompiled(self._before_step)),
+            optimizer.register_step_post_hook(uncompiled(self._after_step)),
+            register_optimizer_step_post_hook(uncompiled(self._after_any_step)),
         ]
-        self._in_place = model.__dict__.get("_compiled_call_impl")
+        self._in_place: Callable[..., Any] | None = model.__dict__.get("_compiled_call_impl")
         if self._in_place is None:
             self._handles += [
                 model.register_forward_pre_hook(_Hook(self._before_forward), with_kwargs=True),

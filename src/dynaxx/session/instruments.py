@@ -72,7 +72,8 @@ class Instruments:
         self._snapshot: list[torch.Tensor] | None = None
         self._update_seconds: list[float] = []
         self._forward_seconds: list[float] = []
-        self._steps: list[tuple[float, float]] = []
+        self._steps: list[tuple[float, float, float]] = []
+        self._rare = 0.0
         self._pending: list[tuple[Instrument, Any, str, int, Sequence[Measurement]]] = []
         self.calibrated = False
         self.not_applicable: dict[str, str] = {}
@@ -87,7 +88,7 @@ class Instruments:
                 self.not_applicable[name] = str(reason)
         self._sort()
         looking = [(i.signal, i.state) for i in self.instruments if isinstance(i.signal, ForwardSignal)]
-        self.forward = ForwardWatch(model, looking) if looking else None
+        self.forward = ForwardWatch(model, looking, self._broken) if looking else None
 
     def needs(self, step: int) -> tuple[bool, bool]:
         """What must be prepared for a coming step.
@@ -138,7 +139,7 @@ class Instruments:
             view: The step.
         """
         for instrument in self._always[event] if view.step % self._quickest else self._at[event]:
-            if view.step % instrument.cadence:
+            if view.step % instrument.cadence or self._unseen(instrument.signal, view):
                 continue
             start = time.perf_counter()
             before = instrument.state
@@ -150,6 +151,7 @@ class Instruments:
             self._pending.append((instrument, before, f"every_{instrument.cadence}", view.step, values))
             if not self.calibrated:
                 instrument.seconds.append(time.perf_counter() - start)
+                self._rare += 0.0 if instrument.signal.every_step else instrument.seconds[-1]
 
     def commit(self) -> None:
         """The step is complete: its measurements go to the log."""
@@ -177,14 +179,17 @@ class Instruments:
             return False
         if self.forward is not None and view.batch.forwards:
             self._forward_seconds.append(self.forward.seconds)
+            self._rare += self.forward.seconds
             self.forward.seconds = 0.0
-        self._steps.append((view.times.total, view.times.measuring))
+        self._rare += self._update_seconds[-1] if view.before is not None else 0.0
+        self._steps.append((view.times.total, view.times.measuring, self._rare))
+        self._rare = 0.0
         return len(self._steps) >= CALIBRATION
 
-    def overhead(self) -> tuple[float, float]:
-        """Seconds of a step without measuring, and of measuring in full, medians over the steps so far."""
+    def step_seconds(self) -> tuple[float, float]:
+        """Seconds of a step without measuring, and of what is measured at every step, medians over the steps so far."""
         steps = self._steps[SETTLED:] or self._steps
-        return statistics.median(t - m for t, m in steps), statistics.median(m for _, m in steps)
+        return statistics.median(t - m for t, m, _ in steps), statistics.median(max(0.0, m - r) for _, m, r in steps)
 
     def price(self) -> dict[str, float]:
         """Seconds of one measurement by signal, needs included, medians over the steps so far."""
@@ -199,18 +204,16 @@ class Instruments:
     def plan(self) -> dict[str, int]:
         """The cadences that keep to the budget by the times measured so far."""
         price = self.price()
-        bare, full = self.overhead()
+        bare, fixed = self.step_seconds()
         rarely = {i.name: price[i.name] for i in self.instruments if not i.signal.every_step}
-        fixed = max(0.0, full - sum(rarely.values()))
         return cadences(rarely, fixed, bare, self.budget)
 
     def expected(self) -> float:
         """Share of the step time that measuring will take at the cadences that are set."""
         price = self.price()
-        bare, full = self.overhead()
-        once = sum(price[i.name] for i in self.instruments if not i.signal.every_step)
+        bare, fixed = self.step_seconds()
         spread = sum(price[i.name] / i.cadence for i in self.instruments if not i.signal.every_step)
-        return (max(0.0, full - once) + spread) / bare if bare > 0 else 0.0
+        return (fixed + spread) / bare if bare > 0 else 0.0
 
     def settle(self, plan: Mapping[str, int]) -> None:
         """Set the cadences for the rest of the run.
@@ -254,6 +257,16 @@ class Instruments:
         self._at = {e: tuple(i for i in self.instruments if i.signal.at is e) for e in Event}
         self._always = {e: tuple(i for i in found if i.signal.every_step) for e, found in self._at.items()}
         self._quickest = min((i.cadence for i in self.instruments if not i.signal.every_step), default=1)
+
+    def _unseen(self, signal: Signal[Any], view: StepView) -> bool:
+        """Whether no forward could be seen by a forward signal: a row of nothing would pass for a measurement."""
+        if self.forward is None or not isinstance(signal, ForwardSignal):
+            return False
+        return view.batch.forwards == 0 or self.forward.unheard(signal)
+
+    def _broken(self, signal: ForwardSignal[Any], error: Exception) -> None:
+        for instrument in [i for i in self.instruments if i.signal is signal]:
+            self._retire(instrument, error)
 
     def _retire(self, instrument: Instrument, error: Exception) -> None:
         self.instruments.remove(instrument)

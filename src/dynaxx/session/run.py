@@ -302,7 +302,7 @@ class Run:
 
     def _calibrate(self) -> None:
         plan = self._training.agree(self._instruments.plan())
-        bare, _ = self._instruments.overhead()
+        bare, _ = self._instruments.step_seconds()
         self._instruments.settle(plan)
         price = self._instruments.price()
         rows = [{"name": i.name, "cadence": i.cadence, "seconds": price[i.name]} for i in self._instruments.instruments]

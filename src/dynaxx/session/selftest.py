@@ -9,7 +9,11 @@ from dynaxx.session.live import Live
 
 _FORWARD = (
     "no forward of the watched model in training mode was seen, so activations, batch sizes and forward times are "
-    "missing: watch the object that the loop calls"
+    "missing: watch the object that the loop calls, such as what torch.compile returned"
+)
+_IN_PLACE = (
+    "the model was compiled in place after watch, so activations, batch sizes and forward times are missing: "
+    "call watch after model.compile()"
 )
 _SCALER = "updates that a gradient scaler leaves out: float16 autocast without watch(..., scaler=scaler)"
 _COMPILED = (
@@ -30,6 +34,7 @@ class Report:
         overhead: Share of the step time that measuring takes.
         budget: Share that it may take.
         missing: What is not seen, why, and what to do.
+        not_applicable: Signals that cannot speak of this model, with their reasons; in the log, not in the line.
     """
 
     layers: int
@@ -37,6 +42,7 @@ class Report:
     overhead: float
     budget: float
     missing: tuple[str, ...]
+    not_applicable: dict[str, str]
 
     def __str__(self) -> str:
         over = "" if self.overhead <= self.budget else f", above the budget of {self.budget:.1%}"
@@ -69,11 +75,12 @@ def seen(live: Live, instruments: Instruments, overhead: float) -> Report:
     if silent:
         missing.append(f"{_some(silent)} never had a gradient")
     watch = instruments.forward
+    late = watch is not None and watch.late
     if not live.forwards_seen:
-        missing.append(_FORWARD)
+        missing.append(_IN_PLACE if late else _FORWARD)
     elif watch is not None and watch.deaf:
         missing.append(_COMPILED)
-    elif watch is not None and watch.late:
+    elif late:
         missing.append(_LATE)
     if live.scaler_unseen:
         missing.append(_SCALER)
@@ -83,6 +90,7 @@ def seen(live: Live, instruments: Instruments, overhead: float) -> Report:
         overhead=overhead,
         budget=instruments.budget,
         missing=tuple(missing),
+        not_applicable=dict(instruments.not_applicable),
     )
 
 

@@ -187,6 +187,7 @@ def _loop(
             if run.due("checkpoint") or status != "finished":
                 run.save(**latest)
             progress(Progress(step=run.step, steps=task.steps, loss=loss, rate=rate, validation=latest, fresh=fresh))
+            rate = _rate(optimizer)  # the scheduler has moved on: this is the next step's
             if run.step >= task.steps or status != "finished":
                 break
         # A resumed run may have had the last batch of its epoch already: only a second empty epoch is a mistake.

@@ -53,11 +53,11 @@ class Attention(ForwardSignal[_State]):
 
         def observer(compute: Callable[..., tuple[Tensor, Tensor] | None]) -> FunctionObserver:
             def observe(site: str, owner: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-                del owner, output
+                del output
                 with _disable_current_modes():  # these products are no part of the model's operations (see `flops`)
                     found = compute(*args, **kwargs)
                 if found is not None:
-                    state.sites.setdefault(site, []).append(found)
+                    state.sites.setdefault(_label(site, owner), []).append(found)
 
             return observe
 
@@ -82,6 +82,12 @@ class Attention(ForwardSignal[_State]):
             Measurement(column=state.columns[0], value=logits),
             Measurement(column=state.columns[1], value=entropy),
         )
+
+
+def _label(site: str, owner: str) -> str:
+    """The calling module's path, and which of its calls it is; the function's name would only repeat itself."""
+    number = site.partition("#")[2]
+    return (owner or "(model)") + (f"#{number}" if number else "")
 
 
 def _columns(labels: tuple[str, ...]) -> tuple[Column, Column]:

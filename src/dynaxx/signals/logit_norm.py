@@ -33,9 +33,9 @@ class LogitTap(Tap):
         x = output["logits"] if isinstance(output, Mapping) and "logits" in output else first_tensor(output)
         if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 2 or x.numel() == 0:
             return
-        norms = torch.linalg.vector_norm(x.detach(), dim=-1, dtype=torch.float32)
+        norms = torch.linalg.vector_norm(x.detach(), dim=-1, dtype=torch.promote_types(x.dtype, torch.float32))
         total = norms.sum()
-        self.sums.add_(torch.stack([total, torch.full_like(total, norms.numel())]))
+        self.sums.add_(torch.stack([total, torch.full_like(total, norms.numel())]).to(self.sums))
         self.largest.copy_(torch.maximum(self.largest, x.detach().abs().amax().to(torch.float32)))
 
 

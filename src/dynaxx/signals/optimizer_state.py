@@ -69,7 +69,7 @@ class OptimizerState(Signal[_Columns]):
         values.append(Measurement(column=state.age, value=layer_shares(ages, layout) / share))
         if any(m is not None and m.first is not None for m in moments):
             first = [0.0 if m is None or m.first is None else _square(m.first) / m.correction1**2 for m in moments]
-            second = [0.0 if m is None else m.second.sum() / m.correction2 for m in moments]
+            second = [0.0 if m is None else _sum(m.second) / m.correction2 for m in moments]
             ratio = (layer_sums(first, layout) / layer_sums(second, layout)).sqrt()
             values.append(Measurement(column=state.ratio, value=ratio))
         return state, values
@@ -126,5 +126,9 @@ def _real(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
+def _sum(tensor: Tensor) -> Tensor:
+    return tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32))
+
+
 def _square(tensor: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(tensor, dtype=torch.float32).square()
+    return torch.linalg.vector_norm(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32)).square()
