@@ -141,7 +141,8 @@ function series(d: Drawn, show: boolean): uPlot.Series {
 
 function entry(d: Drawn, toggle: (show: boolean) => void): { root: HTMLElement; value: (text: string) => void } {
   const number = el("b");
-  const swatch = el("i", { class: d.dash && d.curve.style !== "dashed" ? "dash" : d.curve.style, style: `--swatch: var(--line-${d.colour % LINE_COLOURS})` });
+  const mark = d.dash && d.curve.style !== "dashed" ? "dash" : d.curve.style;
+  const swatch = el("i", { class: mark, style: `--swatch: var(--line-${d.colour % LINE_COLOURS})` });
   const root = el("button", { type: "button", class: "key", "data-key": d.label, "aria-pressed": "true" });
   root.title = "Show or hide this curve";
   root.append(swatch, d.label, number);

@@ -1,10 +1,13 @@
 """What every test of checkpoints needs: equality to the last bit, types and order included."""
 
+import json
 import struct
 
 import numpy as np
 import pytest
 import torch
+
+from dynaxx.checkpoints import CheckpointStore, decode, encode
 
 
 def _raw(tensor):
@@ -45,3 +48,37 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+def _through(state):
+    """To bytes and back, in memory."""
+    tensors, tree = encode(state)
+    return decode({name: t.clone() for name, t in tensors.items()}, json.loads(json.dumps(tree)))
+
+
+@pytest.fixture(scope="session")
+def through():
+    return _through
+
+
+def _train(model, optimizer, steps=3, scheduler=None):
+    losses = []
+    for _ in range(steps):
+        loss = (model(torch.randn(6, 4)) - 1).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.fixture(scope="session")
+def train():
+    return _train
+
+
+@pytest.fixture
+def store(tmp_path):
+    return CheckpointStore(tmp_path / "run" / "checkpoints")

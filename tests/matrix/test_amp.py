@@ -108,7 +108,7 @@ def test_skipped_steps_that_cannot_be_seen_are_said_to_be_missing(both, agrees, 
     agrees(view, book)
     assert "precision.skipped" not in view.columns  # unknown is not zero
     assert view.events("self_test")[0]["missing"] == [
-        "updates that a gradient scaler leaves out: float16 autocast without watch(..., scaler=scaler)"
+        "updates that a gradient scaler leaves out, because it is not known: call watch(..., scaler=scaler)"
     ]
 
 

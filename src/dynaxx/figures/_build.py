@@ -49,8 +49,10 @@ def smoothed(view: RunView, name: str, label: str) -> tuple[Line, ...]:
     """
     raw, smooth = read(view, name), read(view, name + ".smoothed")
     assert raw is not None, "the caller has read the column"
-    gaps = np.diff(raw.steps)
-    if smooth is None or len(raw) < FEW or gaps.max() > 2 * np.median(gaps):
+    if smooth is None or len(raw) < FEW:
+        return (line(raw, label or name),)
+    usual, wide = np.percentile(np.diff(raw.steps), [50, 95])
+    if wide > 2 * usual:
         return (line(raw, label or name),)
     before = f"{label}, " if label else ""
     calm = line(smooth, before + "smoothed")

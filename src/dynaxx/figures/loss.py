@@ -29,7 +29,7 @@ class Loss(Figure):
         unit = next(iter(found.values())).column.unit
         return [
             Lines(
-                title="Training and validation loss" if len(found) == 2 else "Loss",
+                title="Loss",
                 lines=lines,
                 y_label=named("loss", unit),
                 y_scale=scale_for(*(array.values for array in found.values())),

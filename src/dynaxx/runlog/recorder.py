@@ -84,17 +84,20 @@ class Recorder:
             target.steps.append(step)
             target.walls.append(time.time())
         row = len(target.steps) - 1
-        for measurement in measurements:
+        for i, measurement in enumerate(measurements):
             column = measurement.column
             pending = target.columns.get(column.name)
             if pending is None or pending.column is not column:
                 if pending is not None:  # the axis has changed: what was measured on the old one must go first
                     self._take(stream, target)
-                    self.add(stream, step, measurements)
+                    self.add(stream, step, measurements[i:])
                     return
                 pending = target.columns[column.name] = _Pending(column, measurement.fold)
-            pending.rows.append(row)
-            pending.values.append(measurement.value)
+            if pending.rows and pending.rows[-1] == row:  # measured again: the later one stands
+                pending.values[-1] = measurement.value
+            else:
+                pending.rows.append(row)
+                pending.values.append(measurement.value)
 
     def log(self, step: int, name: str, value: torch.Tensor | float) -> None:
         """Take a value of the user's; several of one name and step are averaged.
@@ -150,7 +153,7 @@ class Recorder:
                 columns.append((pending, values))
         block = _Block(name, np.array(stream.steps), np.array(stream.walls), columns, _event(device))
         stream.steps, stream.walls, stream.columns = [], [], {}
-        if device:
+        if device or any(earlier.stream == name for earlier in self._flying):  # blocks of a stream stay in order
             self._flying.append(block)
         else:
             self._hand_over(block)
@@ -176,9 +179,9 @@ class Recorder:
         for name, values in held.items():
             numbers = _host([value for _, value in values])
             of = np.array([step for step, _ in values])
-            unique, inverse = np.unique(of, return_inverse=True)
-            means = np.bincount(inverse, weights=numbers) / np.bincount(inverse)
-            # One value a step is kept as it is: a mean of one, computed as 1.0·x, is x bit for bit, NaN included.
+            unique, first, inverse, count = np.unique(of, return_index=True, return_inverse=True, return_counts=True)
+            # One value a step is kept bit for bit: a sum from zero would lose the sign of −0.0.
+            means = np.where(count > 1, np.bincount(inverse, weights=numbers) / count, numbers[first])
             rows = np.searchsorted(steps, unique)
             columns.append(_spread(Column(name=name, dtype="float64"), means, rows.tolist(), len(steps)))
             self._user[name] = [] if before is None else [v for v in self._user[name] if v[0] >= before]
@@ -198,9 +201,11 @@ def _folded(values: np.ndarray, fold: tuple[int, ...], column: Column) -> np.nda
 
 def _stack(values: list[Any]) -> tuple[torch.Tensor | np.ndarray, bool]:
     """One array from per-step values; True where it is still on its way from an accelerator."""
-    first = values[0]
-    if not isinstance(first, torch.Tensor):
+    tensors = [isinstance(v, torch.Tensor) for v in values]
+    if not any(tensors):
         return np.asarray(values, dtype=np.float64), False
+    if not all(tensors):  # such as a rate that has become a tensor
+        return np.stack([torch.as_tensor(v, dtype=torch.float64, device="cpu").numpy() for v in values]), False
     stacked = torch.stack([v.detach() for v in values])
     if stacked.dtype in (torch.float16, torch.bfloat16):
         stacked = stacked.float()

@@ -78,6 +78,11 @@ class ForwardWatch:
         broken: Callable[[ForwardSignal[Any], Exception], None],
     ) -> None:
         self.compiled = is_compiled(model)
+        self.muffled = False
+        """Whether taps stay off because a look would change the training: in a compiled model that rounds to 16 bits.
+
+        There a compiler keeps values in 32 bits where it fuses operations; what is looked at is stored, so rounded.
+        """
         self.device = next(model.parameters()).device.type
         self.seconds = 0.0
         """Time spent in taps and observers since it was last set to zero; not known inside compiled graphs."""
@@ -131,7 +136,7 @@ class ForwardWatch:
             True where a measurement would be of nothing.
         """
         within = signal not in self._root.owners
-        return within and (self.deaf or self.late)
+        return within and (self.deaf or self.late or self.muffled)
 
     def guarded(self, signal: ForwardSignal[Any], call: Callable[..., None], *args: Any) -> None:
         """Call a tap or an observer; one that fails must not fail the forward.
@@ -159,15 +164,17 @@ class ForwardWatch:
         """
         self._within += seconds
 
-    def switch(self, on: bool) -> None:
+    def switch(self, on: bool, dtype: torch.dtype = torch.float32) -> None:
         """Turn compiled taps on or off for the coming forwards.
 
         Args:
             on: Whether the coming step is measured.
+            dtype: What the forward computes in.
         """
-        if self.compiled:
+        if self.compiled and self._hooks:
+            self.muffled = self.muffled or dtype in (torch.float16, torch.bfloat16)
             for _, hook in self._hooks:
-                hook.on = on
+                hook.on = on and not self.muffled
 
     def enter(self) -> None:
         """A measured training forward begins: install what an eager model needs."""

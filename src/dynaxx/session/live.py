@@ -93,13 +93,19 @@ class Live:
         """Count the overhead anew: the calibration is over."""
         self._spent = self._passed = 0.0
 
-    def begin_at(self, step: int) -> None:
+    @property
+    def skipped(self) -> int:
+        """Updates left out so far."""
+        return self._skipped
+
+    def begin_at(self, step: int, skipped: int) -> None:
         """Go on behind a checkpoint.
 
         Args:
             step: Its completed updates.
+            skipped: Updates left out by then.
         """
-        self.step = step
+        self.step, self._skipped = step, skipped
         self._view = self._new_view()
 
     @property
@@ -135,11 +141,11 @@ class Live:
         if view.batch.forwards == 0:
             view.times.data = self._data if self._data else start - self._last_end - self._pause
             self._looking, _ = self.instruments.needs(self.step + 1)
-            if self.instruments.forward is not None:
-                self.instruments.forward.switch(self._looking)
         self.forwards_seen += 1
         samples = self._samples = self._count(view.batch, inputs, keywords)
         watch = self.instruments.forward
+        if watch is not None and view.batch.forwards == 1:
+            watch.switch(self._looking, view.batch.compute_dtype)
         if watch is not None and self._looking:
             watch.enter()
         if self.forwards_seen == _COUNTED and (watch is None or not watch.compiled):

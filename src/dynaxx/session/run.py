@@ -218,6 +218,7 @@ class Run:
             **self._training.capture(),
             "run": {
                 "step": self.step,
+                "skipped": self._live.skipped,
                 "asked": dict(self._asked),
                 "data": self._data.state_dict(),
                 "instruments": self._instruments.state_dict(),
@@ -293,7 +294,7 @@ class Run:
         run = state["run"]
         self.resumed_from = info
         self._asked = dict(run["asked"])
-        self._live.begin_at(int(run["step"]))
+        self._live.begin_at(run["step"], run["skipped"])
         self._data.load_state_dict(run["data"])
         self._instruments.load_state_dict(run["instruments"])
         self._actuator.load_state_dict(run["actuator"])

@@ -8,20 +8,22 @@ from dynaxx.session.instruments import Instruments
 from dynaxx.session.live import Live
 
 _FORWARD = (
-    "no forward of the watched model in training mode was seen, so activations, batch sizes and forward times are "
-    "missing: watch the object that the loop calls, such as what torch.compile returned"
+    "activations, batch sizes and forward times, because no forward of the watched model in training mode was seen: "
+    "watch the object that the loop calls, such as what torch.compile returned"
 )
 _IN_PLACE = (
-    "the model was compiled in place after watch, so activations, batch sizes and forward times are missing: "
+    "activations, batch sizes and forward times, because the model was compiled in place after watch: "
     "call watch after model.compile()"
 )
-_SCALER = "updates that a gradient scaler leaves out: float16 autocast without watch(..., scaler=scaler)"
 _COMPILED = (
-    "the hooks were attached after the model was compiled, so activations are missing: "
-    "call watch before the first forward, on the compiled model"
+    "activations, because the model was compiled before watch: call watch between torch.compile and the first forward"
 )
-
-_LATE = "parts of the model were compiled after watch, so their activations are missing: watch the compiled model"
+_MUFFLED = (
+    "activations, because the model is compiled and computes in 16 bits: there a look at a value changes its rounding, "
+    "and so the training"
+)
+_LATE = "activations, because parts of the model were compiled after watch: watch the compiled model"
+_SCALER = "updates that a gradient scaler leaves out, because it is not known: call watch(..., scaler=scaler)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +80,8 @@ def seen(live: Live, instruments: Instruments, overhead: float) -> Report:
     late = watch is not None and watch.late
     if not live.forwards_seen:
         missing.append(_IN_PLACE if late else _FORWARD)
+    elif watch is not None and watch.muffled:
+        missing.append(_MUFFLED)
     elif watch is not None and watch.deaf:
         missing.append(_COMPILED)
     elif late:
