@@ -7,7 +7,8 @@ Exception
     │   ├── UnknownName        a name that no entry has; the nearest ones are offered
     │   └── RunFolderExists    a run would be written over another
     ├── NotApplicable          an outcome: this cannot be said here, and why
-    └── CorruptData            bytes on disk that do not match their checksum or their format
+    ├── CorruptData            bytes on disk that do not match their checksum or their format
+    └── NotSaved               the system would not let a checkpoint be written (an OSError too)
 
 UserWarning
 └── DynaxxWarning              training goes on, but something is not measured or not kept
@@ -54,6 +55,10 @@ class NotApplicable(DynaxxError):
 
 class CorruptData(DynaxxError):
     """Bytes on disk do not match their checksum or their format; the message names the file and what is lost."""
+
+
+class NotSaved(DynaxxError, OSError):
+    """The system would not let a checkpoint be written; the earlier ones are as they were, nothing is left behind."""
 
 
 class DynaxxWarning(UserWarning):

@@ -8,11 +8,11 @@ import time
 import pytest
 import torch
 
-from dynaxx.checkpoints import CheckpointStore, NotSaved
+from dynaxx.checkpoints import CheckpointStore
 from dynaxx.checkpoints import staging as staging_module
 from dynaxx.checkpoints.manifest import NAME, STATE, TENSORS
 from dynaxx.checkpoints.staging import is_orphan, staging_name
-from dynaxx.errors import BadInput, DynaxxWarning
+from dynaxx.errors import BadInput, DynaxxWarning, NotSaved
 
 FILES = (NAME, STATE, TENSORS)
 

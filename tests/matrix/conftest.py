@@ -1,6 +1,7 @@
-"""Real loops run twice, bare and watched: bit for bit the same, and measured as the truth computed by hand beside them."""
+"""Real loops run twice, bare and watched: the same bit for bit, and measured as the truth by hand beside them."""
 
 import copy
+import random
 
 import numpy as np
 import pytest
@@ -77,12 +78,8 @@ class Bare:
 
 
 def fingerprint(*things):
-    """Everything that must be the same bit for bit: states, gradients, modes, random streams.
-
-    Python's own stream is compared in `test_random_streams.py`, in a process of its own: beartype, which checks shapes
-    under pytest, draws from it.
-    """
-    found = [torch.get_rng_state(), np.random.get_state()]  # noqa: NPY002
+    """Everything that must be the same bit for bit: states, gradients, modes and every global random stream."""
+    found = [torch.get_rng_state(), np.random.get_state(), random.getstate()]  # noqa: NPY002
     for thing in things:
         if isinstance(thing, nn.Module):
             found += [thing.state_dict(), [None if p.grad is None else p.grad.clone() for p in thing.parameters()]]
@@ -118,6 +115,7 @@ def difference(a, b, where=""):
 def seeded():
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002
+    random.seed(0)
 
 
 @pytest.fixture(autouse=True)

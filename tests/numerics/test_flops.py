@@ -44,6 +44,21 @@ def test_attention_with_a_mask_is_counted_too():
     assert counted(lambda: functional.scaled_dot_product_attention(q, k, k, mask)) == 4 * 2 * 3 * 5 * 16 * 8
 
 
+@pytest.mark.parametrize(("kind", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
+@pytest.mark.parametrize("both_ways", [False, True])
+def test_recurrent_layers_are_two_operations_per_weight_and_step(kind, gates, both_ways):
+    layer = kind(8, 16, num_layers=2, bidirectional=both_ways)
+    ways = 1 + both_ways
+    weights = gates * 16 * (8 + 16) + gates * 16 * (16 * ways + 16)
+    assert counted(lambda: layer(torch.randn(10, 4, 8))) == 2 * 10 * 4 * weights * ways
+
+
+def test_a_fused_recurrent_layer_of_an_accelerator_is_counted_by_its_weights():
+    weights = [torch.zeros(64, 8), torch.zeros(64, 16), torch.zeros(64), torch.zeros(64)]
+    assert flops._recurrent(torch.zeros(10, 4, 8), weights, 4, None) == 2 * 40 * 64 * (8 + 16)
+    assert flops._recurrent(torch.zeros(33, 8), weights, 4, None) == 2 * 33 * 64 * (8 + 16)  # packed sequences
+
+
 def test_a_whole_forward_adds_up_and_elementwise_work_is_left_out():
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 10))
     x = torch.randn(5, 1, 8, 8)

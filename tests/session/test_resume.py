@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 import dynaxx
-from dynaxx.errors import BadInput, DynaxxWarning
+from dynaxx.errors import BadInput, DynaxxWarning, NotSaved
 
 
 class Augmented(Dataset):
@@ -154,7 +154,7 @@ def test_no_checkpoint_on_a_full_disk_but_training_goes_on(tmp_path: Path, monke
     from dynaxx.checkpoints import CheckpointStore
 
     def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise NotSaved(28, "No space left on device")
 
     monkeypatch.setattr(CheckpointStore, "save", full)
     model, optimizer, _ = build(torch.float32)
@@ -176,3 +176,10 @@ def test_stop_ends_the_batches(tmp_path: Path) -> None:
                     run.apply("stop", reason="enough")
         assert run.step == 4
         assert run.stopping == "enough"
+
+
+def test_state_that_cannot_be_kept_is_refused_at_once(tmp_path: Path) -> None:
+    model, optimizer, _ = build(torch.float32)
+    with pytest.raises(BadInput, match=r"extra\['answer'\]"):
+        dynaxx.watch(model, optimizer, tmp_path / "run", state={"answer": 42})
+    assert not (tmp_path / "run").exists()

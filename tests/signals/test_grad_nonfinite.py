@@ -28,6 +28,13 @@ def test_every_bad_entry_is_counted_in_its_layer(small, backward, found):
     assert found.columns["grad_nonfinite"].reduce == "sum"
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_one_bad_entry_of_any_kind_is_enough(small, backward, found, bad):
+    backward(small)
+    small.conv.bias.grad[2] = bad
+    assert found.measure(Event.GRADS_READY, found.begin())["grad_nonfinite"].tolist() == [0, 1, 0, 0, 0]
+
+
 def test_the_last_bad_layer_of_the_list_is_the_first_in_the_backward(bench):
     """A division 0/0 behind the second layer poisons it and all before it, and leaves what comes after it alone."""
 

@@ -67,3 +67,12 @@ def test_where_the_logits_are_found(measured, form):
 )
 def test_outputs_that_are_no_logits_have_no_norm(measured, output):
     assert all(math.isnan(value) for value in measured(output))
+
+
+def test_a_new_measurement_knows_nothing_of_the_last(bench):
+    model = Returns()
+    found = bench(model, torch.optim.SGD(model.parameters(), lr=0.1), "logit_norm")
+    for size in (100.0, 1.0):
+        found.look(torch.tensor([[3 * size, -4 * size]]))
+        values = found.measure(Event.STEP_END, found.begin())
+        assert (float(values["logit_norm"]), float(values["logit_norm.max"])) == (5 * size, 4 * size)

@@ -4,12 +4,11 @@ from dynaxx.checkpoints.codec import decode, encode
 from dynaxx.checkpoints.fingerprint import fingerprint
 from dynaxx.checkpoints.manifest import CheckpointInfo
 from dynaxx.checkpoints.state import ResumeLevel, capture, restore, resume_level
-from dynaxx.checkpoints.store import CheckpointStore, NotSaved
+from dynaxx.checkpoints.store import CheckpointStore
 
 __all__ = [
     "CheckpointInfo",
     "CheckpointStore",
-    "NotSaved",
     "ResumeLevel",
     "capture",
     "decode",

@@ -43,13 +43,9 @@ from dynaxx.checkpoints.manifest import (
 )
 from dynaxx.checkpoints.staging import staging_name, sweep
 from dynaxx.checkpoints.tensorfile import FileEntry, file_entry, read_tensors, write_tensors
-from dynaxx.errors import BadInput, CorruptData, DynaxxError, DynaxxWarning
+from dynaxx.errors import BadInput, CorruptData, DynaxxWarning, NotSaved
 
 _FOLDER = re.compile(r"\d{10,}-\d{6,}-[0-9a-f]{8}")
-
-
-class NotSaved(DynaxxError, OSError):
-    """The system would not let a checkpoint be written; the earlier ones are as they were, nothing is left behind."""
 
 
 class CheckpointStore:

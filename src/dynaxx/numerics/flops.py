@@ -1,9 +1,10 @@
 """Floating-point operations of whatever runs within, counted by shape."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
@@ -24,8 +25,28 @@ PEAK = {
 """Dense 16-bit peak of accelerators in FLOP/s from NVIDIA's data sheets, by words of the name; the first fit holds."""
 
 
+def _attention(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> int:
+    del rest
+    return int(sdpa_flop_count(query.shape, key.shape, value.shape))
+
+
+def _recurrent(rows: Tensor, *rest: Any) -> int:
+    """Two operations per weight of a fused recurrent layer and row of its input, (steps, batch) or packed."""
+    given = rest[0] if isinstance(rest[0], list | tuple) else rest[:2]
+    weights = sum(w.numel() for w in cast(Sequence[Tensor], given) if w.dim() == 2)
+    return 2 * weights * (rows.numel() // rows.shape[-1])
+
+
+_MISSING: dict[Any, Callable[..., int]] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten.mkldnn_rnn_layer: _recurrent,
+    torch.ops.aten._cudnn_rnn: _recurrent,
+}
+"""What torch's own registry lacks."""
+
+
 class CountFlops(TorchDispatchMode):
-    """Counts the multiply-adds (two operations each) of matrix products, convolutions and attention within it.
+    """Counts the multiply-adds (two operations each) of matrix products, convolutions, attention and recurrent layers.
 
     Elementwise work is left out, as in every published model-FLOP figure. A backward costs twice its forward.
 
@@ -47,8 +68,8 @@ class CountFlops(TorchDispatchMode):
         count = cast(Callable[..., int] | None, flop_registry.get(packet))
         if count is not None:
             self.total += int(count(*args, **(kwargs or {}), out_val=out))
-        elif packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:  # missing in torch's own registry
-            self.total += int(sdpa_flop_count(args[0].shape, args[1].shape, args[2].shape))
+        elif packet in _MISSING:
+            self.total += _MISSING[packet](*args)
         return out
 
 

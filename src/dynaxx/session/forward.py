@@ -165,10 +165,10 @@ class ForwardWatch:
         self._within += seconds
 
     def switch(self, on: bool, dtype: torch.dtype = torch.float32) -> None:
-        """Turn compiled taps on or off for the coming forwards.
+        """Turn compiled taps on or off for the coming forward; an evaluation between training forwards is not theirs.
 
         Args:
-            on: Whether the coming step is measured.
+            on: Whether the coming forward is measured.
             dtype: What the forward computes in.
         """
         if self.compiled and self._hooks:
@@ -210,6 +210,7 @@ class ForwardWatch:
         for handle in self._temporary:
             handle.remove()
         self._temporary.clear()
+        self.switch(False)
         if output is not None:
             with torch.no_grad():
                 for signal, tap in zip(self._root.owners, self._root.taps, strict=True):

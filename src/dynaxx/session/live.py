@@ -144,7 +144,7 @@ class Live:
         self.forwards_seen += 1
         samples = self._samples = self._count(view.batch, inputs, keywords)
         watch = self.instruments.forward
-        if watch is not None and view.batch.forwards == 1:
+        if watch is not None:
             watch.switch(self._looking, view.batch.compute_dtype)
         if watch is not None and self._looking:
             watch.enter()

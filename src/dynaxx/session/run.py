@@ -14,7 +14,7 @@ import torch
 from dynaxx.actuator import Actuator
 from dynaxx.checkpoints import CheckpointInfo, CheckpointStore
 from dynaxx.core.records import Action, Receipt
-from dynaxx.errors import BadInput, DynaxxError, DynaxxWarning
+from dynaxx.errors import BadInput, DynaxxWarning, NotApplicable, NotSaved
 from dynaxx.runlog import LogWriter, RunView, open_run
 from dynaxx.runlog.recorder import Recorder
 from dynaxx.session.data import Data
@@ -231,7 +231,7 @@ class Run:
         try:
             info = self._store.save(self.step, state, facts=facts)
             self._store.prune(keep=3)
-        except (DynaxxError, OSError) as error:
+        except (BadInput, NotApplicable, NotSaved) as error:
             self._warn(f"No checkpoint was written at step {self.step}; training goes on. {error}")
             return None
         self._event("checkpoint", id=info.id, **facts)

@@ -96,6 +96,8 @@ def watch(
     _same_parameters(layout, inner)
     names = _names(signals)
     training = Training(model, layout, inner, scheduler, scaler, dict(state or {}))
+    if not training.distributed:
+        training.capture()  # copies nothing; what cannot be kept in a checkpoint is refused now, not at the first save
     store = CheckpointStore(Path(dir) / "checkpoints")
     saved, info = store.load() if resume and store.list() else (None, None)
     if saved is not None:

@@ -16,7 +16,7 @@ from dynaxx.core.records import Axis, Column, Cost, Measurement
 from dynaxx.core.task import first_tensor
 
 WINDOW = 8
-"""A unit is called dead after so many measured forwards without one non-zero output: in a live ReLU unit each forward
+"""A unit is called dead after so many measured steps without one non-zero output: in a live ReLU unit each forward
 of 64 examples or more is zero throughout with probability 2⁻⁶⁴ where half of them activate it."""
 
 _KINDS = (
@@ -52,11 +52,14 @@ class ActivationTap(Tap):
         self.bounds = bounds
         self.unit_dimension = unit_dimension
         self.sums = torch.zeros(5, dtype=widest(device), device=device)
-        self.seen = torch.zeros((), dtype=torch.int32, device=device)
-        self.idle: Tensor | None = None
+        self.silent: Tensor | None = None
+        """Which units gave zeros only in the last forward; written, never read, in the forward: a compiler would make
+        one graph for None and another for a tensor."""
+        self.idle = torch.zeros((), dtype=torch.int32, device=device)
+        self.reads = 0
 
     def __call__(self, inputs: tuple[Any, ...], output: Any) -> None:
-        """Add count, sums of entries and of squares, numbers of zeros and of saturated ones; age the idle units."""
+        """Add count, sums of entries and of squares, numbers of zeros and of saturated ones; note the silent units."""
         del inputs
         x = first_tensor(output)
         if x is None or not x.is_floating_point() or x.dim() == 0 or x.numel() == 0:
@@ -76,20 +79,19 @@ class ActivationTap(Tap):
         self.sums.add_(row, alpha=x.numel())
         dimension = (self.unit_dimension or (1 if x.dim() >= 4 else -1)) % x.dim()
         others = [d for d in range(x.dim()) if d != dimension]
-        silent = (x.amax(others) == 0) & (x.amin(others) == 0) if others else x == 0
-        if self.idle is None or self.idle.shape != silent.shape:
-            self.idle = silent.to(torch.int32)
-        else:
-            self.idle = (self.idle + 1) * silent
-        self.seen.add_(1)
+        self.silent = (x.amax(others) == 0) & (x.amin(others) == 0) if others else x == 0
 
     def read(self) -> Tensor:
         """Mean, standard deviation, zeros, saturated, dead since the last call, of shape (5,); then start anew."""
         count, mean, square, zeros, saturated = (self.sums / self.sums[0]).unbind()
         del count
         dead = torch.full_like(mean, torch.nan)
-        if self.idle is not None:
-            dead = torch.where(self.seen >= WINDOW, (self.idle >= WINDOW).to(mean.dtype).mean(), dead)
+        if self.silent is not None:
+            if self.idle.shape != self.silent.shape:
+                self.idle, self.reads = torch.zeros_like(self.silent, dtype=torch.int32), 0
+            self.idle, self.reads, self.silent = (self.idle + 1) * self.silent, self.reads + 1, None
+            if self.reads >= WINDOW:
+                dead = (self.idle >= WINDOW).to(mean.dtype).mean()
         if self.bounds is None:
             saturated = torch.full_like(mean, torch.nan)
         spread = (square - mean.square()).clamp_min(0).sqrt()
@@ -110,8 +112,8 @@ class Activations(ForwardSignal[_State]):
 
     Looked at are modules that own parameters, activation modules, and activation functions that the model calls
     (`functional.relu` in module `block` is named `block.relu`). Dead: no non-zero output in the last 8 measured
-    forwards. Saturated: by the kind of activation, NaN for kinds that cannot saturate. Under data parallelism these
-    are of rank 0's share of the data.
+    steps, of each the last forward. Saturated: by the kind of activation, NaN for kinds that cannot saturate. Under
+    data parallelism these are of rank 0's share of the data.
     """
 
     at = Event.STEP_END
@@ -173,6 +175,6 @@ def _columns(labels: tuple[str, ...]) -> tuple[Column, ...]:
         "std": "standard deviation of the layer's output",
         "zeros": "fraction of outputs exactly zero",
         "saturated": "fraction of outputs at the flat ends of a bounded activation",
-        "dead": f"fraction of units without a non-zero output in the last {WINDOW} measured forwards",
+        "dead": f"fraction of units without a non-zero output in the last {WINDOW} measured steps",
     }
     return tuple(Column(name=f"activations.{k}", axis=axis, reduce="none", about=v) for k, v in about.items())
