@@ -18,22 +18,26 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from contenders import DYNAXX, PEERS, Contender, Loop, Step
 
+from torch.profiler import ProfilerActivity, profile
+
 from dynaxx.session.cadence import CALIBRATION
+
+T = TypeVar("T")
 
 GROUPS, RESAMPLES = 16, 2000
 """Pairs are resampled for the interval of the total in 16 runs of neighbours, so that periods stay together."""
@@ -64,7 +68,7 @@ CASES = (
     Case(task="digits", size="tiny", steps=8192, peer_steps=2048, turn=16, limit=1.05),
     Case(task="stdlib-lm", size="medium", steps=512, peer_steps=128, turn=1, limit=1.02),
 )
-QUICK = {"digits": 1024, "stdlib-lm": 32}
+MEMORY = CASES[1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,18 +124,130 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def compare(case: Case, contender: Contender, steps: int) -> list[Row]:
-    """The rows of one contender on one loop: for Dynaxx the first steps, then the rest."""
+    """The rows of one contender on one loop; for Dynaxx the first steps, measured in full, are a row of their own."""
     warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    planned = 2 * CALIBRATION + steps
-    a, b = Loop(case.task, case.size, planned), Loop(case.task, case.size, planned)
-    for _ in range(3):  # allocators and kernels settle
-        a.step(), b.step()
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        pair = a.step, contender.attach(b, Path(folder))
-        rows: list[Row] = []
-        if contender is DYNAXX or contender.name == DYNAXX.name:
+    a, b = prepared(case, steps), prepared(case, steps)
+    rows: list[Row] = []
+    with scratch() as folder:
+        pair = a.step, contender.attach(b, folder)
+        if contender.name == DYNAXX.name:
             # Turns of ten: the calibration must see steps that follow one another, as they do outside a benchmark.
-            rows.append(row(f"{contender.name}, first {CALIBRATION}", 10, *turns(pair, CALIBRATION // 10, 10)))
+            first = turns(pair, CALIBRATION // 10, 10)
+            rows.append(row(f"{contender.name}, first {CALIBRATION}", 10, *first))
         rows.append(row(contender.name, case.turn, *turns(pair, steps // case.turn, case.turn)))
     return rows
+
+
+def prepared(case: Case, steps: int) -> Loop:
+    """A loop whose allocators, kernels and optimizer have settled; one thread, as cores may be busy."""
+    torch.set_num_threads(1)
+    loop = Loop(case.task, case.size, 2 * CALIBRATION + steps)
+    for _ in range(3):
+        loop.step()
+    return loop
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def allocated(case: Case, watched: bool) -> float:
+    """Peak of what torch's allocator handed out over five steps, in bytes, above what a settled loop holds."""
+    loop = prepared(case, 0)
+    with scratch() as folder, profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step = DYNAXX.attach(loop, folder) if watched else loop.step
+        for _ in range(5):
+            step()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return max(accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
+
+
+def resident(case: Case, watched: bool) -> float:
+    """Peak of the process' resident memory over 40 steps, in bytes, above what a settled loop holds; Linux only."""
+    loop = prepared(case, 0)
+    before = high_water(reset=True)
+    with scratch() as folder:
+        step = DYNAXX.attach(loop, folder) if watched else loop.step
+        for _ in range(40):
+            step()
+    return high_water() - before
+
+
+def high_water(*, reset: bool = False) -> float:
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    line = next(text for text in Path("/proc/self/status").read_text().splitlines() if text.startswith("VmHWM"))
+    return 1024.0 * int(line.split()[1])
+
+
+def fresh(call: Callable[..., T], *arguments: Any) -> T:
+    """The call's result from a process of its own, so that no tool's hooks or threads outlive its row."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(call, *arguments).result()
+
+
+def measure(case: Case, contenders: Sequence[Contender], quick: bool) -> Iterator[Row | str]:
+    """The rows of one loop as they come, or why there is none."""
+    for contender in contenders:
+        wanted = (case.steps if contender.name == DYNAXX.name else case.peer_steps) // (16 if quick else 1)
+        steps = max(wanted, contender.period) // contender.period * contender.period // case.turn * case.turn
+        if not contender.installed:
+            yield f"{contender.name}: not installed"
+        elif steps > 4 * wanted:
+            yield f"{contender.name}: left out, repeats itself only every {contender.period} steps"
+        else:
+            try:
+                yield from fresh(compare, case, contender, steps)
+            except Exception as error:
+                yield f"{contender.name}: does not run here: {type(error).__name__}: {error}"
+
+
+HEAD = f"{'':28}{'steps':>6}{'bare ms':>9}{'median ratio':>22}{'ratio of totals':>22}{'cpu':>7}"
+
+
+def line(row: Row) -> str:
+    def ratio(value: float, between: tuple[float, float]) -> str:
+        return f"{value:7.3f} ({between[0]:.3f}-{between[1]:.3f})"
+
+    ratios = f"{ratio(row.median, row.median_interval):>22}{ratio(row.total, row.total_interval):>22}"
+    return f"{row.name:28}{row.steps:6}{row.bare * 1e3:9.2f}{ratios}{row.cpu:7.3f}"
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    arguments.add_argument("--quick", action="store_true", help="a sixteenth of the steps, no peers: a glance")
+    arguments.add_argument("--task", choices=[case.task for case in CASES], help="one loop only")
+    arguments.add_argument("--json", type=Path, metavar="FILE", help="write every figure here as well")
+    given = arguments.parse_args()
+    found: dict[str, Any] = {"load": os.getloadavg(), "cores": os.cpu_count(), "torch": torch.__version__}
+    for case in CASES:
+        if given.task in (None, case.task):
+            print(f"\n{case.task} {case.size}, one thread; Dynaxx must keep to {case.limit:.2f}\n{HEAD}", flush=True)
+            rows = found[case.task] = []
+            for result in measure(case, (DYNAXX,) if given.quick else (DYNAXX, *PEERS), given.quick):
+                print(result if isinstance(result, str) else line(result), flush=True)
+                rows.append(result if isinstance(result, str) else asdict(result))
+            print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+    if given.task in (None, MEMORY.task):
+        found["memory"] = memory()
+    if given.json is not None:
+        given.json.write_text(json.dumps(found, indent=2))
+
+
+def memory() -> dict[str, float]:
+    """Extra memory in copies of the parameters, as torch's allocator and as the operating system see it."""
+    copy = sum(p.numel() * p.element_size() for p in Loop(MEMORY.task, MEMORY.size, 1).model.parameters())
+    found = {
+        call.__name__: (fresh(call, MEMORY, True) - fresh(call, MEMORY, False)) / copy for call in (allocated, resident)
+    }
+    print(
+        f"\nextra memory of dynaxx.watch on {MEMORY.task} {MEMORY.size}, in copies of the parameters ({copy / 1e6:.1f} MB)"
+    )
+    print(f"at the peak of torch's allocations {found['allocated']:.3f}, of resident memory {found['resident']:.3f}")
+    return found
+
+
+if __name__ == "__main__":
+    main()

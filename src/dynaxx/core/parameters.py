@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from dynaxx.core.records import Axis
 from dynaxx.errors import BadInput
@@ -68,6 +69,15 @@ class Layout:
         if not named:
             raise BadInput(
                 f"watch(model={type(model).__name__}): the model has no parameters, so there is no update to measure."
+            )
+        call = f"watch(model={type(model).__name__})"
+        lazy = [name for name, p in named.items() if isinstance(p, UninitializedParameter)]
+        if lazy:
+            raise BadInput(f"{call}: {some(lazy)} have no shape yet. Run one forward of the model before watch.")
+        absent = [name for name, p in named.items() if p.is_meta]
+        if absent:
+            raise BadInput(
+                f"{call}: {some(absent)} are on the meta device, without values. Load or initialise them before watch."
             )
         bare = tuple(map(bare_name, named))
         # A model of its own with `weight` and `module.weight` is no wrapper.
@@ -171,6 +181,23 @@ class Layout:
         if not self.sharded:
             return [p.grad for p in self.parameters]
         return [None if (g := p.grad) is None else local(g) for p in self.parameters]
+
+
+def some(names: Sequence[str]) -> str:
+    """How many parameters, and the first of their names, for a message.
+
+    Args:
+        names: At least one.
+
+    Returns:
+        The words.
+
+    Example:
+        >>> some(["fc.weight", "fc.bias"])
+        '2 parameters (fc.weight, fc.bias)'
+    """
+    shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    return f"{len(names)} parameter{'s' if len(names) > 1 else ''} ({shown})"
 
 
 def _owner(name: str) -> str:

@@ -53,7 +53,12 @@ def tensor_norms(tensors: Sequence[Tensor | None], layout: Layout) -> Float[Tens
     """
     if all(t is not None for t in tensors):  # `None in tensors` would ask every tensor whether it equals None
         values = cast(list[Tensor], tensors)
-        return _norms(values if layout.plain else [_dense(t) for t in values], 2.0, layout.device)
+        if layout.plain:
+            try:
+                return _norms(values, 2.0, layout.device)
+            except NotImplementedError:  # a gradient is sparse though no module says so
+                layout.plain = False
+        return _norms([_dense(t) for t in values], 2.0, layout.device)
     present = [i for i, t in enumerate(tensors) if t is not None]
     return _place(_norms([_dense(t) for t in tensors if t is not None], 2.0, layout.device), present, layout)
 

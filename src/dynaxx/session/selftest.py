@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dynaxx.core.parameters import own_parameters
+from dynaxx.core.parameters import own_parameters, some
 from dynaxx.session.instruments import Instruments
 from dynaxx.session.live import Live
 
@@ -72,10 +72,10 @@ def seen(live: Live, instruments: Instruments, overhead: float) -> Report:
     learning = [(n, p) for n, p in zip(layout.names, layout.parameters, strict=True) if p.requires_grad]
     outside = [n for n, p in learning if id(p) not in held]
     if outside:
-        missing.append(f"{_some(outside)} of the model require a gradient but are not in the optimizer")
+        missing.append(f"{some(outside)} of the model require a gradient but are not in the optimizer")
     silent = [n for n, p in learning if id(p) in held and id(p) not in live.had_gradient]
     if silent:
-        missing.append(f"{_some(silent)} never had a gradient")
+        missing.append(f"{some(silent)} never had a gradient")
     watch = instruments.forward
     late = watch is not None and watch.late
     if not live.forwards_seen:
@@ -96,8 +96,3 @@ def seen(live: Live, instruments: Instruments, overhead: float) -> Report:
         missing=tuple(missing),
         not_applicable=dict(instruments.not_applicable),
     )
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-    return f"{len(names)} parameter{'s' if len(names) > 1 else ''} ({shown})"
