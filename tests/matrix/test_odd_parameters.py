@@ -225,13 +225,6 @@ class Sparse(nn.Module):
         return self.head(self.embed(tokens))
 
 
-class Two:
-    """Two optimizers stepped as one; the first is the watched one."""
-
-    def __init__(self, first, second):
-        self.first, self.second = first, second
-
-
 @pytest.mark.parametrize("functional_call", [False, True])
 @pytest.mark.parametrize("kind", ["sgd", "sparse_adam"])
 def test_sparse_gradients(both, agrees, functional_call, kind):
@@ -352,7 +345,8 @@ def test_transposed_and_channels_last_parameters(both, agrees):
 def test_several_groups_and_one_added_later(both, agrees, small, data):
     def loop(watch, book):
         model = small()
-        optimizer = torch.optim.SGD([{"params": model[0].parameters()}, {"params": model[1].parameters(), "lr": 0.3}], 0.1)
+        groups = [{"params": model[0].parameters()}, {"params": model[1].parameters(), "lr": 0.3}]
+        optimizer = torch.optim.SGD(groups, lr=0.1)
         watch(model, optimizer)
         for i, (x, y) in enumerate(data(5)):
             if i == 2:

@@ -32,7 +32,7 @@ class Layer:
 
     Args:
         name: Path of the module that owns the parameters, free of wrappers' names.
-        kind: Class of that module; "group" under a user's grouping.
+        kind: Class of that module; "group" where a user's grouping names no module.
         parameters: Names of the parameters.
         numel: Number of scalar parameters, over all shards.
         trainable: How many of them require a gradient.
