@@ -1,10 +1,12 @@
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from dynaxx.core.records import Axis, Column, Measurement
+from dynaxx.errors import DynaxxWarning
 from dynaxx.runlog import LogWriter, open_run, recorder
 from dynaxx.runlog.recorder import Recorder
 
@@ -296,3 +298,13 @@ def test_on_an_accelerator_a_block_comes_one_window_late_and_in_order(sink):
     record.drain()
     assert [steps for _, steps, _ in sink.blocks] == [[1], [2]]
     assert sink.read("max") == {1: [1, 1, 1]}
+
+
+def test_a_plug_in_whose_values_do_not_fit_costs_its_rows_not_the_training(tmp_path: Path) -> None:
+    writer = LogWriter(tmp_path / "run", manifest={})
+    collector = Recorder(writer)
+    wrong = Column(name="wrong", axis=Axis(name="layer", labels=("a", "b")))
+    collector.add("every_1", 1, [Measurement(column=wrong, value=torch.ones(3))])
+    with pytest.warns(DynaxxWarning, match="1 rows of wrong are lost"):
+        collector.drain()
+    writer.close()

@@ -2,6 +2,7 @@
 
 import threading
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 from dynaxx.core.records import Column, Measurement
+from dynaxx.errors import BadInput, DynaxxWarning
 from dynaxx.runlog.writer import LogWriter
 
 BLOCK = 256
@@ -166,8 +168,13 @@ class Recorder:
             if pending.fold is not None:
                 array = _folded(array, pending.fold, pending.column)
             columns.append(_spread(pending.column, array, pending.rows, len(block.steps)))
-        if self._writer is not None:
+        if self._writer is None:
+            return
+        try:
             self._writer.rows(block.stream, block.steps, columns, walls=block.walls)
+        except BadInput as error:  # a plug-in's values do not fit its column: that must not stop a training
+            names = ", ".join(column.name for column, *_ in columns)
+            warnings.warn(f"{len(block.steps)} rows of {names} are lost. {error}", DynaxxWarning, stacklevel=2)
 
     def _take_user(self, before: int | None) -> None:
         held = {name: [v for v in values if before is None or v[0] < before] for name, values in self._user.items()}
