@@ -31,10 +31,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from contenders import DYNAXX, PEERS, Contender, Loop, Step
-
 from torch.profiler import ProfilerActivity, profile
 
+from contenders import DYNAXX, PEERS, Contender, Loop, Step
 from dynaxx.session.cadence import CALIBRATION
 
 T = TypeVar("T")

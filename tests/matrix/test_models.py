@@ -48,7 +48,7 @@ class Pair(NamedTuple):
 KINDS = {
     "dict": lambda h, z: {"hidden": h, "logits": z},
     "tuple": lambda h, z: (z, h),
-    "named_tuple": lambda h, z: Pair(h, z),
+    "named_tuple": Pair,
     "dataclass": lambda h, z: Output(logits=z, hidden=h),
     "namespace": lambda h, z: types.SimpleNamespace(hidden=h, logits=z),
     "nested": lambda h, z: ([{"out": z}], h),
@@ -472,27 +472,33 @@ def test_transformers_and_their_fast_path(both, agrees):
     assert (view["attention.entropy"].values <= np.log(7) + 1e-5).all()
 
 
+class Attending(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.project = nn.Linear(6, 18)
+
+    def forward(self, x):
+        q, k, v = self.project(x).unflatten(-1, (3, 2, 3)).permute(2, 0, 3, 1, 4)
+        self.seen = q.detach(), k.detach()
+        return functional.scaled_dot_product_attention(q, k, v)
+
+
 def test_attention_is_measured_in_full_precision_under_autocast(both):
+    """From the very queries and keys that the model uses, in 16 bits, but computed in 32."""
+
     def loop(watch, book):
-        attend = nn.MultiheadAttention(6, 2, batch_first=True)
-        model = nn.ModuleDict({"attend": attend})
-        model.forward = lambda x: attend(x, x, x, need_weights=False)[0]
+        model = Attending()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        watch(model, optimizer)
-        for x in sequences(2):
-            seen = []
-            original = functional.scaled_dot_product_attention
+
+        def loss(x):
             with torch.autocast("cpu", dtype=torch.bfloat16):
-                loss = model(10 * x).float().square().mean()
-            del seen, original
-            loss.backward()
-            with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-                q, k, _ = functional.linear(10 * x, attend.in_proj_weight, attend.in_proj_bias).chunk(3, -1)
-            q, k = (t.float().view(3, 7, 2, 3).transpose(1, 2) for t in (q, k))
-            book.note("largest", (q @ k.mT / 3**0.5).max())
-            optimizer.step()
-            optimizer.zero_grad()
-        return model, optimizer
+                out = model(10 * x)
+            q, k = model.seen
+            assert q.dtype is torch.bfloat16
+            book.note("largest", (q.float() @ k.float().mT / 3**0.5).max())
+            return out.float().square().mean()
+
+        return steps(model, optimizer, watch, book, sequences(2), loss)
 
     view, book = both(loop)
     np.testing.assert_allclose(view["attention.logit_max"].values.max(1), book.values["largest"], rtol=1e-6)

@@ -157,9 +157,7 @@ class Actuator:
             if name == "stop":
                 continue
             action = Action(name=name, arguments=kept["arguments"], steps=kept["steps"], reason=kept["reason"])
-            self._in_force[name] = _InForce(
-                action, catalog.get("actions", name)(**action.arguments), kept["taken"]
-            )
+            self._in_force[name] = _InForce(action, catalog.get("actions", name)(**action.arguments), kept["taken"])
 
     def _leave_out(self, view: StepView, skip: list[bool | Tensor]) -> None:
         optimizer = view.optimizer

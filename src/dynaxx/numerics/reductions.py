@@ -76,8 +76,9 @@ def layer_maxima(
     Returns:
         Maxima in the unit of the tensors.
     """
-    present = [i for i, t in enumerate(tensors) if t is not None and t.numel() > 0]
-    norms = _norms([_dense(cast(Tensor, tensors[i])) for i in present], float("inf"), layout.device)
+    held = {i: _dense(t) for i, t in enumerate(tensors) if t is not None}
+    present = [i for i, t in held.items() if t.numel() > 0]  # an empty shard, or a sparse gradient without entries
+    norms = _norms([held[i] for i in present], float("inf"), layout.device)
     values = _combine(_place(norms, present, layout), layout, "max")
     rows = torch.zeros(len(layout.layers), dtype=values.dtype, device=values.device)
     # amax hands on NaN, as it must: a NaN gradient has no largest entry.
@@ -274,12 +275,17 @@ def _combine(values: Float[Tensor, " parameters"], layout: Layout, how: str) -> 
 
     mesh = layout.mesh
     assert mesh is not None
+    values = values.to(widest(values.device))  # alike on all ranks: one that holds no shard knows no dtype
     if how == "sum":
         values = values * torch.tensor(copies(layout), dtype=values.dtype, device=values.device).reciprocal()
-    operation = dist.ReduceOp.SUM if how == "sum" else dist.ReduceOp.MAX
+        for dimension in range(mesh.ndim):
+            dist.all_reduce(values, group=mesh.get_group(dimension))
+        return values
+    lost = values.isnan()  # the largest of NaN and a number is either, by the order in which ranks meet
+    both = torch.stack([values.masked_fill(lost, 0.0), lost.to(values.dtype)])
     for dimension in range(mesh.ndim):
-        dist.all_reduce(values, op=operation, group=mesh.get_group(dimension))
-    return values
+        dist.all_reduce(both, op=dist.ReduceOp.MAX, group=mesh.get_group(dimension))
+    return both[0].masked_fill(both[1] > 0, torch.nan)
 
 
 def copies(layout: Layout) -> tuple[int, ...]:

@@ -51,8 +51,7 @@ class _Functions(TorchFunctionMode):
             name = f"{owner}.{func.__name__}" if owner else func.__name__
             self._calls[name] = self._calls.get(name, 0) + 1
             site = name if self._calls[name] == 1 else f"{name}#{self._calls[name]}"
-            # What is computed here is a measurement: it does not take part in the forward's autocast.
-            with torch.no_grad(), torch.autocast(self._watch.device, enabled=False):
+            with torch.no_grad():
                 for signal, observer in tuple(observers):
                     self._watch.guarded(signal, observer, site, owner, args, kwargs or {}, output)
             self._watch.spent(time.perf_counter() - start)
@@ -83,7 +82,6 @@ class ForwardWatch:
 
         There a compiler keeps values in 32 bits where it fuses operations; what is looked at is stored, so rounded.
         """
-        self.device = next(model.parameters()).device.type
         self.seconds = 0.0
         """Time spent in taps and observers since it was last set to zero; not known inside compiled graphs."""
         self._model = model

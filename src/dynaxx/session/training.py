@@ -15,6 +15,9 @@ from dynaxx.core.parameters import Layout
 class Training:
     """The registered parts of a training.
 
+    All ranks of an initialised process group are taken to train one model, whether it is wrapped or the loop wraps it
+    elsewhere: rank 0 writes the log.
+
     Args:
         model: The watched model.
         layout: Its parameters.
@@ -39,8 +42,7 @@ class Training:
         self.reasons: tuple[str, ...] = ()
         self._parts: dict[str, Any] = {"scheduler": scheduler, "scaler": scaler, "extra": extra}
         self.sharded = layout.sharded
-        replicated = any(type(m).__name__ == "DistributedDataParallel" for m in model.modules())
-        self.distributed = dist.is_available() and dist.is_initialized() and (self.sharded or replicated)
+        self.distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         self.rank = dist.get_rank() if self.distributed else 0
         self.world_size = dist.get_world_size() if self.distributed else 1
 
@@ -64,13 +66,15 @@ class Training:
     def agree(self, plan: dict[str, int]) -> dict[str, int]:
         """Rank 0's plan on every rank; signals of sharded parameters are collectives and must meet.
 
+        Of replicas rank 0 measures alone, so there is nothing to agree on, and a rank that stops early hangs nobody.
+
         Args:
             plan: This rank's.
 
         Returns:
             Rank 0's.
         """
-        if not self.distributed:
+        if not (self.distributed and self.sharded):
             return plan
         box: list[Any] = [plan]
         dist.broadcast_object_list(box, src=0, device=torch.device("cpu") if dist.get_backend() == "gloo" else None)

@@ -28,9 +28,10 @@ class LogitTap(Tap):
         self.largest = torch.zeros((), device=device)
 
     def __call__(self, inputs: tuple[Any, ...], output: Any) -> None:
-        """See one output; a model output with an entry `logits` is read there, else its first tensor."""
+        """See one output; a model output with an entry or attribute `logits` is read there, else its first tensor."""
         del inputs
-        x = output["logits"] if isinstance(output, Mapping) and "logits" in output else first_tensor(output)
+        named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+        x = first_tensor(output) if named is None else named
         if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 2 or x.numel() == 0:
             return
         norms = torch.linalg.vector_norm(x.detach(), dim=-1, dtype=torch.promote_types(x.dtype, torch.float32))
