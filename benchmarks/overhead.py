@@ -242,7 +242,8 @@ def memory() -> dict[str, float]:
         call.__name__: (fresh(call, MEMORY, True) - fresh(call, MEMORY, False)) / copy for call in (allocated, resident)
     }
     print(
-        f"\nextra memory of dynaxx.watch on {MEMORY.task} {MEMORY.size}, in copies of the parameters ({copy / 1e6:.1f} MB)"
+        f"\nextra memory of dynaxx.watch on {MEMORY.task} {MEMORY.size}, "
+        f"in copies of the parameters ({copy / 1e6:.1f} MB)"
     )
     print(f"at the peak of torch's allocations {found['allocated']:.3f}, of resident memory {found['resident']:.3f}")
     return found

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 import dynaxx
 
@@ -281,7 +281,8 @@ def test_evaluation_mode_later_is_said(tmp_path, small, data, capsys):
 
 
 @pytest.mark.parametrize("whole", [False, True])
-def test_activation_checkpointing(both, agrees, small, data, whole):
+@pytest.mark.parametrize("early_stop", [False, True])
+def test_activation_checkpointing(both, agrees, small, data, whole, early_stop):
     def loop(watch, book):
         model = small()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -294,7 +295,10 @@ def test_activation_checkpointing(both, agrees, small, data, whole):
         if not whole:
             original = model[0].forward
             model[0].forward = lambda x: checkpoint(original, x, use_reentrant=False)
-        return steps(model, optimizer, watch, book, data(3), lambda b: functional.cross_entropy(forward(b[0]), b[1]))
+        with set_checkpoint_early_stop(early_stop):
+            return steps(
+                model, optimizer, watch, book, data(3), lambda b: functional.cross_entropy(forward(b[0]), b[1])
+            )
 
     view, book = both(loop)
     agrees(view, book)
