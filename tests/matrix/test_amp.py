@@ -8,6 +8,12 @@ from torch.nn.utils import clip_grad_norm_
 
 import dynaxx
 
+QUICK = {
+    "test_norms_are_unscaled": ["True-False", "False-True"],
+    "test_updates_left_out_are_no_steps": ["True-True", "False-False"],
+    "test_accumulation_under_a_scaler": ["True"],
+    "test_autocast_without_a_scaler": ["dtype0"],
+}
 ADAMW = {"lr": 1e-2}
 
 
@@ -76,7 +82,7 @@ def test_updates_left_out_are_no_steps(both, agrees, small, data, fused, clip):
     assert view["precision.loss_scale"].values.tolist() == book.values["scale"] == [512.0, 128.0, 128.0]
     left_out = view.events("update_left_out")
     assert [event["step"] for event in left_out] == [0, 1, 1]
-    assert all("not finite" in event["why"] or "overflow" in event["why"] for event in left_out)
+    assert {event["why"] for event in left_out} == {"gradients overflowed under the gradient scaler"}
     # A batch whose update was left out is logged with the step that its parameters belong to: the one still to come.
     assert view["loss"].steps.tolist() == [1, 2, 3]
     assert view["effective_batch"].values.tolist() == [5.0, 5.0, 5.0]

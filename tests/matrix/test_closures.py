@@ -8,6 +8,8 @@ from torch.nn.utils import clip_grad_norm_
 
 import dynaxx
 
+QUICK = {"test_closures": ["False-lbfgs_wolfe", "True-adamw"], "test_skip_behind_a_closure": ["adamw"]}
+
 
 def closure_loop(build, data, make, *, steps=4, clip=False, keyword=False):
     def loop(watch, book):

@@ -19,6 +19,13 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 import dynaxx
 
+QUICK = {
+    "test_outputs_of_every_kind": ["dataclass", "nested"],
+    "test_inputs_of_every_kind": ["dict"],
+    "test_recurrent_models": ["LSTM"],
+    "test_activation_checkpointing": ["False-True"],
+}
+
 
 def steps(model, optimizer, watch, book, batches, loss, **options):
     run = watch(model, optimizer, **options)
@@ -232,6 +239,27 @@ def test_a_model_that_returns_nothing(both, agrees, data):
     view, book = both(loop)
     agrees(view, book)
     assert view["effective_batch"].values.tolist() == [5.0] * 3
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize("whole", [False, True])
+def test_scripted_models_take_no_hooks(both, agrees, data, whole):
+    def loop(watch, book):
+        model = nn.Sequential(nn.Linear(6, 8), nn.Sequential(nn.ReLU(), nn.Linear(8, 3)))
+        if whole:
+            model = torch.jit.script(model)
+        else:
+            model[1] = torch.jit.script(model[1])
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        return steps(model, optimizer, watch, book, data(3), lambda b: functional.cross_entropy(model(b[0]), b[1]))
+
+    view, book = both(loop)
+    agrees(view, book)
+    if whole:
+        assert "no forward of the watched model in training mode was seen" in view.events("self_test")[0]["missing"][0]
+    else:
+        assert view["activations.mean"].labels == ("0",)
+        assert view["effective_batch"].values.tolist() == [5.0] * 3
 
 
 def test_fine_tuning_in_evaluation_mode(both, agrees, small, data):

@@ -9,6 +9,13 @@ from torch.nn import functional
 import dynaxx
 from dynaxx.errors import BadInput
 
+QUICK = {
+    "test_groupings_of_the_users": ["partial"],
+    "test_complex_parameters": ["adamw_loop"],
+    "test_sparse_gradients": ["sgd-True", "sparse_adam-False"],
+    "test_parameters_of_other_types": ["dtype1"],
+}
+
 
 def train(model, optimizer, watch, book, batches, loss, **options):
     run = watch(model, optimizer, **options)

@@ -1,7 +1,9 @@
 """Optimizers wrapped, subclassed, rebuilt, doubled, or stepped from elsewhere."""
 
+import gc
 import re
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -10,6 +12,12 @@ from torch.nn import functional
 
 import dynaxx
 from dynaxx.errors import BadInput, DynaxxWarning
+
+QUICK = {
+    "test_all_of_torch_optim": ["Adafactor", "Muon"],
+    "test_wrappers_and_subclasses": ["property", "optimizer", "parent"],
+    "test_what_is_no_optimizer_is_refused": ["sgd"],
+}
 
 
 class Wrapper:
@@ -151,6 +159,20 @@ def test_an_optimizer_made_anew_is_noticed(tmp_path, small, data):
     run.close()
     assert len(run.view().events("warning")) == 1
     assert run.step == 0
+
+
+def test_a_run_goes_when_its_optimizer_and_model_go(tmp_path, small, data):
+    model = small()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    run = dynaxx.watch(model, optimizer, tmp_path / "run", quiet=True)
+    x, y = data(1)[0]
+    functional.cross_entropy(model(x), y).backward()
+    optimizer.step()
+    gone = [weakref.ref(thing) for thing in (run, run._live, run._hooks, model, optimizer)]
+    del run, model, optimizer
+    gc.collect()
+    assert [reference() for reference in gone] == [None] * 5
+    assert dynaxx.open_run(tmp_path / "run").attempts[-1].status == "finished"
 
 
 def test_two_optimizers_in_turn_over_one_model(both, small, data):

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -82,10 +82,15 @@ class ForwardWatch:
 
         There a compiler keeps values in 32 bits where it fuses operations; what is looked at is stored, so rounded.
         """
+        self.transformed = False
+        """Whether the forward runs inside a transform of `torch.func`, whose tensors must not leave it."""
         self.seconds = 0.0
         """Time spent in taps and observers since it was last set to zero; not known inside compiled graphs."""
         self._model = model
-        self._modules = [(bare_name(name), module) for name, module in model.named_modules()]
+        modules = [(bare_name(name), module) for name, module in model.named_modules()]
+        self._modules = [
+            pair for pair in modules if pair[1] is model or not isinstance(pair[1], torch.jit.ScriptModule)
+        ]
         self._hooks: list[tuple[nn.Module, _TapHook]] = []
         self._root = _TapHook()
         self._broken = broken
@@ -134,7 +139,7 @@ class ForwardWatch:
             True where a measurement would be of nothing.
         """
         within = signal not in self._root.owners
-        return within and (self.deaf or self.late or self.muffled)
+        return self.transformed or (within and (self.deaf or self.late or self.muffled))
 
     def guarded(self, signal: ForwardSignal[Any], call: Callable[..., None], *args: Any) -> None:
         """Call a tap or an observer; one that fails must not fail the forward.
@@ -163,20 +168,21 @@ class ForwardWatch:
         self._within += seconds
 
     def switch(self, on: bool, dtype: torch.dtype = torch.float32) -> None:
-        """Turn compiled taps on or off for the coming forward; an evaluation between training forwards is not theirs.
+        """Turn compiled taps on or off for the coming forward, after which they are off: evaluation is not theirs.
 
         Args:
             on: Whether the coming forward is measured.
             dtype: What the forward computes in.
         """
+        self.transformed = cast(Any, torch)._C._functorch.peek_interpreter_stack() is not None
         if self.compiled and self._hooks:
             self.muffled = self.muffled or dtype in (torch.float16, torch.bfloat16)
             for _, hook in self._hooks:
-                hook.on = on and not self.muffled
+                hook.on = on and not self.muffled and not self.transformed
 
     def enter(self) -> None:
         """A measured training forward begins: install what an eager model needs."""
-        if self.compiled or self.late:  # a function mode must not be traced into a graph
+        if self.compiled or self.transformed or self.late:  # a function mode must not be traced into a graph
             return
         start = time.perf_counter()
         for module, hook in self._hooks:
@@ -208,8 +214,10 @@ class ForwardWatch:
         for handle in self._temporary:
             handle.remove()
         self._temporary.clear()
-        self.switch(False)
-        if output is not None:
+        if self.compiled:
+            for _, hook in self._hooks:
+                hook.on = False
+        if output is not None and not self.transformed:
             with torch.no_grad():
                 for signal, tap in zip(self._root.owners, self._root.taps, strict=True):
                     self.guarded(signal, tap, inputs, output)
@@ -219,7 +227,6 @@ class ForwardWatch:
 
     def close(self) -> None:
         """Remove every hook for good."""
-        self.switch(False)
         for handle in [*self._handles, *self._temporary]:
             handle.remove()
 

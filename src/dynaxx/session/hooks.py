@@ -1,8 +1,7 @@
-"""Where Dynaxx touches an unchanged loop: the model's forward, clipping, the gradient scaler, the optimizer's step."""
+"""Where Dynaxx touches an unchanged loop: the model's forward, the end of a backward, the optimizer's step."""
 
 import contextlib
 import inspect
-import math
 import sys
 import weakref
 from collections.abc import Callable
@@ -10,12 +9,13 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
-from torch.nn.utils import clip_grad
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from dynaxx.core.parameters import Layout, own_parameters
 from dynaxx.errors import BadInput
+from dynaxx.session import clipping
+from dynaxx.session.scaler import ScalerStep
 
 _STEP = "Optimizer.profile_hook_step.<locals>.wrapper"
 """What torch puts around every optimizer's step, and what fires its hooks."""
@@ -76,7 +76,7 @@ class _Hook(SilentInCopies):
 
 
 class Hooks:
-    """Attaches a listener to a model, its optimizer and, if there is one, its gradient scaler.
+    """Attaches a listener to a model, its optimizer, gradient clipping and, if there is one, the gradient scaler.
 
     Args:
         model: The watched model; forwards in evaluation mode or without gradients are passed over.
@@ -97,10 +97,12 @@ class Hooks:
         self._handles: list[Any] = [
             optimizer.register_step_pre_hook(uncompiled(self._before_step)),
             optimizer.register_step_post_hook(uncompiled(self._after_step)),
-            register_optimizer_step_post_hook(uncompiled(self._after_any_step)),
+            register_optimizer_step_post_hook(uncompiled(_weakly(self._after_any_step))),
         ]
         self._in_place: Callable[..., Any] | None = model.__dict__.get("_compiled_call_impl")
-        if self._in_place is None:
+        if isinstance(model, torch.jit.ScriptModule):  # takes no Python hooks
+            pass
+        elif self._in_place is None:
             self._handles += [
                 model.register_forward_pre_hook(_Hook(self._before_forward), with_kwargs=True),
                 model.register_forward_hook(_Hook(self._after_forward), always_call=True),
@@ -109,14 +111,17 @@ class Hooks:
             model.__dict__["_compiled_call_impl"] = self._compiled_in_place
         learning = next((p for p in layout.parameters if p.requires_grad), None)
         if learning is not None:
-            self._handles.append(learning.register_post_accumulate_grad_hook(_Hook(lambda _: listener.backward_seen())))
-        self._scaler_step = None if scaler is None else _ScalerStep(scaler, optimizer, self)
-        self.listener = listener
-        self.fired = False
+            self._handles.append(learning.register_post_accumulate_grad_hook(_Hook(_weakly(self._after_backward))))
+        self._listener = listener
+        self._begun = 0
+        self._scaler_step = None
+        if scaler is not None:
+            self._scaler_step = ScalerStep(
+                scaler, lambda o: innermost(o) is optimizer, lambda: self._begun, listener.step_left_out
+            )
         self._watched = {id(p) for p in layout.parameters}
         self._strangers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
-        _clip_watchers.add(self)
-        _wrap_clipping()
+        clipping.listen(self)
 
     def close(self) -> None:
         """Take everything out again; the loop goes on without Dynaxx."""
@@ -127,7 +132,7 @@ class Hooks:
             self._model.__dict__["_compiled_call_impl"] = self._in_place
         if self._scaler_step is not None:
             self._scaler_step.close()
-        _clip_watchers.discard(self)
+        clipping.leave(self)
 
     def clipping(self, parameters: list[torch.Tensor], threshold: float, total: torch.Tensor | None) -> None:
         """Pass a clip on if it concerns the watched parameters.
@@ -138,7 +143,7 @@ class Hooks:
             total: Norm that clipping has found; None where it clips by value.
         """
         if any(id(p) in self._watched for p in parameters):
-            self.listener.clipping(threshold, total)
+            self._listener.clipping(threshold, total)
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._depth += 1
@@ -149,7 +154,7 @@ class Hooks:
             # Within a backward it is activation checkpointing that computes the forward once more.
             self._training = wanted and cast(Any, torch)._C._current_graph_task_id() == -1
             if self._training:
-                self.listener.forward_begins(args, kwargs)
+                self._listener.forward_begins(args, kwargs)
 
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         del module
@@ -158,7 +163,7 @@ class Hooks:
         self._depth -= 1
         if self._depth == 0 and self._training:
             self._training = False
-            self.listener.forward_ends(args, output, failed=output is None and sys.exc_info()[1] is not None)
+            self._listener.forward_ends(args, output, failed=output is None and sys.exc_info()[1] is not None)
 
     def _compiled_in_place(self, *args: Any, **kwargs: Any) -> Any:
         assert self._in_place is not None
@@ -170,14 +175,18 @@ class Hooks:
             self._after_forward(self._model, args, output)
         return output
 
+    def _after_backward(self, parameter: torch.Tensor) -> None:
+        del parameter
+        self._listener.backward_seen()
+
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._steps and _nested(optimizer):
             self._steps += 1
             return None
         self._steps = 1
-        self.fired = True
+        self._begun += 1
         closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimizer itself
-        wrapped = self.listener.step_begins(closure)
+        wrapped = self._listener.step_begins(closure)
         if wrapped is closure:
             return None
         if len(args) > 1:
@@ -188,16 +197,32 @@ class Hooks:
         del optimizer, args, kwargs
         self._steps -= 1
         if self._steps == 0:
-            self.listener.step_ends()
+            self._listener.step_ends()
 
     def _after_any_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         del args, kwargs
         if optimizer is self._optimizer or optimizer in self._strangers:
             return
         if any(id(p) in self._watched for p in own_parameters(optimizer)):
-            self.listener.step_of_another(optimizer)
+            self._listener.step_of_another(optimizer)
         else:
             self._strangers.add(optimizer)
+
+
+def _weakly(method: Callable[..., None]) -> Callable[..., None]:
+    """A method of an object that this does not keep alive.
+
+    For hooks in torch's own table, which lives as long as the process, and on parameters, whose hooks are outside the
+    reach of Python's collector of cycles.
+    """
+    reference = weakref.WeakMethod(method)
+
+    def call(*args: Any) -> None:
+        bound = reference()
+        if bound is not None:
+            bound(*args)
+
+    return call
 
 
 def _nested(optimizer: Optimizer) -> bool:
@@ -232,77 +257,3 @@ def innermost(optimizer: Any) -> Optimizer:
         kind = type(optimizer).__name__
         raise BadInput(f"watch(optimizer=...) must be a torch.optim.Optimizer or a wrapper of one. Got {kind}.")
     return inner
-
-
-class _ScalerStep:
-    """Stands before a gradient scaler's `step` to see the steps that it leaves out; closed, it only hands on.
-
-    Args:
-        scaler: The scaler; several watches may share it, and end in any order.
-        optimizer: The watched optimizer.
-        hooks: Whether the optimizer's hook fired, and whom to tell.
-    """
-
-    def __init__(self, scaler: Any, optimizer: Optimizer, hooks: Hooks) -> None:
-        self._scaler = scaler
-        self._optimizer = optimizer
-        self._hooks: Hooks | None = hooks
-        self._next = scaler.step
-        scaler.step = self
-
-    def __call__(self, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
-        hooks = self._hooks
-        if hooks is None or innermost(optimizer) is not self._optimizer:
-            return self._next(optimizer, *args, **kwargs)
-        hooks.fired = False
-        result = self._next(optimizer, *args, **kwargs)
-        if not hooks.fired:
-            hooks.listener.step_left_out()
-        return result
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (getattr, (self._scaler, "step"))  # a copy of the scaler has its own step, unwatched
-
-    def close(self) -> None:
-        """Take it out again, where nothing else has been put before it since."""
-        self._hooks = None
-        if self._scaler.__dict__.get("step") is self:
-            del self._scaler.step
-            below = self._next
-            while isinstance(below, _ScalerStep) and below._hooks is None:
-                below = below._next
-            if isinstance(below, _ScalerStep):
-                self._scaler.step = below
-
-
-_clip_watchers: "weakref.WeakSet[Hooks]" = weakref.WeakSet()
-
-
-def _wrap_clipping() -> None:
-    """Listen in on torch's clipping functions, however they were or will be imported; once per process."""
-    for function in (clip_grad.clip_grad_value_, cast(Any, clip_grad)._clip_grads_with_norm_):
-        # Both are closures of torch's `_no_grad` over the function proper; what other modules imported is the closure.
-        cell = next(c for c in function.__closure__ or () if callable(c.cell_contents))
-        if not isinstance(cell.cell_contents, _Clip):
-            cell.cell_contents = _Clip(cell.cell_contents)
-
-
-class _Clip:
-    """Tells the watches before it clips.
-
-    Args:
-        original: `_clip_grads_with_norm_(parameters, max_norm, total_norm, ...)`, through which every
-            `clip_grad_norm_` goes, or `clip_grad_value_(parameters, clip_value, ...)`.
-    """
-
-    def __init__(self, original: Callable[..., None]) -> None:
-        self._original = original
-
-    def __call__(self, parameters: Any, *args: Any, **kwargs: Any) -> None:
-        tensors = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
-        total = kwargs.get("total_norm", args[1] if len(args) > 1 else None)
-        threshold = kwargs.get("max_norm", kwargs.get("clip_value", args[0] if args else math.inf))
-        if not torch.compiler.is_compiling():
-            for hooks in list(_clip_watchers):
-                hooks.clipping(tensors, float(threshold), total if isinstance(total, torch.Tensor) else None)
-        self._original(tensors, *args, **kwargs)

@@ -90,6 +90,12 @@ class Instruments:
         looking = [(i.signal, i.state) for i in self.instruments if isinstance(i.signal, ForwardSignal)]
         self.forward = ForwardWatch(model, looking, self._broken) if looking else None
 
+    @property
+    def counts_flops(self) -> bool:
+        """Whether a signal asks for the operations of a forward, and they can be counted: not in compiled parts."""
+        watch = self.forward
+        return any(i.name == "flops" for i in self.instruments) and (watch is None or not watch.late)
+
     def needs(self, step: int) -> tuple[bool, bool]:
         """What must be prepared for a coming step.
 

@@ -17,6 +17,8 @@ from dynaxx.session.instruments import Instruments
 
 _COUNTED = 2
 """The forward whose operations are counted: the first may compile, pad or initialise lazily."""
+_ASKED = "asked for by the action skip"
+_OVERFLOW = "gradients overflowed under the gradient scaler"
 _STRANGE = 10
 """Updates by another optimizer in a row, without one by the watched optimizer, before it is said."""
 
@@ -148,7 +150,7 @@ class Live:
             watch.switch(self._looking, view.batch.compute_dtype)
         if watch is not None and self._looking:
             watch.enter()
-        if self.forwards_seen == _COUNTED and (watch is None or not watch.compiled):
+        if self.forwards_seen == _COUNTED and self.instruments.counts_flops:
             self._counting = (CountFlops(), samples)
             self._counting[0].__enter__()
         self._leave(start)
@@ -160,11 +162,12 @@ class Live:
         if failed:  # the loop may catch it and go on with the next batch: this one is in no gradient
             view.batch.forwards -= 1
             view.batch.samples -= self._samples
+            self.forwards_seen -= 1
         if self._counting is not None:
             flops, samples = self._counting
             flops.__exit__(None, None, None)
             self._counting = None
-            self._flops_per_sample = flops.total / max(1, samples)
+            self._flops_per_sample = 0.0 if failed else flops.total / max(1, samples)
         watch = self.instruments.forward
         within = 0.0
         if watch is not None and self._looking:
@@ -220,12 +223,12 @@ class Live:
         view = self._view
         view.times.optimizer += start - self._mark
         with torch.no_grad():
-            skipped = self.actuator.after(view)
+            why = _ASKED if self.actuator.after(view) else None
             found = getattr(self.optimizer, "found_inf", None)  # set by a GradScaler on fused optimizers
-            if not skipped and found is not None:
-                skipped = bool(found)  # a host sync point: a fused optimizer under a GradScaler says it nowhere else
-            if skipped:
-                self._leave_out("the gradient is not finite, or the action skip is in force")
+            if why is None and found is not None and bool(found):  # a host sync point: it is said nowhere else
+                why = _OVERFLOW
+            if why is not None:
+                self._leave_out(why)
                 self._leave(start)
                 return
             self.instruments.compare(view)
@@ -248,7 +251,7 @@ class Live:
 
     def step_left_out(self) -> None:
         """The gradient scaler found gradients that are not finite and did not call the optimizer."""
-        self._leave_out("gradients overflowed under the gradient scaler")
+        self._leave_out(_OVERFLOW)
 
     def step_of_another(self, optimizer: Optimizer) -> None:
         """Say it when the watched optimizer is no longer the one that trains."""

@@ -22,6 +22,9 @@ _MUFFLED = (
     "activations, because the model is compiled and computes in 16 bits: there a look at a value changes its rounding, "
     "and so the training"
 )
+_TRANSFORMED = (
+    "activations and logits, because the forward runs inside a transform of torch.func, whose tensors must not leave it"
+)
 _LATE = "activations, because parts of the model were compiled after watch: watch the compiled model"
 _SCALER = "updates that a gradient scaler leaves out, because it is not known: call watch(..., scaler=scaler)"
 
@@ -73,6 +76,12 @@ def seen(live: Live, instruments: Instruments, overhead: float) -> Report:
     outside = [n for n, p in learning if id(p) not in held]
     if outside:
         missing.append(f"{some(outside)} of the model require a gradient but are not in the optimizer")
+    foreign = len(held - {id(p) for p in layout.parameters})
+    if foreign:
+        missing.append(
+            f"{foreign} of the optimizer's {len(held)} parameters, because they are not the watched model's, "
+            "or not yet when watch was called"
+        )
     silent = [n for n, p in learning if id(p) in held and id(p) not in live.had_gradient]
     if silent:
         missing.append(f"{some(silent)} never had a gradient")
@@ -80,6 +89,8 @@ def seen(live: Live, instruments: Instruments, overhead: float) -> Report:
     late = watch is not None and watch.late
     if not live.forwards_seen:
         missing.append(_IN_PLACE if late else _FORWARD)
+    elif watch is not None and watch.transformed:
+        missing.append(_TRANSFORMED)
     elif watch is not None and watch.muffled:
         missing.append(_MUFFLED)
     elif watch is not None and watch.deaf:
