@@ -14,7 +14,7 @@ import dynaxx
 def pytest_collection_modifyitems(items):
     """A case of a table is slow unless its test names it in `QUICK`, a module's dict of test → parts of case ids."""
     for item in items:
-        quick = getattr(item.module, "QUICK", {}).get(getattr(item, "originalname", None))
+        quick = getattr(getattr(item, "module", None), "QUICK", {}).get(getattr(item, "originalname", None))
         if quick is not None and not any(part in item.name for part in quick):
             item.add_marker(pytest.mark.slow)
 

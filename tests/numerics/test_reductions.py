@@ -4,11 +4,13 @@ import pytest
 import torch
 from torch import nn
 
+from dynaxx.core.events import StepView
 from dynaxx.core.parameters import Layout, flat_real
 from dynaxx.numerics import reductions
 from dynaxx.numerics.reductions import (
     count,
     entries,
+    gradient_tensor_norms,
     layer_maxima,
     layer_norms,
     layer_shares,
@@ -57,6 +59,21 @@ def test_norms_by_tensor_keep_their_places():
     layout = Layout(nn.Linear(2, 3))
     assert tensor_norms([torch.full((3, 2), 2.0), None], layout).tolist() == pytest.approx([math.sqrt(24), 0.0])
     assert tensor_norms([None, torch.tensor([3.0, 0.0, 4.0])], layout).tolist() == [0.0, 5.0]
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_gradient_norms_are_numbers_on_the_cpu_and_stay_on_any_other_device(device, monkeypatch):
+    monkeypatch.setattr(Layout, "device", torch.device(device))
+    net = nn.Linear(2, 3)
+    net.weight.grad = torch.full((3, 2), 2.0)  # the bias has none
+    view = StepView(step=1, layout=Layout(net), optimizer=torch.optim.SGD(net.parameters()))
+    norms = gradient_tensor_norms(view)
+    if device == "cpu":
+        assert norms == pytest.approx([math.sqrt(24), 0.0])
+    else:  # reading a number of a meta tensor would raise
+        assert norms.device.type == "meta"
+        assert norms.shape == (2,)
+    assert gradient_tensor_norms(view) is norms
 
 
 def test_parameters_of_several_dtypes():

@@ -51,16 +51,8 @@ def tensor_norms(tensors: Sequence[Tensor | None], layout: Layout) -> Float[Tens
     Returns:
         Norms in float32 (float64 where the tensors are).
     """
-    if all(t is not None for t in tensors):  # `None in tensors` would ask every tensor whether it equals None
-        values = cast(list[Tensor], tensors)
-        if layout.plain:
-            try:
-                return _norms(values, 2.0, layout.device)
-            except NotImplementedError:  # a gradient is sparse though no module says so
-                layout.plain = False
-        return _norms([_dense(t) for t in values], 2.0, layout.device)
     present = [i for i, t in enumerate(tensors) if t is not None]
-    return _place(_norms([_dense(t) for t in tensors if t is not None], 2.0, layout.device), present, layout)
+    return _place(_vector(_present_norms(tensors, layout), layout.device), present, layout)
 
 
 def layer_maxima(
@@ -78,7 +70,7 @@ def layer_maxima(
     """
     held = {i: _dense(t) for i, t in enumerate(tensors) if t is not None}
     present = [i for i, t in held.items() if t.numel() > 0]  # an empty shard, or a sparse gradient without entries
-    norms = _norms([held[i] for i in present], float("inf"), layout.device)
+    norms = _vector(_norms([held[i] for i in present], float("inf")), layout.device)
     values = _combine(_place(norms, present, layout), layout, "max")
     rows = torch.zeros(len(layout.layers), dtype=values.dtype, device=values.device)
     # amax hands on NaN, as it must: a NaN gradient has no largest entry.
@@ -184,19 +176,24 @@ def gradient_norms(step: StepView) -> Float[Tensor, " layers"]:
     return step.memo("gradient_norms", lambda: layer_norms(step.gradients, step.layout, step.gradient_factor))
 
 
-def gradient_tensor_norms(step: StepView) -> Float[Tensor, " parameters"]:
+def gradient_tensor_norms(step: StepView) -> Float[Tensor, " parameters"] | list[float]:
     """L2 norm of each parameter's unscaled gradient as this rank holds it; computed once a step.
 
     Args:
         step: The step.
 
     Returns:
-        Norms in units of loss per parameter.
+        Norms in units of loss per parameter; on the CPU as numbers, which cost less there than one tensor of them.
     """
 
-    def compute() -> Tensor:
-        norms = tensor_norms(step.gradients, step.layout)
-        return norms if step.gradient_factor is None else norms * step.gradient_factor.to(norms)
+    def compute() -> Tensor | list[float]:
+        gradients, factor = step.gradients, step.gradient_factor
+        if step.layout.device.type == "cpu":
+            scale = 1.0 if factor is None else factor.item()
+            norms = iter(_present_norms(gradients, step.layout))
+            return [0.0 if g is None else scale * next(norms).item() for g in gradients]
+        norms = tensor_norms(gradients, step.layout)
+        return norms if factor is None else norms * factor.to(norms)
 
     return step.memo("gradient_tensor_norms", compute)
 
@@ -241,15 +238,28 @@ def _dense(tensor: Tensor) -> Tensor:
     return flat_real(tensor) if tensor.is_sparse or tensor.is_complex() else tensor
 
 
-def _norms(tensors: Sequence[Tensor], order: float, device: torch.device) -> Tensor:
+def _present_norms(tensors: Sequence[Tensor | None], layout: Layout) -> Sequence[Tensor]:
+    """L2 norm of each tensor that is not None, a scalar on that tensor's device."""
+    present = [t for t in tensors if t is not None]
+    if layout.plain:
+        try:
+            return _norms(present, 2.0)
+        except NotImplementedError:  # a gradient is sparse though no module says so
+            layout.plain = False
+    return _norms([_dense(t) for t in present], 2.0)
+
+
+def _norms(tensors: Sequence[Tensor], order: float) -> Sequence[Tensor]:
     if not tensors:
-        return torch.zeros(0, device=device)
+        return []
     dtypes = {t.dtype for t in tensors}
     dtype = torch.float64 if torch.float64 in dtypes else torch.float32
-    norms = cast(Any, torch._foreach_norm)(tensors, order, dtype=None if dtypes == {dtype} else dtype)  # pyright: ignore[reportPrivateUsage]
-    if norms[0].device != device or norms[-1].device != device or len({n.device for n in norms}) > 1:
-        norms = [n.to(device, non_blocking=True) for n in norms]
-    return torch.stack(norms)
+    return cast(Any, torch._foreach_norm)(tensors, order, dtype=None if dtypes == {dtype} else dtype)  # pyright: ignore[reportPrivateUsage]
+
+
+def _vector(norms: Sequence[Tensor], device: torch.device) -> Tensor:
+    here = [n if n.device == device else n.to(device, non_blocking=True) for n in norms]
+    return torch.stack(here) if here else torch.zeros(0, device=device)
 
 
 def _place(values: Tensor, present: list[int], layout: Layout) -> Tensor:

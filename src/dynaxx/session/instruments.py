@@ -32,6 +32,7 @@ class Instrument:
         state: What its last call returned.
         cadence: Measured at every so many steps.
         seconds: Times of its measurements until the calibration.
+        stream: Where its measurements go in the log: one stream per cadence.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Instrument:
     state: Any
     cadence: int = 1
     seconds: list[float] = field(default_factory=list[float])
+    stream: str = "every_1"
 
 
 class Instruments:
@@ -147,14 +149,14 @@ class Instruments:
         for instrument in self._always[event] if view.step % self._quickest else self._at[event]:
             if view.step % instrument.cadence or self._unseen(instrument.signal, view):
                 continue
-            start = time.perf_counter()
+            start = 0.0 if self.calibrated else time.perf_counter()
             before = instrument.state
             try:
                 instrument.state, values = instrument.signal.measure(before, view)
             except Exception as error:  # a broken instrument must never stop a training
                 self._retire(instrument, error)
                 continue
-            self._pending.append((instrument, before, f"every_{instrument.cadence}", view.step, values))
+            self._pending.append((instrument, before, instrument.stream, view.step, values))
             if not self.calibrated:
                 instrument.seconds.append(time.perf_counter() - start)
                 self._rare += 0.0 if instrument.signal.every_step else instrument.seconds[-1]
@@ -260,6 +262,8 @@ class Instruments:
 
     def _sort(self) -> None:
         """Sort by event, so that most steps look at the every-step signals only; cadences are powers of two."""
+        for instrument in self.instruments:
+            instrument.stream = f"every_{instrument.cadence}"
         self._at = {e: tuple(i for i in self.instruments if i.signal.at is e) for e in Event}
         self._always = {e: tuple(i for i in found if i.signal.every_step) for e, found in self._at.items()}
         self._quickest = min((i.cadence for i in self.instruments if not i.signal.every_step), default=1)

@@ -22,6 +22,22 @@ _OVERFLOW = "gradients overflowed under the gradient scaler"
 _STRANGE = 10
 """Updates by another optimizer in a row, without one by the watched optimizer, before it is said."""
 
+_set_grad_enabled = cast(Any, torch)._C._set_grad_enabled
+
+
+class _NoGrad:
+    """`torch.no_grad()` for every step: torch's own makes four objects each time, which small nets feel.
+
+    Entered while it is entered, it would forget what to put back.
+    """
+
+    def __enter__(self) -> None:
+        self._before = torch.is_grad_enabled()
+        _set_grad_enabled(False)
+
+    def __exit__(self, *error: object) -> None:
+        _set_grad_enabled(self._before)
+
 
 class Live:
     """One training loop as seen through its hooks. Step n is the n-th completed update.
@@ -74,6 +90,7 @@ class Live:
         self._flops_per_sample = 0.0
         self._counting: tuple[CountFlops, int] | None = None
         self._view = self._new_view()
+        self._no_grad = _NoGrad()
         self._measured = False
         self._looking = False
         self._backward = False
@@ -222,7 +239,7 @@ class Live:
         start = time.perf_counter()
         view = self._view
         view.times.optimizer += start - self._mark
-        with torch.no_grad():
+        with self._no_grad:
             why = _ASKED if self.actuator.after(view) else None
             found = getattr(self.optimizer, "found_inf", None)  # set by a GradScaler on fused optimizers
             if why is None and found is not None and bool(found):  # a host sync point: it is said nowhere else
@@ -316,7 +333,7 @@ class Live:
             view.loss_scale = fused.detach().clone()
         elif not unscaled and view.loss_scale is not None:
             view.gradient_factor = view.loss_scale.reciprocal()
-        with torch.no_grad():
+        with self._no_grad:
             self.instruments.measure(Event.GRADS_READY, view)
 
     def _wrapped(self, closure: Callable[[], Any]) -> Callable[[], Any]:
@@ -352,9 +369,8 @@ class Live:
         return stage.name == "UNSCALED"
 
     def _count(self, batch: StepBatch, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> int:
-        tensor = first_tensor(inputs)
-        if tensor is None:
-            tensor = first_tensor(keywords)
+        first = inputs[0] if inputs else None
+        tensor = first if isinstance(first, torch.Tensor) else first_tensor((inputs, keywords))
         batch.forwards += 1
         samples = 0 if tensor is None or tensor.dim() == 0 or self._evaluated else tensor.shape[0]
         batch.samples += samples  # a closure's further evaluations see the same examples again

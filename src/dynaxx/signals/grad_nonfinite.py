@@ -37,8 +37,8 @@ class GradNonfinite(Signal[Column]):
     def measure(self, state: Column, step: StepView) -> tuple[Column, Sequence[Measurement]]:
         """Count where there is something to count."""
         if step.layout.device.type == "cpu":
-            norms = gradient_norms(step) if step.layout.sharded else gradient_tensor_norms(step)
-            if math.isfinite(float(norms.sum())):  # norms are not negative: their sum is finite exactly if they all are
+            norms = gradient_norms(step).tolist() if step.layout.sharded else gradient_tensor_norms(step)
+            if all(map(math.isfinite, norms)):
                 return state, ()
         elif step.step % EVERY:
             return state, ()
