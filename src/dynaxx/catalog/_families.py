@@ -36,6 +36,7 @@ class Family:
 FAMILIES = {
     "actions": Family(singular="action", package="dynaxx.actuator", contract=("dynaxx.core.contracts", "Actuation")),
     "figures": Family(singular="figure", package="dynaxx.figures", contract=("dynaxx.core.contracts", "Figure")),
+    "probes": Family(singular="probe", package="dynaxx.landscape", contract=("dynaxx.core.contracts", "Probe")),
     "signals": Family(singular="signal", package="dynaxx.signals", contract=("dynaxx.core.contracts", "Signal")),
     "tasks": Family(singular="task", package="dynaxx.tasks", contract=("dynaxx.core.task", "Task")),
 }

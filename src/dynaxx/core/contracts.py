@@ -7,7 +7,9 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from torch import nn
 
+from dynaxx.core.chart import Chart
 from dynaxx.core.events import Event, Need, StepView
+from dynaxx.core.objective import Objective
 from dynaxx.core.panels import Panel
 from dynaxx.core.parameters import Layout
 from dynaxx.core.records import Cost, Measurement
@@ -162,4 +164,35 @@ class Figure(ABC):
 
         Returns:
             The panels. Raises `NotApplicable`, with the reason, where the run holds nothing to show.
+        """
+
+
+class Probe(ABC):
+    """A measurement of a point in parameter space, not of a live run. It leaves no trace.
+
+    Constructed from its options, each with a default; bad ones raise `BadInput`. The constructor's docstring names
+    them, and the command line offers them.
+    """
+
+    @abstractmethod
+    def price(self, objective: Objective) -> Cost:
+        """What it will cost there, declared before; it stays within.
+
+        Args:
+            objective: The loss and the point.
+
+        Returns:
+            Passes over all batches of the objective, and curvature products.
+        """
+
+    @abstractmethod
+    def run(self, objective: Objective) -> Chart:
+        """Measure.
+
+        Args:
+            objective: The loss and the point; not a weight, buffer, gradient or random number of it changes.
+
+        Returns:
+            What was found. Raises `NotApplicable`, with the reason, where the probe cannot speak; `BadInput` where the
+            point or the loss breaks a rule. Equal on a repeated call with one seed.
         """

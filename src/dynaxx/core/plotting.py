@@ -15,3 +15,15 @@ def draw(view: Any, name: str) -> Any:
         A matplotlib `Figure`.
     """
     return importlib.import_module("dynaxx.figures").draw(view, name)
+
+
+def picture(panels: Any) -> Any:
+    """Draw panels.
+
+    Args:
+        panels: A sequence of `Panel`.
+
+    Returns:
+        A matplotlib `Figure`.
+    """
+    return importlib.import_module("dynaxx.figures").picture(panels)

@@ -74,13 +74,17 @@ class Cost:
         backwards: Training batches passed backward.
         sweeps: Elements read from memory by all operations, temporaries included, over the number of parameters: the
             norm of the gradient is one, the norm of a difference of two copies three.
+        products: Curvature products with one vector each.
         seconds: Wall-clock time, where it was measured.
+        peak_bytes: Largest memory in use beyond what was in use before, where it was measured.
     """
 
     forwards: float = 0.0
     backwards: float = 0.0
     sweeps: float = 0.0
+    products: float = 0.0
     seconds: float = 0.0
+    peak_bytes: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

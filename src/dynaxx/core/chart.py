@@ -1,0 +1,89 @@
+"""What a probe returns: numbers with their uncertainty and their price, and panels that show them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from dynaxx.core.panels import Panel
+from dynaxx.core.plotting import picture
+from dynaxx.core.records import Cost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """One number of a chart.
+
+    Args:
+        value: The number.
+        error: Its standard error, or a bound where `bound` is True; None: exact but for rounding.
+        bound: Whether `error` bounds |value − truth| instead of being a standard error.
+        unit: Its unit; "1" for a ratio.
+        about: What it is, in a few words.
+    """
+
+    value: float
+    error: float | None = None
+    bound: bool = False
+    unit: str = "1"
+    about: str = ""
+
+    def __str__(self) -> str:
+        sign = "≤ ±" if self.bound else "±"
+        return f"{self.value:.6g}" + ("" if self.error is None else f" {sign} {self.error:.2g}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chart:
+    """What a probe found at a point of parameter space.
+
+    Args:
+        probe: The probe's name.
+        title: What was looked at, in a line: model, loss, examples, parameters.
+        values: Headline numbers by name.
+        arrays: Further results by name: eigenvalues, densities.
+        panels: How it is drawn.
+        cost: What it took.
+        notes: What a reader must know: conditions that were not met, choices that were made.
+    """
+
+    probe: str
+    title: str
+    values: Mapping[str, Estimate]
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict[str, np.ndarray])
+    panels: Sequence[Panel] = ()
+    cost: Cost = field(default_factory=Cost)
+    notes: tuple[str, ...] = ()
+
+    def __getitem__(self, name: str) -> float:
+        """The value of that name."""
+        return self.values[name].value
+
+    def plot(self) -> Any:
+        """The chart as a matplotlib figure."""
+        return picture(self.panels)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON."""
+        return {
+            "probe": self.probe,
+            "title": self.title,
+            "values": {name: asdict(value) for name, value in self.values.items()},
+            "arrays": {name: np.asarray(array).tolist() for name, array in self.arrays.items()},
+            "cost": asdict(self.cost),
+            "notes": list(self.notes),
+        }
+
+    def __str__(self) -> str:
+        width = max((len(name) for name in self.values), default=0)
+        rows = [f"  {name:<{width}}  {value}  {value.about}".rstrip() for name, value in self.values.items()]
+        return "\n".join([f"{self.probe}: {self.title}", *rows, *(f"  note: {note}" for note in self.notes)])
+
+    def _repr_png_(self) -> bytes:
+        """Shows itself in a notebook."""
+        from io import BytesIO
+
+        out = BytesIO()
+        self.plot().savefig(out, format="png", dpi=110)
+        return out.getvalue()

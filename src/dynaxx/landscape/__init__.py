@@ -1,0 +1,1 @@
+"""Probes of a point in parameter space: one file, one probe, one name everywhere."""
