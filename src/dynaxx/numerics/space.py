@@ -135,7 +135,7 @@ class Space:
         return value
 
     def random(self, k: int, *, seed: int, kind: Draw = "normal") -> Float[Tensor, "k n"]:
-        """Random vectors, k of them, with independent entries of mean 0 and variance 1, drawn outside the global streams.
+        """Random vectors with independent entries of mean 0 and variance 1, drawn outside the global streams.
 
         Args:
             k: How many.
