@@ -48,6 +48,11 @@ def test_what_editors_are_told_is_what_is_there():
     assert told == dynaxx._HOME
 
 
+def test_the_errors_are_reached_through_the_package():
+    _, modules = loaded_by("import dynaxx; assert dynaxx.errors.BadInput is dynaxx.BadInput")
+    assert modules == {"dynaxx", "dynaxx._version", "dynaxx.errors"}
+
+
 def test_importing_the_package_loads_nothing_heavy():
     packages, modules = loaded_by("import dynaxx; dir(dynaxx); dynaxx.__version__")
     assert not packages & {"torch", "numpy", "pyarrow", "matplotlib", "click"}

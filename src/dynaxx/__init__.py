@@ -46,6 +46,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "errors":  # the import binds the name here
+        return import_module("dynaxx.errors")
     if name not in _HOME:
         raise AttributeError(f"module 'dynaxx' has no attribute {name!r}")
     value = getattr(import_module(_HOME[name]), name)

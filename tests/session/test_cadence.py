@@ -11,8 +11,8 @@ seconds = st.floats(1e-7, 1e-1)
 
 
 def room(fixed, step, budget):
-    """What the signals that have a cadence may take of each step: what is left, and half of the budget at least."""
-    return max(budget * step - fixed, budget * step / 2)
+    """What the signals that have a cadence may take of each step: what is left, at least a quarter of the budget."""
+    return max(budget * step - fixed, budget * step / 4)
 
 
 def spent(costs, plan):
@@ -70,10 +70,11 @@ def test_a_price_met_exactly_is_not_rounded_up():
     assert cadences({"a": 0.0801}, 0.0, 1.0, 0.02) == {"a": 8}
 
 
-def test_what_every_step_costs_leaves_half_of_the_budget_at_least():
+def test_what_every_step_costs_leaves_a_quarter_of_the_budget_at_least():
     costs = {"a": 0.08}
-    assert cadences(costs, 0.015, 1.0, 0.02) == cadences(costs, 0.01, 1.0, 0.02) == {"a": 8}
-    assert cadences(costs, 99.0, 1.0, 0.02) == {"a": 8}
+    assert cadences(costs, 0.015, 1.0, 0.02) == cadences(costs, 0.018, 1.0, 0.02) == {"a": 16}
+    assert cadences(costs, 99.0, 1.0, 0.02) == {"a": 16}
+    assert cadences(costs, 0.010, 1.0, 0.02) == {"a": 8}
     assert cadences(costs, 0.005, 1.0, 0.025) == {"a": 4}
 
 

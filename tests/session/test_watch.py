@@ -102,6 +102,14 @@ def test_what_is_missing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[s
     )
 
 
+def test_a_run_without_a_step_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, optimizer = small()
+    dynaxx.watch(model, optimizer, tmp_path / "run").close()
+    assert "dynaxx: no step was seen" in capsys.readouterr().err
+    (report,) = dynaxx.open_run(tmp_path / "run").events("self_test")
+    assert report["missing"][0].startswith("no step was seen")
+
+
 def test_step_numbers_of_logged_values(tmp_path: Path) -> None:
     model, optimizer = small()
     run = dynaxx.watch(model, optimizer, tmp_path / "run", quiet=True)

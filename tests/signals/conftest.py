@@ -44,7 +44,6 @@ class Bench:
 
     def look(self, *inputs):
         """A training forward that is looked into."""
-        self.watch.switch(True)
         self.watch.enter()
         output = self.model(*inputs)
         self.watch.leave(inputs, output)

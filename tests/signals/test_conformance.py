@@ -14,11 +14,15 @@ from torch.utils._pytree import tree_leaves
 import dynaxx
 from dynaxx import catalog
 from dynaxx.checkpoints.codec import decode, encode
-from dynaxx.core.events import UPDATE_COST, Event, StepBatch, StepTimes, StepView
+from dynaxx.core.events import UPDATE_COST, Event, Need, StepBatch, StepTimes, StepView
+from dynaxx.core.objective import Objective
 from dynaxx.core.parameters import Layout
+from dynaxx.numerics.hessian import Hessian
 from dynaxx.session.instruments import Instruments
 
 NAMES = catalog.names("signals")
+DEAR = [name for name in NAMES if Need.CURVATURE in catalog.get("signals", name).needs]
+"""Those that run the model by themselves: they may wait, and are paid for by forwards and backwards."""
 STEPS = 9
 ODD = ("frozen", "unused")
 """Layers without gradients, for which some quantities do not exist."""
@@ -63,6 +67,16 @@ def batches():
     return [torch.randn(4, 5, 6, generator=generator) for _ in range(STEPS)]
 
 
+def loss_fn(model, x):
+    return model(x).square().mean()
+
+
+@pytest.fixture(autouse=True)
+def every_step(monkeypatch):
+    """Dear signals, too, are measured at every step."""
+    monkeypatch.setattr("dynaxx.session.instruments.PRICING", 1)
+
+
 def seed_all():
     torch.manual_seed(1)
     np.random.seed(2)  # noqa: NPY002
@@ -77,7 +91,7 @@ def train(folder=None, signals=()):
     decayed = [p for p in model.parameters() if p.dim() > 1]
     rest = [p for p in model.parameters() if p.dim() < 2]
     optimizer = torch.optim.AdamW([{"params": decayed}, {"params": rest, "lr": 0.02}], lr=0.01)
-    run = None if folder is None else dynaxx.watch(model, optimizer, folder, signals=signals, quiet=True)
+    run = None if folder is None else dynaxx.watch(model, optimizer, folder, loss=loss_fn, signals=signals, quiet=True)
     trace = []
     for x in batches() if run is None else run.batches(batches()):
         loss = model(x).square().mean()
@@ -125,7 +139,7 @@ def test_it_changes_nothing_and_says_finite_numbers(name, tmp_path, bare):
     assert found
     for column in found:
         array = view[column]
-        first = 2 if column in ("flops", "trajectory.cosine") else 1  # a warm-up; two displacements
+        first = 2 if column in ("flops", "trajectory.cosine", "gradient_agreement") else 1  # a warm-up; two of a kind
         assert list(array.steps) == list(range(first, STEPS + 1)), column
         values = np.asarray(array)
         labels = np.array(["total"] if values.ndim == 1 else array.labels)
@@ -146,7 +160,9 @@ def test_the_bare_run_would_show_a_difference(bare):
 
 def facts(model):
     """What a step shows when everything is known."""
+    probe = batches()[0] if isinstance(model, Everything) else torch.ones(4, 700)
     return {
+        "objective": Objective(model, loss_fn, [probe], mode="as is"),
         "clip": (torch.tensor(2.0), 1.0),
         "loss_scale": torch.tensor(128.0),
         "times": StepTimes(forward=0.1, total=0.3),
@@ -212,6 +228,7 @@ def test_a_state_that_is_stored_goes_on_as_if_it_had_not_been(name, bench):
         for p in found.model.parameters():
             p.add_(torch.randn(p.shape))
     view = found.begin(**facts(found.model))
+    view.before = [torch.ones_like(p) for p in view.parameters]
     one, other = found.signals[name].measure(state, view)[1], found.signals[name].measure(stored, view)[1]
     assert len(one) == len(other) > 0
     for a, b in zip(one, other, strict=True):
@@ -275,6 +292,8 @@ def test_waiting_would_be_noticed(wait):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_does_not_wait_for_the_device(name, bench):
+    if name in DEAR:
+        return
     found = taken(bench, name, steps=2)
     signal = found.signals[name]
     for x in batches()[:2]:
@@ -296,7 +315,7 @@ def test_it_does_not_wait_for_the_device(name, bench):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sorted(set(NAMES) - set(DEAR)))
 def test_it_does_not_wait_for_an_accelerator(name, bench):
     model = Everything().cuda()
     found = bench(model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01), name)
@@ -370,7 +389,32 @@ def test_sweeps_count_what_is_read():
         assert swept(call, model) == truth
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", DEAR)
+def test_a_dear_signal_takes_no_more_than_it_declares(name, bench, monkeypatch):
+    found = taken(bench, name, steps=3)
+    products, examples = [], []
+    multiply = Hessian.__call__
+
+    def counted(operator, rows):
+        products.append(len(rows))
+        return multiply(operator, rows)
+
+    monkeypatch.setattr(Hessian, "__call__", counted)
+    (found.model(batches()[4])).square().mean().backward()
+    view = found.begin(**facts(found.model))
+    found.model.register_forward_pre_hook(lambda _, inputs: examples.append(len(inputs[0])))
+    with torch.no_grad():
+        found.signals[name].measure(found.states[name], view)
+    cost = found.signals[name].cost
+    assert sum(products) <= cost.products
+    if cost.products:
+        assert products
+        assert sum(examples) == 4, "one graph, kept for all products"
+    else:
+        assert sum(examples) / 4 == cost.forwards
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - set(DEAR)))
 def test_the_declared_cost_is_what_is_read(name, bench):
     model = wide()
     if name == "router":

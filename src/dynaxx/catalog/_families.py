@@ -4,12 +4,14 @@ Nothing is imported until `get` loads an entry: listing a hundred entries costs 
 """
 
 import ast
+import sys
 import warnings
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from importlib.abc import InspectLoader
 from importlib.machinery import ModuleSpec, PathFinder
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from importlib.util import find_spec
 from pkgutil import iter_modules
 from types import ModuleType
@@ -178,7 +180,18 @@ def _built_in(family: str) -> dict[str, str]:
 
 
 def _plugins(family: str) -> list[EntryPoint]:
-    return sorted(entry_points(group=f"dynaxx.{family}"), key=lambda plugin: (plugin.name, plugin.value))
+    return sorted(_entry_points(tuple(sys.path))[family], key=lambda plugin: (plugin.name, plugin.value))
+
+
+@cache
+def _entry_points(path: tuple[str, ...]) -> dict[str, EntryPoints]:
+    """Every family's plug-ins by one scan of the installed distributions: it takes milliseconds, and watch asks often.
+
+    A distribution installed while the process runs is seen once `sys.path` changes, as by a new process.
+    """
+    del path
+    found = entry_points()
+    return {family: found.select(group=f"dynaxx.{family}") for family in FAMILIES}
 
 
 def _shown(family: str, name: str) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from dynaxx.core.progress import listening
+from dynaxx.core.records import Cost
 from dynaxx.session.train import Progress as Position
 
 REFRESH = 0.5
@@ -90,3 +92,36 @@ def _facts(at: Position) -> str:
     facts = [f"loss {float(at.loss):.4g}", f"lr {at.rate:.3g}"]
     facts += [f"{name} {value:.4g}" for name, value in at.validation.items()]
     return "  ".join(facts)
+
+
+@contextmanager
+def working(label: str, price: Cost, *, batches: int, json: bool, quiet: bool) -> Generator[None]:
+    """Show how far a probe is, by the passes and products of its declared price.
+
+    Args:
+        label: The probe.
+        price: What it declared.
+        batches: Batches of one pass.
+        json: Keep standard output free for the one JSON object.
+        quiet: Show nothing.
+    """
+    console = Console(stderr=True)
+    if quiet or json or not console.is_terminal:
+        yield
+        return
+    total = price.forwards + price.backwards + 2 * price.products
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        row = bar.add_task(label, total=max(total, 1.0))
+
+        def heard(passes: float, products: float) -> None:
+            bar.update(row, advance=passes / batches + 2 * products)
+
+        with listening(heard):
+            yield

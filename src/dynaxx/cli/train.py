@@ -68,10 +68,17 @@ def command(
             resume=resume,
             budget=budget,
             quiet=quiet or as_json,
+            spec=_found_again(task),
             progress=progress,
         )
     click.echo(json.dumps(outcome.as_dict()) if as_json else _words(outcome.as_dict(), out is not None))
     return {"interrupted": INTERRUPTED, "stopped": FINDING}.get(outcome.status, 0)
+
+
+def _found_again(task: str) -> str:
+    """The task's name, with the whole path where it is in a file."""
+    path, colon, kind = task.rpartition(":") if ".py:" in task else (task, "", "")
+    return f"{Path(path).resolve()}{colon}{kind}" if path.endswith(".py") else task
 
 
 def _words(outcome: dict[str, Any], named: bool) -> str:

@@ -1,12 +1,13 @@
 """What a probe returns: numbers with their uncertainty and their price, and panels that show them."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from dynaxx.core.panels import Panel
+from dynaxx.core.panels import HeatMap, Line, Lines, Panel, Table
 from dynaxx.core.plotting import picture
 from dynaxx.core.records import Cost
 
@@ -30,8 +31,8 @@ class Estimate:
     about: str = ""
 
     def __str__(self) -> str:
-        sign = "≤ ±" if self.bound else "±"
-        return f"{self.value:.6g}" + ("" if self.error is None else f" {sign} {self.error:.2g}")
+        sign = " ≤±" if self.bound else " ± "
+        return f"{self.value:.6g}" + ("" if self.error is None else f"{sign}{self.error:.2g}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,15 +66,36 @@ class Chart:
         return picture(self.panels)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, ready for JSON."""
+        """Plain data, ready for JSON; None stands for what is not finite."""
         return {
             "probe": self.probe,
             "title": self.title,
-            "values": {name: asdict(value) for name, value in self.values.items()},
-            "arrays": {name: np.asarray(array).tolist() for name, array in self.arrays.items()},
+            "values": {name: _plain(asdict(value)) for name, value in self.values.items()},
+            "arrays": {name: _plain(np.asarray(array)) for name, array in self.arrays.items()},
+            "panels": [{"kind": type(panel).__name__, **_plain(asdict(panel))} for panel in self.panels],
             "cost": asdict(self.cost),
             "notes": list(self.notes),
         }
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> "Chart":
+        """A chart from what `to_dict` gave.
+
+        Args:
+            plain: Its plain data, through JSON or not.
+
+        Returns:
+            The chart.
+        """
+        return cls(
+            probe=plain["probe"],
+            title=plain["title"],
+            values={name: _estimate(value) for name, value in plain["values"].items()},
+            arrays={name: _floats(array) for name, array in plain["arrays"].items()},
+            panels=tuple(_panel(panel) for panel in plain["panels"]),
+            cost=Cost(**plain["cost"]),
+            notes=tuple(plain["notes"]),
+        )
 
     def __str__(self) -> str:
         width = max((len(name) for name in self.values), default=0)
@@ -87,3 +109,42 @@ class Chart:
         out = BytesIO()
         self.plot().savefig(out, format="png", dpi=110)
         return out.getvalue()
+
+
+def _estimate(plain: Mapping[str, Any]) -> Estimate:
+    kept: dict[str, Any] = dict(plain)
+    kept["value"] = math.nan if plain["value"] is None else plain["value"]
+    return Estimate(**kept)
+
+
+def _plain(value: Any) -> Any:
+    """Plain data that strict JSON holds: arrays as lists, None for what is not finite."""
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, Mapping):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _panel(plain: Mapping[str, Any]) -> Panel:
+    rest: dict[str, Any] = {key: value for key, value in plain.items() if key != "kind"}
+    match plain["kind"]:
+        case "HeatMap":
+            rest |= {"x": _floats(rest["x"]), "values": _floats(rest["values"]), "rows": tuple(rest["rows"])}
+            return HeatMap(**rest)
+        case "Table":
+            rest |= {"header": tuple(rest["header"]), "rows": tuple(map(tuple, rest["rows"]))}
+            return Table(**rest)
+        case _:
+            rest["lines"] = tuple(map(_line, rest["lines"]))
+            return Lines(**rest)
+
+
+def _line(plain: Mapping[str, Any]) -> Line:
+    return Line(label=plain["label"], style=plain["style"], x=_floats(plain["x"]), y=_floats(plain["y"]))
+
+
+def _floats(values: Any) -> np.ndarray:
+    return np.asarray(values, dtype=np.float64)

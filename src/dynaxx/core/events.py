@@ -31,6 +31,7 @@ from typing import Any, TypeVar
 import torch
 from torch.optim import Optimizer
 
+from dynaxx.core.objective import Objective
 from dynaxx.core.parameters import Layout
 from dynaxx.core.records import Cost
 
@@ -58,6 +59,16 @@ class Need(StrEnum):
     """
     FORWARD = "forward"
     """The signal's taps on the modules' outputs (`ForwardSignal`)."""
+    CURVATURE = "curvature"
+    """The mean loss on a fixed small batch at the current weights (`StepView.objective`).
+
+    Such a signal may wait for the device. It is measured twice before the budget sets its cadence.
+    """
+    MICROBATCHES = "microbatches"
+    """Squared norms of the gradients of an accumulation's microbatches (`StepView.microbatches`).
+
+    Memory: one copy of the gradient. Price: 4 sweeps a microbatch.
+    """
 
 
 UPDATE_COST = Cost(sweeps=4.0)
@@ -127,6 +138,9 @@ class StepView:
         batch: What went through the model.
         rate_factor: By how much the actuator multiplied the learning rates of this step.
         world_size: Ranks that train together.
+        objective: The mean loss of the probe batch, at the current weights; None unless `Need.CURVATURE` was met.
+        microbatches: ‖gᵢ‖² of each microbatch's part gᵢ of the gradient, which they sum up to; None unless
+            `Need.MICROBATCHES` was met and the step accumulates over at least two batches of equal size.
     """
 
     step: int
@@ -141,6 +155,8 @@ class StepView:
     batch: StepBatch = field(default_factory=StepBatch)
     rate_factor: float = 1.0
     world_size: int = 1
+    objective: Objective | None = None
+    microbatches: list[torch.Tensor] | None = None
     _memo: dict[str, Any] = field(default_factory=dict[str, Any], repr=False)
 
     @property

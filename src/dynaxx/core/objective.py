@@ -10,9 +10,14 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.stateless import _reparametrize_module  # pyright: ignore[reportPrivateUsage]
 
+from dynaxx.core.batches import examples as examples_in
+from dynaxx.core.batches import split
+from dynaxx.core.chosen import bare_model, chosen, is_managed
+from dynaxx.core.finite import explain
 from dynaxx.core.isolation import RandomState
-from dynaxx.core.parameters import bare_name, is_sharded, some
-from dynaxx.core.task import Task, derive_seed, leading
+from dynaxx.core.parameters import aligned, is_compiled, is_sharded, local, widest
+from dynaxx.core.ranks import Ranks
+from dynaxx.core.task import Task, derive_seed
 from dynaxx.errors import BadInput
 
 LossFunction = Callable[[nn.Module, Any], Tensor]
@@ -27,7 +32,8 @@ class Objective:
     the global streams, the modules' modes and the buffers are put back after.
 
     Args:
-        model: The model; its weights are read where they are, and never written.
+        model: The model; its weights are read where they are, and never written. What DistributedDataParallel or
+            `torch.compile` wraps is taken out of it: the one would communicate, the other has no second derivative.
         loss_fn: `loss_fn(model, batch)` → mean loss over the examples of the batch.
         batches: The batches of which L is the mean; kept as a list.
         weight: `weight(batch)` → how many examples (or tokens) its mean stands for; None: the leading dimension of the
@@ -37,9 +43,13 @@ class Objective:
             numbers, batch statistics, running ones untouched. "as is": each module as it stands.
         microbatch: Split every batch along its leading dimension into parts of at most so many entries, which bounds
             the memory; exact where ℓ is a mean over entries (no batch statistics).
+        process_group: L is the mean over the batches of all ranks of this group, or of "world"; each rank gives its
+            own, in any number, and holds the same weights; values and derivatives are then collectives. None: this
+            rank's batches alone. Under FSDP2 it is all ranks of the mesh in any case.
 
     Raises:
         BadInput: There is no batch or no parameter, a parameter cannot be differentiated, or weights do not sum up.
+        NotApplicable: The model is wrapped in FSDP's first version.
 
     Example:
         >>> line = nn.Linear(1, 1, bias=False)
@@ -59,6 +69,7 @@ class Objective:
         parameters: Sequence[str] | Callable[[str], bool] | None = None,
         mode: Mode = "evaluation",
         microbatch: int | None = None,
+        process_group: Any | Literal["world"] | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise BadInput(f"Objective(model=...) must be a torch.nn.Module. Got {type(model).__name__}.")
@@ -70,14 +81,18 @@ class Objective:
             raise BadInput(f"Objective(microbatch=...) must be at least 1. Got {microbatch}.")
         if mode not in ("evaluation", "training", "as is"):
             raise BadInput(f"Objective(mode=...) must be 'evaluation', 'training' or 'as is'. Got {mode!r}.")
-        self.model = model
+        self.model = bare_model(model)
         self.loss_fn = loss_fn
         self.mode: Mode = mode
-        self.names, self.keys, self.parameters = _chosen(model, parameters)
-        whole = list(batches)
-        self.batches = [part for batch in whole for part in split(batch, microbatch)]
-        weights = [float((weight or _examples)(batch)) for batch in self.batches]
-        if not (total := math.fsum(weights)) > 0 or not all(math.isfinite(w) and w >= 0 for w in weights):
+        self.names, self.keys, self.parameters = chosen(self.model, parameters)
+        self.batches = [part for batch in batches for part in split(batch, microbatch)]
+        ranks = Ranks.of_parameters(self.parameters) if self._managed() else Ranks.of_group(process_group)
+        self.ranks = ranks
+        weights = [float((weight or examples_in)(batch)) for batch in self.batches]
+        own = math.fsum(weights) if all(w >= 0 for w in weights) else math.nan
+        device = self.parameters[0].device
+        total = float(ranks.total(torch.tensor(own, dtype=widest(device), device=device)))
+        if not (math.isfinite(total) and total > 0):
             raise BadInput(
                 f"Objective(weight=...) must be 0 or more for every batch and sum to more than 0. Got {weights[:5]}."
             )
@@ -92,7 +107,7 @@ class Objective:
             task: Gives the loss and the weights.
             model: The model at the point of interest.
             batches: Some of its batches.
-            options: `parameters`, `mode`, `microbatch`.
+            options: `parameters`, `mode`, `microbatch`, `process_group`.
 
         Returns:
             The objective.
@@ -108,6 +123,18 @@ class Objective:
     def sharded(self) -> bool:
         """Whether any parameter is split over ranks."""
         return any(is_sharded(p) for p in self.parameters)
+
+    def _managed(self) -> bool:
+        """Whether it is FSDP2 that splits them."""
+        return self.sharded and any(is_managed(module) for module in self.model.modules())
+
+    def local(self) -> "Objective":
+        """This rank's view: derivatives are taken by its shards as plain tensors; itself where nothing is sharded."""
+        if not self._managed():
+            return self
+        from dynaxx.core.sharded import Local  # imports torch.distributed
+
+        return Local(self)
 
     def layers(self) -> dict[str, tuple[str, ...]]:
         """Names of the parameters by the module that owns them, in order."""
@@ -125,14 +152,31 @@ class Objective:
         Returns:
             The objective on the subspace.
         """
-        other = object.__new__(Objective)
+        other = object.__new__(type(self))
         other.__dict__.update(self.__dict__)
-        other.names, other.keys, other.parameters = _chosen(self.model, parameters)
+        held = dict(zip(self.keys, self.parameters, strict=True))
+        other.names, other.keys, here = chosen(self.model, parameters)
+        other.parameters = tuple(held.get(key, p) for key, p in zip(other.keys, here, strict=True))
         return other
+
+    def leaves(self) -> dict[str, Tensor]:
+        """Every parameter of the model, chosen or not, without its graph, by the name it has in the model."""
+        return {key: p.detach() for key, p in self.model.named_parameters()}
+
+    def total(self, derivative: Tensor) -> Tensor:
+        """A derivative of L from that of the parts of this rank: summed where other ranks hold other batches.
+
+        Args:
+            derivative: Of Σ `parts()`, by the parameters.
+
+        Returns:
+            The derivative of L, on every rank.
+        """
+        return self.ranks.total(derivative)
 
     @contextmanager
     def prepared(self, *, second_order: bool = False) -> Generator[None]:
-        """Modes set, random streams isolated, buffers put back after; within it losses may be taken.
+        """Modes set, random streams isolated, buffers replaced by copies; within it losses may be taken.
 
         Args:
             second_order: Second derivatives will be taken: attention runs on the math kernel, the only one that has
@@ -141,18 +185,18 @@ class Objective:
         modes = [(module, module.training) for module in self.model.modules()]
         random = RandomState.capture()
         changing = self.mode == "training" or (self.mode == "as is" and any(training for _, training in modes))
-        buffers = [(b, b.clone()) for b in self.model.buffers()] if changing else []
+        # Copies in their places: to write the buffers back would be seen by graphs that outlive this block.
+        buffers = {name: b.clone() for name, b in self.model.named_buffers()} if changing else {}
+        eager = torch.compiler.set_stance("force_eager") if is_compiled(self.model) else nullcontext()
         try:
             if self.mode != "as is":
                 self.model.train(self.mode == "training")
-            with sdpa_kernel(SDPBackend.MATH) if second_order else nullcontext():
+            kernel = sdpa_kernel(SDPBackend.MATH) if second_order else nullcontext()
+            with eager, kernel, self.substituted(buffers) if buffers else nullcontext():
                 yield
         finally:
             for module, training in modes:
                 module.training = training
-            with torch.no_grad():
-                for buffer, value in buffers:
-                    buffer.copy_(value)
             random.restore()
 
     def loss(self, i: int) -> Tensor:
@@ -167,12 +211,20 @@ class Objective:
         Raises:
             BadInput: The loss is not a scalar tensor.
         """
-        torch.manual_seed(derive_seed("objective", i))
+        self.seed(i)
         value = self.loss_fn(self.model, self.batches[i])
         if not isinstance(value, Tensor) or value.dim() != 0:
             found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise BadInput(f"loss_fn(model, batch) must return a scalar tensor. Got {found}. Take its mean.")
-        return value * self.shares[i]
+        return (cast(Any, value).full_tensor() if is_sharded(value) else value) * self.shares[i]
+
+    def seed(self, i: int) -> None:
+        """Set the random streams to where the i-th batch's forward begins; only within `prepared`.
+
+        Args:
+            i: Index of the (micro)batch.
+        """
+        torch.manual_seed(derive_seed("objective", i, self.ranks.rank))
 
     @contextmanager
     def at(self, tensors: Sequence[Tensor], buffers: Mapping[str, Tensor] | None = None) -> Generator[None]:
@@ -182,8 +234,17 @@ class Objective:
             tensors: One per parameter of `parameters`, of its shape.
             buffers: Further replacements by name.
         """
-        replacement = dict(zip(self.keys, tensors, strict=True)) | dict(buffers or {})
-        with _reparametrize_module(self.model, replacement, tie_weights=True):
+        with self.substituted(dict(zip(self.keys, tensors, strict=True)) | dict(buffers or {})):
+            yield
+
+    @contextmanager
+    def substituted(self, tensors: Mapping[str, Tensor]) -> Generator[None]:
+        """Other tensors in the places of parameters and buffers, by the names they have in the model.
+
+        Args:
+            tensors: Name → tensor.
+        """
+        with _reparametrize_module(self.model, dict(tensors), tie_weights=True):
             yield
 
     def in_float64(self, examples: int | None = None) -> "Objective":
@@ -195,31 +256,53 @@ class Objective:
         Returns:
             The objective. Losses that make tensors of a fixed type themselves may fail in it.
         """
-        return _Wide(self, examples)
+        from dynaxx.core.wide import Wide  # it is an objective itself
+
+        return Wide(self, examples)
 
     def value(self) -> float:
         """L at the current weights, in float64 over the batches."""
-        with torch.no_grad(), self.prepared():
-            return math.fsum(float(self.loss(i)) for i in range(len(self.batches)))
+        objective = self.local()
+        with torch.no_grad(), objective.prepared():
+            own = math.fsum(float(objective.loss(i)) for i in range(len(objective.batches)))
+        if self.ranks.size == 1:
+            return own
+        device = self.parameters[0].device
+        return float(self.ranks.total(torch.tensor(own, dtype=widest(device), device=device)))
 
     def gradient(self) -> list[Tensor]:
         """∇L at the current weights; `.grad` is neither read nor written.
 
         Returns:
-            One tensor per parameter; zeros where L does not depend on it.
+            One tensor per parameter, sharded as it is; zeros where L does not depend on it.
 
         Raises:
             BadInput: L or ∇L is not finite; the message names the first module at fault.
         """
-        total: list[Tensor] | None = None
-        with self.prepared():
+        objective = self.local()
+        if objective is not self:
+            return objective.wrapped(objective.gradient())
+        total = [torch.zeros_like(p, requires_grad=False) for p in self.parameters]
+        with self.prepared(), torch.enable_grad():
             for part in self.parts():
                 found = torch.autograd.grad(self._differentiable(part), self.parameters, materialize_grads=True)
-                total = list(found) if total is None else [a + b for a, b in zip(total, found, strict=True)]
-        assert total is not None
-        if not all(bool(torch.isfinite(local_part(t)).all()) for t in total):
+                total = [a + aligned(b, a) for a, b in zip(total, found, strict=True)]
+        total = [self.total(t) for t in total]
+        bad = sum((~torch.isfinite(local(t))).sum() for t in total)
+        if self.ranks.total(torch.as_tensor(bad)) > 0:
             self.explain_not_finite()
         return total
+
+    def wrapped(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """Tensors sharded as the parameters were before `local`, from this rank's parts.
+
+        Args:
+            parts: One per parameter.
+
+        Returns:
+            One per parameter.
+        """
+        return list(parts)
 
     def parts(self) -> Iterator[Tensor]:
         """The parts of L, one per batch, each with its graph; only within `prepared`."""
@@ -232,39 +315,7 @@ class Objective:
         Raises:
             BadInput: Always; it names the parameter, the module or the loss at fault.
         """
-        call = "The objective cannot be probed here"
-        for name, parameter in self.model.named_parameters():
-            if not bool(torch.isfinite(local_part(parameter.detach())).all()):
-                raise BadInput(
-                    f"{call}: the parameter {bare_name(name)!r} is not finite. Go back to a sound checkpoint."
-                )
-        fault: list[str] = []
-
-        def look(name: str) -> Callable[..., None]:
-            def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-                del module, inputs
-                if not fault and isinstance(output, Tensor) and not bool(torch.isfinite(output).all()):
-                    fault.append(name or "(root)")
-
-            return hook
-
-        handles = [module.register_forward_hook(look(bare_name(name))) for name, module in self.model.named_modules()]
-        try:
-            with torch.no_grad(), self.prepared():
-                for i in range(len(self.batches)):
-                    value = self.loss(i)
-                    if fault:
-                        raise BadInput(f"{call}: the output of the module {fault[0]!r} is not finite on batch {i}.")
-                    if not bool(torch.isfinite(value)):
-                        raise BadInput(
-                            f"{call}: the loss of batch {i} is {float(value)}, though the model's outputs are finite."
-                        )
-        finally:
-            for handle in handles:
-                handle.remove()
-        raise BadInput(
-            f"{call}: the gradient is not finite, though loss and outputs are; look for 0/0 or √0 in a backward."
-        )
+        explain(self)
 
     def _differentiable(self, loss: Tensor) -> Tensor:
         if not loss.requires_grad:
@@ -273,127 +324,3 @@ class Objective:
                 "Leave out .detach() and torch.no_grad()."
             )
         return loss
-
-
-class _Wide(Objective):
-    """An objective in float64: wide leaves stand in the places of parameters and buffers while it is evaluated."""
-
-    def __init__(self, narrow: Objective, examples: int | None) -> None:
-        self.__dict__.update(narrow.__dict__)
-        wide = {
-            key: tensor.detach().to(torch.float64) if tensor.is_floating_point() else tensor.detach().clone()
-            for key, tensor in [*narrow.model.named_parameters(), *narrow.model.named_buffers()]
-        }
-        chosen = set(narrow.keys)
-        self._wide = {key: t.requires_grad_() if key in chosen else t for key, t in wide.items()}
-        self.parameters = tuple(cast(nn.Parameter, self._wide[key]) for key in narrow.keys)
-        if examples is not None:
-            self.batches, self.shares = split(narrow.batches[0], examples)[:1], [1.0]
-        self.batches = [_widened(batch) for batch in self.batches]
-
-    @contextmanager
-    def prepared(self, *, second_order: bool = False) -> Generator[None]:
-        """As the narrow one does, at the wide tensors."""
-        with (
-            super().prepared(second_order=second_order),
-            _reparametrize_module(self.model, self._wide, tie_weights=True),
-        ):
-            yield
-
-
-def _widened(batch: Any) -> Any:
-    if isinstance(batch, Tensor):
-        return batch.to(torch.float64) if batch.is_floating_point() else batch
-    if isinstance(batch, Mapping):
-        return {key: _widened(value) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*map(_widened, batch))
-    if isinstance(batch, list | tuple):
-        return type(batch)(map(_widened, batch))
-    return batch
-
-
-def local_part(tensor: Tensor) -> Tensor:
-    """This rank's part of a tensor.
-
-    Args:
-        tensor: Any tensor.
-
-    Returns:
-        The shard of a DTensor, or the tensor itself.
-    """
-    return cast(Any, tensor).to_local() if is_sharded(tensor) else tensor
-
-
-def split(batch: Any, size: int | None) -> list[Any]:
-    """Split a batch along the leading dimension.
-
-    Args:
-        batch: A tensor, or nested tuples, lists and mappings of them; tensors of another leading dimension than the
-            first, and whatever is no tensor, go into every part.
-        size: Entries in a part; None: do not split.
-
-    Returns:
-        The parts, the last one smaller where it does not divide.
-
-    Example:
-        >>> [len(x) for x, y in split((torch.zeros(5, 2), torch.zeros(5)), 2)]
-        [2, 2, 1]
-    """
-    n = leading(batch)
-    if size is None or n is None or n <= size:
-        return [batch]
-    return [_slice(batch, n, start, start + size) for start in range(0, n, size)]
-
-
-def _slice(batch: Any, n: int, start: int, stop: int) -> Any:
-    if isinstance(batch, Tensor):
-        return batch[start:stop] if batch.dim() and batch.shape[0] == n else batch
-    if isinstance(batch, Mapping):
-        return {key: _slice(value, n, start, stop) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(_slice(value, n, start, stop) for value in batch))
-    if isinstance(batch, list | tuple):
-        return type(batch)(_slice(value, n, start, stop) for value in batch)
-    return batch
-
-
-def _examples(batch: Any) -> float:
-    n = leading(batch)
-    if n is None:
-        raise BadInput(f"Objective: no tensor in a {type(batch).__name__} batch, so it has no size. Give weight=.")
-    return float(n)
-
-
-def _chosen(
-    model: nn.Module, rule: Sequence[str] | Callable[[str], bool] | None
-) -> tuple[tuple[str, ...], tuple[str, ...], tuple[nn.Parameter, ...]]:
-    """Bare names, names as the model has them, and parameters."""
-    named = {bare_name(key): (key, p) for key, p in model.named_parameters()}
-    if isinstance(rule, str):
-        rule = [rule]
-    if rule is None:
-        wanted = [name for name, (_, p) in named.items() if p.requires_grad]
-    elif callable(rule):
-        wanted = [name for name, (_, p) in named.items() if p.requires_grad and rule(name)]
-    else:
-        missing = [name for name in rule if name not in named]
-        if missing:
-            raise BadInput(f"Objective(parameters=...): the model has no {some(missing)}.")
-        wanted = [name for name in named if name in set(rule)]
-    if not wanted:
-        raise BadInput(
-            f"Objective(model={type(model).__name__}): no parameter to differentiate by. "
-            "At least one must require a gradient and be chosen."
-        )
-    for problem, remedy in (
-        ([n for n in wanted if not (named[n][1].is_floating_point() or named[n][1].is_complex())],
-         "are integers, which have no derivative; leave them out by parameters="),
-        ([n for n in wanted if named[n][1].is_complex()],
-         "are complex; hold them as pairs of real numbers (torch.view_as_real) or leave them out by parameters="),
-        ([n for n in wanted if not named[n][1].requires_grad],
-         "do not require a gradient; leave them out or call requires_grad_()"),
-    ):  # fmt: skip
-        if problem:
-            raise BadInput(f"Objective(model={type(model).__name__}): {some(problem)} {remedy}.")
-    return tuple(wanted), tuple(named[n][0] for n in wanted), tuple(named[n][1] for n in wanted)

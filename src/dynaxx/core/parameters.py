@@ -295,6 +295,22 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     return cast(Any, tensor).to_local() if is_sharded(tensor) else tensor
 
 
+def aligned(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A DTensor spread over the ranks as another one is; a plain tensor as it is.
+
+    Args:
+        tensor: A tensor, such as a gradient that is still to be summed over ranks.
+        like: What it shall be spread like.
+
+    Returns:
+        The tensor, communicated where need be.
+    """
+    if not is_sharded(tensor) or not is_sharded(like):
+        return tensor
+    there = cast(Any, like)
+    return cast(Any, tensor).redistribute(there.device_mesh, there.placements)
+
+
 def flat_real(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor's entries as one real vector: sparse ones by their stored values, complex ones as pairs.
 

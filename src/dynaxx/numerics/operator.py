@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dynaxx.core.progress import report
 from dynaxx.errors import BadInput
 from dynaxx.numerics.space import Space
 
@@ -40,6 +41,7 @@ class Operator(ABC):
                 f"Got {tuple(rows.shape)}."
             )
         self.products += rows.shape[0]
+        report(products=rows.shape[0])
         return self.apply(rows)
 
     @abstractmethod

@@ -1,5 +1,6 @@
 """The space that curvature acts on: parameter vectors as rows of a matrix, this rank's part of them where sharded."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any, Literal, cast
 
@@ -7,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dynaxx.core.objective import local_part
-from dynaxx.core.parameters import is_sharded
+from dynaxx.core.parameters import is_sharded, local
+from dynaxx.core.ranks import Ranks
 from dynaxx.core.task import derive_seed
 
 Draw = Literal["normal", "rademacher"]
@@ -29,18 +30,18 @@ class Space:
     def __init__(self, parameters: Sequence[Tensor], names: Sequence[str] = ()) -> None:
         self.parameters = tuple(parameters)
         self.names = tuple(names) or tuple(str(i) for i in range(len(self.parameters)))
-        locals_ = [local_part(p.detach()) for p in self.parameters]
+        locals_ = [local(p.detach()) for p in self.parameters]
         self.shapes = [p.shape for p in locals_]
         self.sizes = [p.numel() for p in locals_]
         self.n = sum(self.sizes)
         """Entries on this rank."""
         self.numel = sum(p.numel() for p in self.parameters)
         """Dimension of the space."""
-        dtypes = {p.dtype for p in locals_}
-        self.dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+        self.kinds = [p.dtype for p in locals_]
+        self.dtype = torch.float64 if torch.float64 in self.kinds else torch.float32
         self.device = locals_[0].device
-        self._meshes = [cast(Any, p).device_mesh for p in self.parameters if is_sharded(p)]
-        self._own = self._counted_here() if self._meshes else None
+        self.ranks = Ranks.of_parameters(self.parameters)
+        self._own = self._counted_here() if self.ranks.groups else None
 
     @classmethod
     def plain(cls, n: int, dtype: torch.dtype = torch.float64, device: str | torch.device = "cpu") -> "Space":
@@ -65,7 +66,7 @@ class Space:
         Returns:
             A new vector of shape (n,).
         """
-        return torch.cat([local_part(t.detach()).reshape(-1).to(self.dtype) for t in tensors])
+        return torch.cat([local(t.detach()).reshape(-1).to(self.dtype) for t in tensors])
 
     def split(self, vector: Float[Tensor, " n"]) -> list[Tensor]:
         """The parts of a vector, shaped and typed as the parameters are on this rank.
@@ -77,8 +78,15 @@ class Space:
             One tensor per parameter; views where the type is the same.
         """
         parts = vector.split(self.sizes)
-        kinds = [local_part(p.detach()).dtype for p in self.parameters]
-        return [part.view(shape).to(kind) for part, shape, kind in zip(parts, self.shapes, kinds, strict=True)]
+        return [part.view(shape).to(kind) for part, shape, kind in zip(parts, self.shapes, self.kinds, strict=True)]
+
+    def in_float64(self) -> "Space":
+        """The same space with vectors and their parts in float64."""
+        wide = copy.copy(self)
+        wide.dtype = torch.float64
+        wide.kinds = [torch.float64] * len(self.kinds)
+        wide._own = None if self._own is None else self._own.to(torch.float64)
+        return wide
 
     def slices(self) -> dict[str, slice]:
         """Where each parameter's entries are within a vector, by name."""
@@ -125,14 +133,7 @@ class Space:
         Returns:
             The sum on every rank.
         """
-        if not self._meshes:
-            return value
-        import torch.distributed as dist  # deferred: an unsharded run never needs it
-
-        mesh = self._meshes[0]
-        for dimension in range(mesh.ndim):
-            dist.all_reduce(value, group=mesh.get_group(dimension))
-        return value
+        return self.ranks.total(value)
 
     def random(self, k: int, *, seed: int, kind: Draw = "normal") -> Float[Tensor, "k n"]:
         """Random vectors with independent entries of mean 0 and variance 1, drawn outside the global streams.
@@ -160,7 +161,7 @@ class Space:
 
     def _counted_here(self) -> Tensor:
         """1 for entries that this rank counts in sums, 0 for copies that another rank counts."""
-        mesh = self._meshes[0]
+        mesh = next(cast(Any, p).device_mesh for p in self.parameters if is_sharded(p))
         coordinate = cast(tuple[int, ...], mesh.get_coordinate())
         own = torch.empty(self.n, dtype=self.dtype, device=self.device)
         start = 0

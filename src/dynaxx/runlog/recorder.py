@@ -14,10 +14,13 @@ from dynaxx.core.records import Column, Measurement
 from dynaxx.errors import BadInput, DynaxxWarning
 from dynaxx.runlog.writer import LogWriter
 
-BLOCK = 256
+BLOCK = 1024
 """Steps between drains: one transfer of a few stacked tensors per block instead of one wait per step."""
 SECONDS = 1.0
 """A live view should not be older than this, so slow steps are drained by time."""
+SHARE = 0.002
+"""Drains that take more than this share of the time between them come more rarely, at most `SLOWEST` seconds apart."""
+SLOWEST = 5.0
 
 _USER = "log"
 
@@ -66,7 +69,7 @@ class Recorder:
         self._streams: dict[str, _Stream] = {}
         self._user: dict[str, list[tuple[int, Any]]] = {}
         self._flying: list[_Block] = []
-        self._drained = time.perf_counter()
+        self._due = time.perf_counter() + SECONDS
         self._thread = threading.get_ident()
         if writer is not None:
             writer.upstream = self._drain_for_reader
@@ -112,12 +115,12 @@ class Recorder:
         self._user.setdefault(name, []).append((step, value))
 
     def tick(self, step: int) -> None:
-        """Drain if a block of steps or a second has passed; the current step's user values stay.
+        """Drain if a block of steps or a second has passed, more where drains are slow; this step's user values stay.
 
         Args:
             step: The step just completed.
         """
-        if step % self._block == 0 or time.perf_counter() - self._drained > SECONDS:
+        if step % self._block == 0 or time.perf_counter() > self._due:
             self.drain(before=step)
 
     def drain(self, *, before: int | None = None) -> None:
@@ -126,13 +129,15 @@ class Recorder:
         Args:
             before: Keep the user's values of this step and later; None: keep nothing back.
         """
+        began = time.perf_counter()
         self._land()  # what the last drain sent on its way has arrived by now
         for name, stream in self._streams.items():
             self._take(name, stream)
         self._take_user(before)
         if before is None:
             self._land()
-        self._drained = time.perf_counter()
+        now = time.perf_counter()
+        self._due = now + min(SLOWEST, max(SECONDS, (now - began) / SHARE))
 
     def _drain_for_reader(self) -> None:
         if threading.get_ident() == self._thread:  # another thread would meet the training in the middle of a step

@@ -167,21 +167,17 @@ class ForwardWatch:
         """
         self._within += seconds
 
-    def switch(self, on: bool, dtype: torch.dtype = torch.float32) -> None:
-        """Turn compiled taps on or off for the coming forward, after which they are off: evaluation is not theirs.
+    def enter(self, dtype: torch.dtype = torch.float32) -> None:
+        """A measured training forward begins: install what an eager model needs, turn on what a compiled one holds.
 
         Args:
-            on: Whether the coming forward is measured.
             dtype: What the forward computes in.
         """
         self.transformed = cast(Any, torch)._C._functorch.peek_interpreter_stack() is not None
         if self.compiled and self._hooks:
             self.muffled = self.muffled or dtype in (torch.float16, torch.bfloat16)
             for _, hook in self._hooks:
-                hook.on = on and not self.muffled and not self.transformed
-
-    def enter(self) -> None:
-        """A measured training forward begins: install what an eager model needs."""
+                hook.on = not self.muffled and not self.transformed
         if self.compiled or self.transformed or self.late:  # a function mode must not be traced into a graph
             return
         start = time.perf_counter()

@@ -3,8 +3,9 @@
 import contextlib
 import inspect
 import sys
+import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any, Protocol, cast
 
 import torch
@@ -55,6 +56,23 @@ class Listener(Protocol):
     def step_of_another(self, optimizer: Optimizer) -> None:
         """Another optimizer has updated watched parameters."""
         ...
+
+
+class _Quiet(threading.local):
+    on = False
+
+
+_quiet = _Quiet()
+
+
+@contextlib.contextmanager
+def quietly() -> Generator[None]:
+    """Forwards within are our own: no listener is told of them."""
+    before, _quiet.on = _quiet.on, True
+    try:
+        yield
+    finally:
+        _quiet.on = before
 
 
 class SilentInCopies:
@@ -147,7 +165,7 @@ class Hooks:
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._depth += 1
-        if self._depth == 1:
+        if self._depth == 1 and not _quiet.on:
             if module.training:
                 self._evaluation_too = False
             wanted = torch.is_grad_enabled() and (module.training or self._evaluation_too)

@@ -15,11 +15,14 @@ from dynaxx.core.contracts import ForwardSignal, Signal
 from dynaxx.core.events import Event, Need, StepView
 from dynaxx.core.parameters import Layout
 from dynaxx.core.records import Measurement
-from dynaxx.errors import NotApplicable
+from dynaxx.errors import BadInput, NotApplicable
 from dynaxx.numerics.reductions import before_norms
 from dynaxx.runlog.recorder import Recorder
-from dynaxx.session.cadence import CALIBRATION, SETTLED, cadences
+from dynaxx.session.cadence import CALIBRATION, PRICING, SETTLED, SLOWEST, cadences
 from dynaxx.session.forward import ForwardWatch
+from dynaxx.session.hooks import quietly
+from dynaxx.session.microbatches import Microbatches
+from dynaxx.session.probe_loss import ProbeLoss
 
 
 @dataclass(slots=True)
@@ -33,6 +36,9 @@ class Instrument:
         cadence: Measured at every so many steps.
         seconds: Times of its measurements until the calibration.
         stream: Where its measurements go in the log: one stream per cadence.
+        looks: Whether it looks into the forward.
+        dear: Whether a measurement costs forwards and backwards.
+        spoke: Whether a dear one has measured anything yet.
     """
 
     name: str
@@ -41,6 +47,9 @@ class Instrument:
     cadence: int = 1
     seconds: list[float] = field(default_factory=list[float])
     stream: str = "every_1"
+    looks: bool = False
+    dear: bool = False
+    spoke: bool = False
 
 
 class Instruments:
@@ -54,6 +63,8 @@ class Instruments:
         budget: Share of the step time that measuring may take.
         warn: Called with a message when a signal fails and is taken out of service.
         forward: Whether forward signals are measured on this rank.
+        probe_loss: The loss that curvature is of; None: it is not known.
+        scaled: Whether gradients are scaled while they accumulate.
     """
 
     def __init__(
@@ -66,6 +77,8 @@ class Instruments:
         budget: float,
         warn: Callable[[str], None],
         forward: bool = True,
+        probe_loss: ProbeLoss | None = None,
+        scaled: bool = False,
     ) -> None:
         self._recorder = recorder
         self.budget = budget
@@ -80,14 +93,27 @@ class Instruments:
         self.calibrated = False
         self.not_applicable: dict[str, str] = {}
         self.instruments: list[Instrument] = []
+        self.probe_loss = ProbeLoss(model, None) if probe_loss is None else probe_loss
+        self.microbatches = Microbatches(layout)
+        self._scaled = scaled
+        self._microbatch_seconds: list[float] = []
         for name in names:
             signal: Signal[Any] = catalog.get("signals", name)()
             if Need.FORWARD in signal.needs and not forward:
                 continue
+            why = self.probe_loss.never
+            if why is not None and Need.CURVATURE in signal.needs and Need.MICROBATCHES not in signal.needs:
+                self.not_applicable[name] = why
+                continue
             try:
-                self.instruments.append(Instrument(name, signal, signal.init(model, layout)))
+                instrument = Instrument(name, signal, signal.init(model, layout))
             except NotApplicable as reason:
                 self.not_applicable[name] = str(reason)
+                continue
+            instrument.looks = isinstance(signal, ForwardSignal)
+            if Need.CURVATURE in signal.needs:
+                instrument.dear, instrument.cadence = True, PRICING
+            self.instruments.append(instrument)
         self._sort()
         looking = [(i.signal, i.state) for i in self.instruments if isinstance(i.signal, ForwardSignal)]
         self.forward = ForwardWatch(model, looking, self._broken) if looking else None
@@ -111,6 +137,39 @@ class Instruments:
             return False, False
         due = [i for i in self.instruments if i.signal.needs and step % i.cadence == 0]
         return any(Need.FORWARD in i.signal.needs for i in due), any(Need.UPDATE in i.signal.needs for i in due)
+
+    def forward_begins(self, view: StepView, samples: int) -> None:
+        """A training forward begins; if it is not the step's first, a microbatch may be complete.
+
+        Args:
+            view: The step, the forward counted.
+            samples: Its examples.
+        """
+        parts = self.microbatches
+        if view.batch.forwards == 1:
+            parts.begin()
+        elif parts.arrived and self._apart(view):
+            parts.add()
+        parts.arrived = False
+        parts.sizes.append(samples)
+
+    def accumulated(self, view: StepView) -> None:
+        """The gradient is complete: show the microbatches' parts of it, where they were seen.
+
+        Args:
+            view: The step.
+        """
+        if view.batch.forwards > 1:
+            view.microbatches = self.microbatches.finish()
+
+    def _apart(self, view: StepView) -> bool:
+        """Whether the microbatches of a step are to be seen one by one, and can be.
+
+        A gradient scaler may unscale before the last one is seen; ranks reduce with the last one, or with each.
+        """
+        if view.step % self._quickest or view.world_size > 1 or self._scaled or not self._layout.plain:
+            return False
+        return any(Need.MICROBATCHES in i.signal.needs and view.step % i.cadence == 0 for i in self.instruments)
 
     def keep(self, view: StepView) -> None:
         """Copy the parameters before the update, into the same memory each time.
@@ -147,12 +206,18 @@ class Instruments:
             view: The step.
         """
         for instrument in self._always[event] if view.step % self._quickest else self._at[event]:
-            if view.step % instrument.cadence or self._unseen(instrument.signal, view):
+            if view.step % instrument.cadence or (instrument.looks and self._unseen(instrument.signal, view)):
                 continue
             start = 0.0 if self.calibrated else time.perf_counter()
             before = instrument.state
             try:
-                instrument.state, values = instrument.signal.measure(before, view)
+                if instrument.dear:
+                    instrument.state, values = self._measured(instrument, view)
+                else:
+                    instrument.state, values = instrument.signal.measure(before, view)
+            except NotApplicable as reason:
+                self._drop(instrument, str(reason))
+                continue
             except Exception as error:  # a broken instrument must never stop a training
                 self._retire(instrument, error)
                 continue
@@ -160,6 +225,21 @@ class Instruments:
             if not self.calibrated:
                 instrument.seconds.append(time.perf_counter() - start)
                 self._rare += 0.0 if instrument.signal.every_step else instrument.seconds[-1]
+
+    def _measured(self, instrument: Instrument, view: StepView) -> tuple[Any, Sequence[Measurement]]:
+        """A dear signal's measurement; nothing where there is no loss that is finite."""
+        with quietly(), torch.autocast(self._layout.device.type, enabled=False):
+            view.objective = self.probe_loss.objective()
+            if view.objective is None and view.microbatches is None:
+                return instrument.state, ()
+            try:
+                state, values = instrument.signal.measure(instrument.state, view)
+            except BadInput:
+                if self.probe_loss.finite():
+                    raise
+                return instrument.state, ()  # the loss itself shows it; it may recover
+        instrument.spoke |= bool(values)
+        return state, values
 
     def commit(self) -> None:
         """The step is complete: its measurements go to the log."""
@@ -190,6 +270,10 @@ class Instruments:
             self._rare += self.forward.seconds
             self.forward.seconds = 0.0
         self._rare += self._update_seconds[-1] if view.before is not None else 0.0
+        if self.microbatches.seconds:
+            self._microbatch_seconds.append(self.microbatches.seconds)
+            self._rare += self.microbatches.seconds
+            self.microbatches.seconds = 0.0
         self._steps.append((view.times.total, view.times.measuring, self._rare))
         self._rare = 0.0
         return len(self._steps) >= CALIBRATION
@@ -200,21 +284,28 @@ class Instruments:
         return statistics.median(t - m for t, m, _ in steps), statistics.median(max(0.0, m - r) for _, m, r in steps)
 
     def price(self) -> dict[str, float]:
-        """Seconds of one measurement by signal, needs included, medians over the steps so far."""
+        """Seconds of one measurement by signal, needs included: medians over the steps, of dear ones the last."""
         update = [i for i in self.instruments if Need.UPDATE in i.signal.needs]
         looking = [i for i in self.instruments if Need.FORWARD in i.signal.needs]
+        apart = [i for i in self.instruments if Need.MICROBATCHES in i.signal.needs]
         shares = {
             **{i.name: _median(self._update_seconds) / len(update) for i in update},
             **{i.name: _median(self._forward_seconds) / len(looking) for i in looking},
+            **{i.name: _median(self._microbatch_seconds) / len(apart) for i in apart},
         }
-        return {i.name: _median(i.seconds) + shares.get(i.name, 0.0) for i in self.instruments}
+        own = {i.name: i.seconds[-1] if i.dear and i.seconds else _median(i.seconds) for i in self.instruments}
+        return {name: seconds + shares.get(name, 0.0) for name, seconds in own.items()}
 
     def plan(self) -> dict[str, int]:
         """The cadences that keep to the budget by the times measured so far."""
+        for instrument in [i for i in self.instruments if i.dear and not i.spoke]:
+            why = self.probe_loss.reason or "it measured nothing in the first steps"
+            apart = Need.MICROBATCHES in instrument.signal.needs
+            self._drop(instrument, f"steps do not accumulate microbatches of equal size, and {why}" if apart else why)
         price = self.price()
         bare, fixed = self.step_seconds()
         rarely = {i.name: price[i.name] for i in self.instruments if not i.signal.every_step}
-        return cadences(rarely, fixed, bare, self.budget)
+        return cadences(rarely, fixed, bare, self.budget, dear={i.name for i in self.instruments if i.dear})
 
     def expected(self) -> float:
         """Share of the step time that measuring will take at the cadences that are set."""
@@ -241,6 +332,7 @@ class Instruments:
             "calibrated": self.calibrated,
             "cadences": {i.name: i.cadence for i in self.instruments},
             "states": {i.name: i.state for i in self.instruments if isinstance(i.state, dict)},
+            "probe_loss": self.probe_loss.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -250,8 +342,10 @@ class Instruments:
             state: What `state_dict` returned.
         """
         self.calibrated = bool(state["calibrated"])
+        self.probe_loss.load_state_dict(state.get("probe_loss", {}))
         for instrument in self.instruments:
-            instrument.cadence = int(state["cadences"].get(instrument.name, instrument.cadence))
+            unknown = SLOWEST if self.calibrated and instrument.dear else instrument.cadence
+            instrument.cadence = int(state["cadences"].get(instrument.name, unknown))
             instrument.state = state["states"].get(instrument.name, instrument.state)
         self._sort()
 
@@ -278,12 +372,15 @@ class Instruments:
         for instrument in [i for i in self.instruments if i.signal is signal]:
             self._retire(instrument, error)
 
-    def _retire(self, instrument: Instrument, error: Exception) -> None:
+    def _drop(self, instrument: Instrument, why: str) -> None:
         self.instruments.remove(instrument)
         self._sort()
+        self.not_applicable[instrument.name] = why
+
+    def _retire(self, instrument: Instrument, error: Exception) -> None:
         where = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{where.filename.rpartition('/')[2]}:{where.lineno}"
-        self.not_applicable[instrument.name] = f"failed: {type(error).__name__}: {error} ({place})"
+        self._drop(instrument, f"failed: {type(error).__name__}: {error} ({place})")
         self._warn(
             f"The signal {instrument.name!r} failed and is off from here on; training goes on. {error!r} at {place}."
         )

@@ -14,6 +14,7 @@ from dynaxx.core.task import first_tensor
 from dynaxx.numerics.flops import CountFlops
 from dynaxx.runlog.recorder import Recorder
 from dynaxx.session.instruments import Instruments
+from dynaxx.session.no_grad import NoGrad
 
 _COUNTED = 2
 """The forward whose operations are counted: the first may compile, pad or initialise lazily."""
@@ -21,22 +22,6 @@ _ASKED = "asked for by the action skip"
 _OVERFLOW = "gradients overflowed under the gradient scaler"
 _STRANGE = 10
 """Updates by another optimizer in a row, without one by the watched optimizer, before it is said."""
-
-_set_grad_enabled = cast(Any, torch)._C._set_grad_enabled
-
-
-class _NoGrad:
-    """`torch.no_grad()` for every step: torch's own makes four objects each time, which small nets feel.
-
-    Entered while it is entered, it would forget what to put back.
-    """
-
-    def __enter__(self) -> None:
-        self._before = torch.is_grad_enabled()
-        _set_grad_enabled(False)
-
-    def __exit__(self, *error: object) -> None:
-        _set_grad_enabled(self._before)
 
 
 class Live:
@@ -90,12 +75,8 @@ class Live:
         self._flops_per_sample = 0.0
         self._counting: tuple[CountFlops, int] | None = None
         self._view = self._new_view()
-        self._no_grad = _NoGrad()
-        self._measured = False
-        self._looking = False
-        self._backward = False
-        self._stepping = False
-        self._evaluated = False
+        self._no_grad = NoGrad()
+        self._measured = self._looking = self._backward = self._stepping = self._evaluated = False
         self._last_end = self._mark = time.perf_counter()
         self._pause = 0.0
         self._pause_began: float | None = None
@@ -162,11 +143,10 @@ class Live:
             self._looking, _ = self.instruments.needs(self.step + 1)
         self.forwards_seen += 1
         samples = self._samples = self._count(view.batch, inputs, keywords)
+        self.instruments.forward_begins(view, samples)
         watch = self.instruments.forward
-        if watch is not None:
-            watch.switch(self._looking, view.batch.compute_dtype)
         if watch is not None and self._looking:
-            watch.enter()
+            watch.enter(view.batch.compute_dtype)
         if self.forwards_seen == _COUNTED and self.instruments.counts_flops:
             self._counting = (CountFlops(), samples)
             self._counting[0].__enter__()
@@ -195,7 +175,7 @@ class Live:
 
     def backward_seen(self) -> None:
         """A gradient arrived: a step is in progress even where its forward cannot be seen."""
-        self._backward = True
+        self._backward = self.instruments.microbatches.arrived = True
         if self._measured and not self._stepping:  # by a clip within an accumulation, or one whose step never came
             self._forget()
 
@@ -333,6 +313,7 @@ class Live:
             view.loss_scale = fused.detach().clone()
         elif not unscaled and view.loss_scale is not None:
             view.gradient_factor = view.loss_scale.reciprocal()
+        self.instruments.accumulated(view)
         with self._no_grad:
             self.instruments.measure(Event.GRADS_READY, view)
 

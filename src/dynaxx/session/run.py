@@ -27,6 +27,7 @@ from dynaxx.session.training import Training
 Due = Literal["evaluation", "checkpoint"]
 UNKNOWN_LENGTH = 100
 """Steps between evaluations and checkpoints where the planned number of steps is unknown."""
+_NO_STEP = "no step was seen: the watched optimizer's step() was never called, or every update was left out"
 
 
 class Run:
@@ -139,6 +140,7 @@ class Run:
         """
         for batch in self._data.batches(loader):
             self._live.epoch = self._data.passes
+            self._instruments.probe_loss.offer(batch)
             yield batch
 
     def due(self, what: Due) -> bool:
@@ -201,13 +203,14 @@ class Run:
     def save(self, **facts: Any) -> CheckpointInfo | None:
         """Commit a full-state checkpoint of this step; call it after `log`, outside an accumulation.
 
-        A disk that is full or gone costs the checkpoint and a warning, not the training. The last three are kept.
+        Under several ranks it is a collective: every rank must call it, at the same step, and rank 0 writes. A disk
+        that is full or gone costs the checkpoint and a warning, not the training. The last three are kept.
 
         Args:
             facts: What a reader should know of it, as JSON: metrics, reasons.
 
         Returns:
-            What was written; None where it could not be.
+            What was written; None where it could not be, and on ranks other than the first.
         """
         self._live.pause()
         if self._live.partial:
@@ -314,7 +317,12 @@ class Run:
 
     def _self_test(self, expected: float | None = None) -> None:
         self._tested = True
-        if self._rank != 0 or self.step == 0:
+        if self._rank != 0:
+            return
+        if self.step == 0:
+            self._event("self_test", layers=len(self._live.layout.layers), missing=[_NO_STEP])
+            if not self._quiet:
+                print(f"dynaxx: {_NO_STEP}; log in {self.dir}", file=sys.stderr)
             return
         report = seen(self._live, self._instruments, self.overhead if expected is None else expected)
         self._event("self_test", **report.as_dict())
@@ -350,6 +358,8 @@ def _number(value: Any) -> torch.Tensor | float | None:
     if isinstance(value, torch.Tensor):
         if value.numel() != 1 or value.is_complex():
             return None
+        if type(value) is torch.Tensor and value.is_cpu:
+            return value.item()  # nothing to wait for, and a third of the price of a copy
         return value.detach().clone()
     if isinstance(value, bool | int | float | np.number | np.bool_):
         return float(value)

@@ -90,6 +90,7 @@ def train(
     resume: bool = False,
     budget: float = 0.02,
     quiet: bool = False,
+    spec: str | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> Outcome:
     """Train a task, evaluate it on the way, and write checkpoints, so that `resume` goes on bit for bit.
@@ -105,6 +106,7 @@ def train(
         resume: Go on from the folder's latest checkpoint; where there is none, begin.
         budget: Share of the step time that measuring may take.
         quiet: Do not print the self-test's line.
+        spec: How the task is found again ("digits", "/path/file.py:Class"), for who probes the run later.
         progress: Called after every step.
 
     Returns:
@@ -134,11 +136,12 @@ def train(
         model,
         optimizer,
         dir,
+        loss=task.loss,
         scheduler=scheduler,
         steps=task.steps,
         resume=resume,
         budget=budget,
-        facts={**settings, "data": dict(task.facts())},
+        facts={**settings, "spec": spec or name, "data": dict(task.facts())},
         quiet=quiet,
     )
     if clip is not None and run.step == 0:

@@ -16,6 +16,7 @@ from dynaxx import catalog
 from dynaxx._version import __version__
 from dynaxx.actuator import Actuator
 from dynaxx.checkpoints import CheckpointStore
+from dynaxx.core.objective import LossFunction
 from dynaxx.core.parameters import Grouping, Layout, own_parameters
 from dynaxx.core.records import Receipt
 from dynaxx.errors import BadInput, DynaxxWarning
@@ -25,6 +26,7 @@ from dynaxx.session.data import Data
 from dynaxx.session.hooks import Hooks, innermost
 from dynaxx.session.instruments import Instruments
 from dynaxx.session.live import Live
+from dynaxx.session.probe_loss import ProbeLoss
 from dynaxx.session.run import Run
 from dynaxx.session.training import Training
 
@@ -37,6 +39,8 @@ def watch(
     optimizer: Any,
     dir: str | Path,
     *,
+    loss: LossFunction | None = None,
+    probe_batch: Any = None,
     scheduler: Any = None,
     scaler: Any = None,
     state: Mapping[str, Any] | None = None,
@@ -58,6 +62,9 @@ def watch(
         model: The model that the loop calls: wrapped in DDP, FSDP2 or `torch.compile` if it calls it so.
         optimizer: Its optimizer, or a wrapper of it.
         dir: The run's own folder; made where it is missing.
+        loss: `loss_fn(model, batch)` → mean loss of a batch, for curvature and gradient noise; it is called beside the
+            training and must change nothing of its own. None: they are not measured.
+        probe_batch: The batch that they are measured on, its first examples; None: the first that `run.batches` gives.
         scheduler: The learning-rate scheduler, for the checkpoints.
         scaler: The gradient scaler, for the checkpoints and to know of skipped steps.
         state: Further objects whose state belongs in checkpoints, by name.
@@ -91,6 +98,10 @@ def watch(
         raise BadInput(f"watch(budget=...) must be a share of the step time between 0 and 1. Got {budget}.")
     if steps is not None and steps < 1:
         raise BadInput(f"watch(steps=...) must be at least 1, or None where it is unknown. Got {steps}.")
+    if loss is not None and not callable(loss):
+        raise BadInput(f"watch(loss=...) must be a function of model and batch. Got {type(loss).__name__}.")
+    if probe_batch is not None and loss is None:
+        raise BadInput("watch(probe_batch=...) is of no use without loss=. Give loss_fn(model, batch) too.")
     inner = innermost(optimizer)
     layout = Layout(model, layers)
     _same_parameters(layout, inner)
@@ -124,7 +135,17 @@ def watch(
     recorder = Recorder(writer)
     # Replicas have equal gradients after their reduction: one rank measures. Shards must be measured on all.
     measured = names if training.rank == 0 or training.sharded else ()
-    instruments = Instruments(model, layout, measured, recorder, budget=budget, warn=warn, forward=training.rank == 0)
+    instruments = Instruments(
+        model,
+        layout,
+        measured,
+        recorder,
+        budget=budget,
+        warn=warn,
+        forward=training.rank == 0,
+        probe_loss=ProbeLoss(model, loss, probe_batch, sharded=training.sharded, ranks=training.world_size),
+        scaled=scaler is not None,
+    )
     actuator = Actuator(receipt)
     live = Live(
         layout,

@@ -48,7 +48,7 @@ class LearningRate(Signal[_Columns]):
         if any(isinstance(rate, torch.Tensor) for rate in rates):
             value = torch.stack(_on_one_device(rates)) * factor
         else:
-            value = [rate * factor for rate in rates]
+            value = rates if factor == 1.0 else [rate * factor for rate in rates]
         used = Measurement(column=state.rates, value=value)
         if factor == 1.0:
             return state, (used,)

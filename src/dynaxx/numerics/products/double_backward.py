@@ -45,7 +45,8 @@ class DoubleBackward:
                 self._add(out, graph, rows)
                 if len(objective.batches) == 1:
                     self._graph = graph
-        return out
+                del graph  # before the next one is built
+        return objective.total(out)
 
     def _build(self, i: int) -> list[Tensor]:
         self.builds += 1

@@ -23,11 +23,12 @@ class FiniteDifference:
         objective: The loss and the point.
         space: Its parameter space.
         sides: 2, or 1 for one gradient a product at an error of order ε.
+        shrink: Factor on the step: a shorter one crosses fewer kinks, and rounds more.
     """
 
     name = "finite_difference"
 
-    def __init__(self, objective: Objective, space: Space, *, sides: int = 2) -> None:
+    def __init__(self, objective: Objective, space: Space, *, sides: int = 2, shrink: float = 1.0) -> None:
         half = [n for n, p in zip(objective.names, objective.parameters, strict=True) if p.dtype.itemsize < 4]
         if half:
             raise BadInput(
@@ -37,6 +38,7 @@ class FiniteDifference:
         self._objective = objective
         self._space = space
         self._sides = sides
+        self._shrink = shrink
         self._here: Tensor | None = None
         self.builds = 0
 
@@ -50,7 +52,7 @@ class FiniteDifference:
         point = space.flatten(self._objective.parameters)
         norms = space.norms(torch.cat([point[None], rows]))
         length = float(norms[0]) or 1.0
-        step = STEP[space.dtype][self._sides - 1] * length
+        step = STEP[space.dtype][self._sides - 1] * self._shrink * length
         out = torch.zeros_like(rows)
         for k, row in enumerate(rows):
             norm = float(norms[k + 1])
@@ -73,4 +75,4 @@ class FiniteDifference:
             for loss in self._objective.parts():
                 if loss.requires_grad:
                     total += self._space.flatten(torch.autograd.grad(loss, leaves, materialize_grads=True))
-        return total
+        return self._objective.total(total)

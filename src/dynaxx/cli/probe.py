@@ -1,0 +1,137 @@
+"""`dynaxx probe NAME TASK_OR_RUN`."""
+
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import click
+
+_POINT = (
+    click.argument("target", metavar="TASK_OR_RUN"),
+    click.option("--task", help="The run's task, where its folder does not say: file.py:Class."),
+    click.option("--size", help="One of the task's sizes; a run's own by default."),
+    click.option("--step", type=int, help="Which checkpoint of a run; the latest by default."),
+    click.option("--split", type=click.Choice(["train", "validation"]), default="train", show_default=True),
+    click.option("--examples", type=int, default=512, show_default=True, help="Examples (or tokens), at least."),
+    click.option("--parameters", help="Comma-separated names of parameters; all by default."),
+    click.option("--mode", type=click.Choice(["evaluation", "training"]), default="evaluation", show_default=True,
+                 help="How dropout and batch normalisation work."),
+    click.option("--microbatch", type=int, help="Split batches into parts of so many examples: less memory."),
+    click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the figure (.png, .svg, .pdf) here."),
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
+    click.option("--quiet", is_flag=True, help="Show no progress."),
+)  # fmt: skip
+_IMAGES = (".png", ".svg", ".pdf")
+
+
+class _Probes(click.Group):
+    """One file in `dynaxx.landscape` is one probe; its options are those of its class."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of all probes."""
+        del ctx
+        from dynaxx import catalog
+
+        return catalog.names("probes")
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of a probe. Nothing is imported for the list of commands."""
+        from dynaxx import catalog
+
+        about = catalog.about("probes", cmd_name)
+        if ctx.info_name == "probe" and not ctx.protected_args and not ctx.args:  # only listing
+            return click.Command(cmd_name, help=about)
+        return _command(cmd_name, catalog.get("probes", cmd_name), about)
+
+
+@click.group(name="probe", cls=_Probes)
+def command() -> None:
+    """Probe a point of the landscape: of a fresh model of a TASK, or of a RUN's checkpoint.
+
+    The chart is printed, kept in the run's folder for its report, and drawn with -o.
+    """
+
+
+def _command(name: str, kind: type[Any], about: str) -> click.Command:
+    options = _options(kind)
+
+    def body(target: str, output: Path | None, as_json: bool, quiet: bool, **given: Any) -> None:
+        chosen = {key: given.pop(key) for key in options}
+        _probe(name, kind(**chosen), target, output, as_json, quiet, given)
+
+    function: Callable[..., Any] = body
+    for option in [*options.values(), *reversed(_POINT)]:
+        function = option(function)
+    return click.command(name=name, help=about)(function)
+
+
+def _options(kind: type[Any]) -> dict[str, Callable[..., Any]]:
+    """A click option for each argument of a probe's constructor."""
+    hints = get_type_hints(kind.__init__)
+    texts = _arguments(kind)
+    found: dict[str, Callable[..., Any]] = {}
+    for name, parameter in list(inspect.signature(kind).parameters.items()):
+        hint, default = hints.get(name, str), parameter.default
+        flag = f"--{name.replace('_', '-')}"
+        text = texts.get(name, "")
+        if hint is bool:
+            found[name] = click.option(f"{flag}/--no-{flag[2:]}", name, default=default, show_default=True, help=text)
+        else:
+            found[name] = click.option(flag, name, type=_type(hint), default=default, show_default=True, help=text)
+    return found
+
+
+def _type(hint: Any) -> Any:
+    inner = [part for part in get_args(hint) if part is not type(None)]
+    if get_origin(hint) is Literal:
+        return click.Choice([str(value) for value in get_args(hint)])
+    if inner:  # X | None
+        return _type(inner[0])
+    return {int: int, float: float, Path: click.Path(path_type=Path)}.get(hint, str)
+
+
+def _arguments(kind: type[Any]) -> dict[str, str]:
+    """What the docstring of the class says of each argument."""
+    found: dict[str, str] = {}
+    within, name = False, ""
+    for line in inspect.cleandoc(kind.__doc__ or "").splitlines():
+        if line.rstrip() == "Args:":
+            within = True
+        elif within and line and not line.startswith(" "):
+            break
+        elif within and line.startswith("    ") and not line.startswith("     ") and ":" in line:
+            name, _, text = line.strip().partition(":")
+            found[name] = text.strip()
+        elif within and name:
+            found[name] += " " + line.strip()
+    return {key: text.partition(". ")[0].rstrip(".") + "." for key, text in found.items()}
+
+
+def _probe(
+    name: str, probe: Any, target: str, output: Path | None, as_json: bool, quiet: bool, given: dict[str, Any]
+) -> None:
+    from dynaxx.cli._progress import working
+    from dynaxx.errors import BadInput
+    from dynaxx.landscape._point import point, remember
+
+    if output is not None and output.suffix not in _IMAGES:
+        raise BadInput(f"dynaxx probe -o: the figure's name must end in {', '.join(_IMAGES)}. Got {str(output)!r}.")
+    names = given.pop("parameters")
+    there = point(target, parameters=names.split(",") if names else None, **given)
+    price = probe.price(there.objective)
+    with working(name, price, batches=len(there.objective.batches), json=as_json, quiet=quiet):
+        chart = probe.run(there.objective)
+    kept = remember(chart, there)
+    if output is not None:
+        chart.plot().savefig(output, dpi=130)
+    if as_json:
+        click.echo(json.dumps(chart.to_dict()))
+        return
+    click.echo(str(chart))
+    cost = chart.cost
+    click.echo(f"  cost: {cost.products:.0f} products, {cost.forwards:.0f} forwards, {cost.seconds:.1f} s")
+    for path in (kept, output):
+        if path is not None:
+            click.echo(f"  written: {path}")

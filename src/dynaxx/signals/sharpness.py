@@ -1,0 +1,47 @@
+"""Sharpness: the largest eigenvalue of the Hessian, tracked from measurement to measurement."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from dynaxx.core.contracts import Signal
+from dynaxx.core.events import Event, Need, StepView
+from dynaxx.core.parameters import Layout
+from dynaxx.core.records import Column, Cost, Measurement
+from dynaxx.signals._curvature import MOST, gradient_row, hessian_of, keep_pairs, objective_of, tracked
+
+_UNIT = "loss/parameter²"
+_VALUE = Column(name="sharpness", unit=_UNIT, about="largest eigenvalue of the Hessian on the probe batch")
+_BOUND = Column(name="sharpness.bound", unit=_UNIT, about="bound on the error of the sharpness")
+_PRODUCTS = Column(name="sharpness.products", unit="products", about="Hessian products that the sharpness took")
+
+
+class Sharpness(Signal[dict[str, Any]]):
+    """λ₁ of the Hessian of the probe batch at the weights behind the update, with a bound on its error and its price.
+
+    The search begins with the last measurement's vectors and the step's gradient (`numerics.tracker`); the vectors go
+    through the checkpoint.
+    """
+
+    at = Event.STEP_END
+    needs = frozenset({Need.CURVATURE})
+    cost = Cost(products=float(MOST))
+    unit = _UNIT
+
+    def init(self, model: nn.Module, layout: Layout) -> dict[str, Any]:
+        """Nothing to begin with."""
+        del model, layout
+        return {}
+
+    def measure(self, state: dict[str, Any], step: StepView) -> tuple[dict[str, Any], Sequence[Measurement]]:
+        """As many products as the accuracy needs, `MOST` at most."""
+        hessian = hessian_of(step)
+        hints = gradient_row(step, objective_of(step), hessian.space)
+        found, state = tracked(hessian, state, hints)
+        keep_pairs(step, found)
+        return state, (
+            Measurement(column=_VALUE, value=float(found.values[0])),
+            Measurement(column=_BOUND, value=float(found.bounds[0])),
+            Measurement(column=_PRODUCTS, value=float(found.products)),
+        )
