@@ -46,6 +46,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "landscape":
+        return import_module("dynaxx.landscape")
     if name == "errors":  # the import binds the name here
         return import_module("dynaxx.errors")
     if name not in _HOME:

@@ -37,13 +37,18 @@ class _Probes(click.Group):
         return catalog.names("probes")
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of a probe. Nothing is imported for the list of commands."""
+        """The command of a probe."""
         from dynaxx import catalog
 
-        about = catalog.about("probes", cmd_name)
-        if ctx.info_name == "probe" and not ctx.protected_args and not ctx.args:  # only listing
-            return click.Command(cmd_name, help=about)
-        return _command(cmd_name, catalog.get("probes", cmd_name), about)
+        del ctx
+        return _command(cmd_name, catalog.get("probes", cmd_name), catalog.about("probes", cmd_name))
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the probes without importing any."""
+        from dynaxx import catalog
+
+        with formatter.section("Probes"):
+            formatter.write_dl([(name, catalog.about("probes", name)) for name in self.list_commands(ctx)])
 
 
 @click.group(name="probe", cls=_Probes)

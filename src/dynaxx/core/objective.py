@@ -16,6 +16,7 @@ from dynaxx.core.chosen import bare_model, chosen, is_managed
 from dynaxx.core.finite import explain
 from dynaxx.core.isolation import RandomState
 from dynaxx.core.parameters import aligned, is_compiled, is_sharded, local, widest
+from dynaxx.core.progress import report
 from dynaxx.core.ranks import Ranks
 from dynaxx.core.task import Task, derive_seed
 from dynaxx.errors import BadInput
@@ -212,6 +213,7 @@ class Objective:
             BadInput: The loss is not a scalar tensor.
         """
         self.seed(i)
+        report(passes=1)
         value = self.loss_fn(self.model, self.batches[i])
         if not isinstance(value, Tensor) or value.dim() != 0:
             found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -15,7 +15,7 @@ class Probes(Figure):
     """The charts that `dynaxx probe … RUN` kept in the run's folder, the latest step of each probe."""
 
     title = "Probes of the landscape"
-    order = 90
+    order = 95
 
     def panels(self, view: RunView) -> Sequence[Panel]:
         """Headline numbers and panels of each chart."""

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dynaxx.core.objective import Objective
+from dynaxx.core.parameters import local
 from dynaxx.errors import BadInput, DynaxxWarning
 from dynaxx.numerics.explain import explained, marked, missing
 from dynaxx.numerics.operator import Operator
@@ -24,6 +25,8 @@ from dynaxx.numerics.space import Space
 HessianMode = Literal["auto", "double_backward", "linearize", "finite_difference", "one_sided"]
 CHECKED_EXAMPLES = 32
 """Examples of the check: it asks whether the derivatives are right, not how large they are."""
+NUDGE = 1e-2
+"""How far off the point the check is made, in root mean squares of the weights."""
 AGREEMENT = 1e-2
 """Largest relative difference in float64: differences of gradients across kinks (ReLU) stay below 1e-3, the known wrong
 second derivatives (forward over a layer normalisation) begin at 3 %."""
@@ -220,7 +223,9 @@ class Hessian(Operator):
         return single
 
     def _version(self) -> int:
-        return sum(p._version for p in self.objective.parameters)  # pyright: ignore[reportPrivateUsage]
+        """What changes with the weights: in place, by their version; by `.data = …`, by where they lie."""
+        held = self._local.parameters
+        return hash(tuple((p._version, local(p.detach()).data_ptr()) for p in held))  # pyright: ignore[reportPrivateUsage]
 
 
 def compare(objective: Objective, way: Callable[[Objective, Space], Product]) -> Check:
@@ -238,11 +243,25 @@ def compare(objective: Objective, way: Callable[[Objective, Space], Product]) ->
     """
     space, narrow = Space(objective.parameters, objective.names), objective.local()
     try:
-        return _compared(narrow.in_float64(CHECKED_EXAMPLES), space.in_float64(), way, AGREEMENT)
+        wide = narrow.in_float64(CHECKED_EXAMPLES)
+        _nudge(wide, space.in_float64())
+        return _compared(wide, space.in_float64(), way, AGREEMENT)
     except BadInput:
         raise
     except (RuntimeError, TypeError):  # the loss makes tensors of a fixed type
         return _compared(narrow, space, way, NARROW_AGREEMENT)
+
+
+def _nudge(objective: Objective, space: Space) -> None:
+    """Move off the point a little: fresh biases of 0 put units on their kinks, where differences do not settle.
+
+    Whether an operation's derivatives are right does not depend on where they are looked at.
+    """
+    size = float(space.norms(space.flatten(objective.parameters)[None])[0]) / max(1, space.numel) ** 0.5
+    move = space.random(1, seed=1)[0] * (NUDGE * (size or 1.0))
+    with torch.no_grad():
+        for parameter, part in zip(objective.parameters, space.split(move), strict=True):
+            parameter += part.to(parameter.dtype)
 
 
 def _compared(objective: Objective, space: Space, way: Callable[[Objective, Space], Product], allowed: float) -> Check:
