@@ -53,6 +53,12 @@ def test_options_are_those_of_the_probe(capsys):
     assert "--examples" in out
 
 
+@pytest.mark.parametrize("name", names("probes"))
+def test_every_probe_is_a_command_with_options(name, capsys):
+    assert run(["probe", name, "--help"]) == 0
+    assert "--microbatch" in capsys.readouterr().out
+
+
 def test_probes_a_task(task, capsys, tmp_path):
     figure = tmp_path / "spectrum.png"
     code = run(["probe", "spectrum", task, "--examples", "32", "--probes", "2", "--steps", "8", "-o", str(figure)])

@@ -4,7 +4,8 @@ import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import click
 
@@ -24,6 +25,8 @@ _POINT = (
     click.option("--quiet", is_flag=True, help="Show no progress."),
 )  # fmt: skip
 _IMAGES = (".png", ".svg", ".pdf")
+_TAKEN = {"target", "task", "size", "step", "split", "examples", "parameters", "mode", "microbatch", "output", "quiet"}
+"""Options that say where to probe; a probe's own of the same name is called --probe-<name>."""
 
 
 class _Probes(click.Group):
@@ -63,7 +66,7 @@ def _command(name: str, kind: type[Any], about: str) -> click.Command:
     options = _options(kind)
 
     def body(target: str, output: Path | None, as_json: bool, quiet: bool, **given: Any) -> None:
-        chosen = {key: given.pop(key) for key in options}
+        chosen = {key: given.pop(f"probe_{key}" if key in _TAKEN else key) for key in options}
         _probe(name, kind(**chosen), target, output, as_json, quiet, given)
 
     function: Callable[..., Any] = body
@@ -73,28 +76,32 @@ def _command(name: str, kind: type[Any], about: str) -> click.Command:
 
 
 def _options(kind: type[Any]) -> dict[str, Callable[..., Any]]:
-    """A click option for each argument of a probe's constructor."""
+    """A click option for each argument of a probe's constructor that can be written as a word."""
     hints = get_type_hints(kind.__init__)
     texts = _arguments(kind)
     found: dict[str, Callable[..., Any]] = {}
     for name, parameter in list(inspect.signature(kind).parameters.items()):
         hint, default = hints.get(name, str), parameter.default
-        flag = f"--{name.replace('_', '-')}"
+        key = f"probe_{name}" if name in _TAKEN else name
+        flag = f"--{key.replace('_', '-')}"
         text = texts.get(name, "")
         if hint is bool:
-            found[name] = click.option(f"{flag}/--no-{flag[2:]}", name, default=default, show_default=True, help=text)
-        else:
-            found[name] = click.option(flag, name, type=_type(hint), default=default, show_default=True, help=text)
+            found[name] = click.option(f"{flag}/--no-{flag[2:]}", key, default=default, show_default=True, help=text)
+        elif (kind_of := _type(hint)) is not None:
+            found[name] = click.option(flag, key, type=kind_of, default=default, show_default=True, help=text)
     return found
 
 
 def _type(hint: Any) -> Any:
-    inner = [part for part in get_args(hint) if part is not type(None)]
+    """How click reads an argument of a type; None for objects, which only Python can give."""
     if get_origin(hint) is Literal:
         return click.Choice([str(value) for value in get_args(hint)])
-    if inner:  # X | None
-        return _type(inner[0])
-    return {int: int, float: float, Path: click.Path(path_type=Path)}.get(hint, str)
+    kinds = {int: int, float: float, str: str, Path: click.Path(path_type=Path)}
+    if isinstance(hint, type):
+        return kinds.get(hint)
+    inner = [part for part in get_args(hint) if part is not type(None)]
+    optional = len(inner) == 1 and len(get_args(hint)) == 2 and get_origin(hint) in (Union, UnionType)
+    return _type(inner[0]) if optional else None
 
 
 def _arguments(kind: type[Any]) -> dict[str, str]:
