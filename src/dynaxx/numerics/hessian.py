@@ -224,7 +224,7 @@ class Hessian(Operator):
 
     def _version(self) -> int:
         """What changes with the weights: in place, by their version; by `.data = …`, by where they lie."""
-        held = self._local.parameters
+        held = self.objective.parameters
         return hash(tuple((p._version, local(p.detach()).data_ptr()) for p in held))  # pyright: ignore[reportPrivateUsage]
 
 
