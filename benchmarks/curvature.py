@@ -20,9 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from dynaxx.numerics.density import density
-from dynaxx.numerics.trace import trace
-from dynaxx.numerics.tracker import CurvatureTracker
 from scipy.stats import wasserstein_distance
 from torch import Tensor, nn
 from torch.nn import functional
@@ -31,8 +28,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from curvature_peers import densities, hessian_products, top_eigenvalues, traces
 from dynaxx.core.objective import Objective
+from dynaxx.numerics.density import density
 from dynaxx.numerics.hessian import Hessian
 from dynaxx.numerics.lanczos import eigenpairs
+from dynaxx.numerics.trace import trace
+from dynaxx.numerics.tracker import CurvatureTracker
 
 Batch = tuple[Tensor, Tensor]
 
