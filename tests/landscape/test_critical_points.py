@@ -9,7 +9,8 @@ from torch import nn
 
 from dynaxx.core.objective import Objective
 from dynaxx.errors import BadInput
-from dynaxx.landscape.critical_points import CriticalPoints, critical_points
+from dynaxx.landscape import critical_points
+from dynaxx.landscape.critical_points import CriticalPoints
 from dynaxx.numerics.critical_point import critical_point
 from dynaxx.numerics.hessian import Hessian
 

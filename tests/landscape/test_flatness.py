@@ -8,7 +8,8 @@ from torch import nn
 
 from dynaxx.core.objective import Objective
 from dynaxx.errors import BadInput
-from dynaxx.landscape.flatness import Flatness, flatness
+from dynaxx.landscape import flatness
+from dynaxx.landscape.flatness import Flatness
 
 INVARIANT = {
     "loss", "adaptive_one_step", "adaptive_worst_case", "adaptive_average_case", "adaptive_sharpness", "fisher_rao",

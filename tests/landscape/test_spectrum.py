@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from dynaxx.core.objective import Objective
 from dynaxx.errors import BadInput
-from dynaxx.landscape.spectrum import Spectrum, spectrum
+from dynaxx.landscape import spectrum
+from dynaxx.landscape.spectrum import Spectrum
 from dynaxx.numerics.gauss_newton import GaussNewton
 from dynaxx.numerics.hessian import Hessian
 

@@ -9,7 +9,8 @@ from torch import nn
 
 from dynaxx.core.objective import Objective
 from dynaxx.errors import BadInput
-from dynaxx.landscape.tangent_kernel import TangentKernelProbe, tangent_kernel
+from dynaxx.landscape import tangent_kernel
+from dynaxx.landscape.tangent_kernel import TangentKernelProbe
 
 
 @pytest.fixture(autouse=True)

@@ -37,8 +37,12 @@ class Family:
 
 FAMILIES = {
     "actions": Family(singular="action", package="dynaxx.actuator", contract=("dynaxx.core.contracts", "Actuation")),
+    "averaging": Family(singular="averager", package="dynaxx.averaging", contract=("dynaxx.core.methods", "Averager")),
     "figures": Family(singular="figure", package="dynaxx.figures", contract=("dynaxx.core.contracts", "Figure")),
+    "optim": Family(singular="optimizer", package="dynaxx.optim", contract=("dynaxx.core.methods", "ModelOptimizer")),
+    "perturb": Family(singular="perturber", package="dynaxx.perturb", contract=("dynaxx.core.methods", "Perturber")),
     "probes": Family(singular="probe", package="dynaxx.landscape", contract=("dynaxx.core.contracts", "Probe")),
+    "schedules": Family(singular="schedule", package="dynaxx.schedules", contract=("dynaxx.core.methods", "Curve")),
     "signals": Family(singular="signal", package="dynaxx.signals", contract=("dynaxx.core.contracts", "Signal")),
     "tasks": Family(singular="task", package="dynaxx.tasks", contract=("dynaxx.core.task", "Task")),
 }

@@ -1,6 +1,7 @@
 """What a figure is made of: panels of numbers, drawn alike by matplotlib and by the report's front end."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -37,6 +38,8 @@ class Lines:
         x_label: Name of the horizontal axis.
         y_label: Name and unit of the vertical axis.
         y_scale: "log" for what spans decades.
+        x_scale: Likewise, of the horizontal axis.
+        marks: Positions on the horizontal axis to mark, by name: what is suggested, where it diverges.
         note: How to read it, in one sentence.
     """
 
@@ -45,6 +48,8 @@ class Lines:
     x_label: str = "step"
     y_label: str = ""
     y_scale: Scale = "linear"
+    x_scale: Scale = "linear"
+    marks: Mapping[str, float] = field(default_factory=dict[str, float])
     note: str = ""
 
 
@@ -88,4 +93,33 @@ class Table:
     note: str = ""
 
 
-Panel = Lines | HeatMap | Table
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Field:
+    """A function over a plane, as contours and as a surface, with paths over it.
+
+    Args:
+        title: What is shown, with its unit.
+        x: Positions of the columns, increasing.
+        y: Positions of the rows, increasing.
+        values: Shape (rows, columns); NaN where the function is not finite or was not evaluated.
+        paths: Curves in the plane (a trajectory), and single points by name.
+        x_label: Name of the horizontal axis.
+        y_label: Name of the vertical axis.
+        value_label: Name and unit of the values.
+        scale: "log" for what spans decades; zeros and negatives are then drawn as missing.
+        note: How to read it, in one sentence.
+    """
+
+    title: str
+    x: Float[np.ndarray, " columns"]
+    y: Float[np.ndarray, " rows"]
+    values: Float[np.ndarray, "rows columns"]
+    paths: tuple[Line, ...] = ()
+    x_label: str = ""
+    y_label: str = ""
+    value_label: str = ""
+    scale: Scale = "linear"
+    note: str = ""
+
+
+Panel = Lines | HeatMap | Field | Table

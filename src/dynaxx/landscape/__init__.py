@@ -1,8 +1,14 @@
 """Probes of a point in parameter space: one file, one probe, one name everywhere; each a plain function too."""
 
-from dynaxx.landscape.critical_points import critical_points
-from dynaxx.landscape.flatness import flatness
-from dynaxx.landscape.spectrum import spectrum
-from dynaxx.landscape.tangent_kernel import tangent_kernel
+from dynaxx.landscape._common import as_function
+from dynaxx.landscape.critical_points import CriticalPoints
+from dynaxx.landscape.flatness import Flatness
+from dynaxx.landscape.spectrum import Spectrum
+from dynaxx.landscape.tangent_kernel import TangentKernelProbe
+
+critical_points = as_function(CriticalPoints)
+flatness = as_function(Flatness)
+spectrum = as_function(Spectrum)
+tangent_kernel = as_function(TangentKernelProbe)
 
 __all__ = ["critical_points", "flatness", "spectrum", "tangent_kernel"]

@@ -1,16 +1,71 @@
-"""What all probes share: the title of an objective, and a meter of what a probe took."""
+"""What all probes share: their plain functions, the title of an objective, and a meter of what a probe took."""
 
+import inspect
 import sys
 import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
+from torch import nn
 
-from dynaxx.core.objective import Objective
+from dynaxx.core.chart import Chart
+from dynaxx.core.contracts import Probe
+from dynaxx.core.objective import LossFunction, Mode, Objective
 from dynaxx.core.records import Cost
 
 CHECK_PASSES = 8.0
 """Most forwards (and backwards) that the check of a new Hessian or Gauss–Newton operator takes, once per model, on a
 few examples: one graph and two differences, in float64 and again where that fails."""
+
+
+class ProbeFunction(Protocol):
+    """A probe as a plain function on live objects: the arguments of `Objective`, then the probe's own options."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        batches: Sequence[Any],
+        *,
+        weight: Callable[[Any], float] | None = None,
+        parameters: Sequence[str] | Callable[[str], bool] | None = None,
+        mode: Mode = "evaluation",
+        microbatch: int | None = None,
+        **options: Any,
+    ) -> Chart: ...
+
+
+def as_function(kind: type[Probe]) -> ProbeFunction:
+    """The plain function of a probe.
+
+    Args:
+        kind: The probe's class.
+
+    Returns:
+        `function(model, loss_fn, batches, **options) -> Chart`; the model stays as it is.
+    """
+
+    def function(
+        model: nn.Module,
+        loss_fn: LossFunction,
+        batches: Sequence[Any],
+        *,
+        weight: Callable[[Any], float] | None = None,
+        parameters: Sequence[str] | Callable[[str], bool] | None = None,
+        mode: Mode = "evaluation",
+        microbatch: int | None = None,
+        **options: Any,
+    ) -> Chart:
+        probe = kind(**options)
+        return probe.run(
+            Objective(model, loss_fn, batches, weight=weight, parameters=parameters, mode=mode, microbatch=microbatch)
+        )
+
+    function.__name__ = function.__qualname__ = kind.__module__.rpartition(".")[2]
+    function.__module__ = kind.__module__.rpartition(".")[0]
+    function.__doc__ = f"{inspect.getdoc(kind)}\n\nThe arguments before `options` are those of `Objective`."
+    return function
 
 
 def title(objective: Objective) -> str:

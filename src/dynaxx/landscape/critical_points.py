@@ -1,17 +1,15 @@
 """The probe `critical_points`: the points near by where the gradient vanishes, and what kind each is."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from torch import nn
 
 from dynaxx.core.chart import Chart, Estimate
 from dynaxx.core.contracts import Probe
 from dynaxx.core.displaced import Displaced
-from dynaxx.core.objective import LossFunction, Mode, Objective
+from dynaxx.core.objective import Objective
 from dynaxx.core.panels import Line, Lines, Panel, Table
 from dynaxx.core.records import Cost
 from dynaxx.core.task import derive_seed
@@ -209,38 +207,3 @@ def _cells(name: str, point: CriticalPoint, steps: str) -> tuple[str, ...]:
         name, point.kind, f"{point.loss:.8g}", f"{point.gradient_norm:.2e}", f"{count}({point.spectrum.negative})",
         str(point.spectrum.flat), f"{point.flatness:.2g}", steps,
     )  # fmt: skip
-
-
-def critical_points(
-    model: nn.Module,
-    loss_fn: LossFunction,
-    batches: Sequence[Any],
-    *,
-    weight: Callable[[Any], float] | None = None,
-    parameters: Sequence[str] | Callable[[str], bool] | None = None,
-    mode: Mode = "evaluation",
-    microbatch: int | None = None,
-    **options: Any,
-) -> Chart:
-    """Search for critical points around a model's weights, which stay as they are.
-
-    Args:
-        model: The model.
-        loss_fn: `loss_fn(model, batch)` → mean loss over the examples of the batch.
-        batches: The batches of which the loss is the mean.
-        weight: How many examples a batch's mean stands for.
-        parameters: Which parameters; None: all.
-        mode: How the modules work: see `Objective`.
-        microbatch: See `Objective`.
-        options: Those of `CriticalPoints`.
-
-    Returns:
-        The chart.
-
-    Raises:
-        BadInput: An option or the objective breaks a rule.
-    """
-    objective = Objective(
-        model, loss_fn, batches, weight=weight, parameters=parameters, mode=mode, microbatch=microbatch
-    )
-    return CriticalPoints(**options).run(objective)

@@ -1,7 +1,7 @@
 """The probe `flatness`: how sharp the loss is around the weights, by measures that do and do not survive rescaling."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dynaxx.core.chart import Chart, Estimate
 from dynaxx.core.contracts import Probe
 from dynaxx.core.displaced import Displaced
-from dynaxx.core.objective import LossFunction, Mode, Objective
+from dynaxx.core.objective import Objective
 from dynaxx.core.panels import Line, Lines, Panel, Table
 from dynaxx.core.records import Cost
 from dynaxx.core.task import derive_seed
@@ -311,38 +311,3 @@ def _block_trace(hessian: Hessian, where: slice, samples: int, seed: int) -> Est
 def _stated(row: _Row) -> Estimate:
     """The value with its formula and its invariance in words."""
     return replace(row.value, about=f"{row.formula}; survives layer rescaling: {'yes' if row.invariant else 'no'}")
-
-
-def flatness(
-    model: nn.Module,
-    loss_fn: LossFunction,
-    batches: Sequence[Any],
-    *,
-    weight: Callable[[Any], float] | None = None,
-    parameters: Sequence[str] | Callable[[str], bool] | None = None,
-    mode: Mode = "evaluation",
-    microbatch: int | None = None,
-    **options: Any,
-) -> Chart:
-    """Measure how sharp the loss is around a model's weights, which stay as they are.
-
-    Args:
-        model: The model.
-        loss_fn: `loss_fn(model, batch)` → mean loss over the examples of the batch.
-        batches: The batches; for the bounds, the training examples.
-        weight: How many examples a batch's mean stands for.
-        parameters: Which parameters; None: all.
-        mode: How the modules work: see `Objective`.
-        microbatch: See `Objective`.
-        options: Those of `Flatness`.
-
-    Returns:
-        The chart; each value says whether it survives layer rescaling.
-
-    Raises:
-        BadInput: An option or the objective breaks a rule.
-    """
-    objective = Objective(
-        model, loss_fn, batches, weight=weight, parameters=parameters, mode=mode, microbatch=microbatch
-    )
-    return Flatness(**options).run(objective)

@@ -1,17 +1,15 @@
 """The probe `spectrum`: both ends, density and trace of the curvature at the weights, whole model and layers."""
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from torch import nn
 
 from dynaxx.core.chart import Chart, Estimate
 from dynaxx.core.contracts import Probe
-from dynaxx.core.objective import LossFunction, Mode, Objective
+from dynaxx.core.objective import Objective
 from dynaxx.core.panels import Line, Lines, Panel, Table
 from dynaxx.core.records import Cost
 from dynaxx.core.task import derive_seed
@@ -331,38 +329,3 @@ def _layer_table(objective: Objective, blocks: dict[str, Estimate], layers: dict
             cells += [*ends, str(found.effective_rank), str(found.negative_mass)]
         rows.append(tuple(cells))
     return Table(title="Diagonal blocks by layer", header=tuple(header), rows=tuple(rows))
-
-
-def spectrum(
-    model: nn.Module,
-    loss_fn: LossFunction,
-    batches: Sequence[Any],
-    *,
-    weight: Callable[[Any], float] | None = None,
-    parameters: Sequence[str] | Callable[[str], bool] | None = None,
-    mode: Mode = "evaluation",
-    microbatch: int | None = None,
-    **options: Any,
-) -> Chart:
-    """Measure the spectrum of the curvature at a model's weights, which stay as they are.
-
-    Args:
-        model: The model.
-        loss_fn: `loss_fn(model, batch)` → mean loss over the examples of the batch.
-        batches: The batches.
-        weight: How many examples a batch's mean stands for.
-        parameters: Which parameters; None: all.
-        mode: How the modules work: see `Objective`.
-        microbatch: See `Objective`.
-        options: Those of `Spectrum`.
-
-    Returns:
-        The chart.
-
-    Raises:
-        BadInput: An option or the objective breaks a rule.
-    """
-    objective = Objective(
-        model, loss_fn, batches, weight=weight, parameters=parameters, mode=mode, microbatch=microbatch
-    )
-    return Spectrum(**options).run(objective)

@@ -1,7 +1,7 @@
 """The probe `tangent_kernel`: the empirical tangent kernel, what it is aligned with, and how far it has moved."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dynaxx.core.chart import Chart, Estimate
 from dynaxx.core.contracts import Probe
 from dynaxx.core.displaced import Displaced
-from dynaxx.core.objective import LossFunction, Mode, Objective
+from dynaxx.core.objective import Objective
 from dynaxx.core.panels import Line, Lines, Panel, Table
 from dynaxx.core.parameters import bare_name
 from dynaxx.core.records import Cost
@@ -196,39 +196,3 @@ def _panels(values: Mapping[str, Estimate], eigenvalues: np.ndarray, before: np.
             y_scale="log",
         ),
     )  # fmt: skip
-
-
-def tangent_kernel(
-    model: nn.Module,
-    loss_fn: LossFunction,
-    batches: Sequence[Any],
-    *,
-    weight: Callable[[Any], float] | None = None,
-    parameters: Sequence[str] | Callable[[str], bool] | None = None,
-    mode: Mode = "evaluation",
-    microbatch: int | None = None,
-    **options: Any,
-) -> Chart:
-    """Measure the empirical tangent kernel at a model's weights, which stay as they are.
-
-    Args:
-        model: The model.
-        loss_fn: `loss_fn(model, batch)`, which calls the model once.
-        batches: The batches whose first examples are taken.
-        weight: How many examples a batch's mean stands for.
-        parameters: Which parameters; None: all.
-        mode: How the modules work: see `Objective`.
-        microbatch: See `Objective`.
-        options: Those of `TangentKernelProbe`.
-
-    Returns:
-        The chart.
-
-    Raises:
-        BadInput: An option or the objective breaks a rule.
-        NotApplicable: The model looks at whole batches or is sharded.
-    """
-    objective = Objective(
-        model, loss_fn, batches, weight=weight, parameters=parameters, mode=mode, microbatch=microbatch
-    )
-    return TangentKernelProbe(**options).run(objective)

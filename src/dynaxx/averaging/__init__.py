@@ -1,0 +1,1 @@
+"""Averages of weights along a run: one file, one rule."""

@@ -1,0 +1,1 @@
+"""Perturbed steps: sharpness-aware, noisy, dropped; one file, one method."""

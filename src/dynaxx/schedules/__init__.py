@@ -1,0 +1,1 @@
+"""Learning-rate curves: pure functions of the step; one file, one curve."""

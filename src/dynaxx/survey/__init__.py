@@ -1,0 +1,1 @@
+"""What trains several runs: fleets, their budget, and the plan that follows."""
