@@ -276,6 +276,31 @@ def test_a_block_of_steps_is_drained_and_so_is_a_second(sink, monkeypatch):
     assert list(sink.read("loss")) == [1, 2, 3, 4, 5, 6, 7]  # the step of each drain keeps its own
 
 
+@pytest.mark.parametrize(
+    ("takes", "apart"), [(0.0001, recorder.SECONDS), (0.004, 0.004 / recorder.SHARE), (1.0, recorder.SLOWEST)]
+)
+def test_slow_drains_come_more_rarely_within_bounds(sink, monkeypatch, takes, apart):
+    clock = [100.0]
+    monkeypatch.setattr(recorder.time, "perf_counter", lambda: clock[0])
+    rows = sink.rows
+
+    def slow(*arguments, **keywords):
+        clock[0] += takes
+        rows(*arguments, **keywords)
+
+    sink.rows = slow
+    record = Recorder(sink, block=10**6)
+    drained = []
+    for step in range(1, 4000):
+        record.add("every_1", step, [Measurement(column=RATE, value=float(step))])
+        clock[0] += 0.01
+        before = len(sink.blocks)
+        record.tick(step)
+        if len(sink.blocks) > before:
+            drained.append(clock[0])
+    assert np.diff(drained) == pytest.approx(apart + takes, abs=0.011)  # the clock moves by 0.01 a step
+
+
 def test_without_a_writer_values_are_dropped():
     record = Recorder(None, block=2)
     for step in (1, 2, 3):
