@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from dynaxx.core.objective import Objective
+from dynaxx.core.rates import RateFactors
 from dynaxx.core.records import Axis
 
 SPECTRUM = torch.tensor([9.0, 4.0, 2.0, 1.0, 0.5, 0.0, -1.0], dtype=torch.float64)
@@ -132,7 +133,7 @@ def test_a_gradient_of_zero_has_no_direction(bench, quadratic):
 def test_the_margin_of_gradient_descent(bench, quadratic, rate_factor, options, threshold):
     """2/η (heavy ball: (2 + 2β)/η) over λ₁ = 9; a controller that halves the rate doubles it."""
     found = bench(quadratic, sgd(quadratic, lr=0.1, **options), "stability_margin")
-    values = stepped(found, quadratic, rate_factor=rate_factor)
+    values = stepped(found, quadratic, rates=RateFactors(reactive=rate_factor))
     assert float(values["stability_margin"]) == pytest.approx(threshold / rate_factor / 9, rel=1e-2)
     ratio = float(values["stability_margin.threshold"]) / float(values["stability_margin.sharpness"])
     assert ratio == pytest.approx(float(values["stability_margin"]), rel=1e-5)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from dynaxx.core.events import StepBatch, StepTimes
+from dynaxx.core.rates import RateFactors
 from dynaxx.errors import NotApplicable
 from dynaxx.signals.flops import Flops
 
@@ -51,11 +52,11 @@ def test_rates_are_kept_exactly_by_group(measured):
 
 
 def test_the_actuators_factor_is_in_the_rates_and_beside_them(measured):
-    assert measured("lr", rates(0.1, 0.2), rate_factor=0.5) == {"lr": [0.05, 0.1], "lr.factor": 0.5}
+    assert measured("lr", rates(0.1, 0.2), rates=RateFactors(reactive=0.5)) == {"lr": [0.05, 0.1], "lr.factor": 0.5}
 
 
 def test_rates_that_are_tensors(measured):
-    values = measured("lr", rates(torch.tensor(0.1), 0.3, torch.tensor([0.2], dtype=torch.float64)), rate_factor=0.5)
+    values = measured("lr", rates(torch.tensor(0.1), 0.3, torch.tensor([0.2], dtype=torch.float64)), rates=RateFactors(reactive=0.5))
     assert values["lr"] == pytest.approx([float(torch.tensor(0.1)) / 2, 0.15, 0.1], rel=1e-15)
 
 

@@ -6,10 +6,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from dynaxx import catalog
+from dynaxx.actuator._groups import Groups
+from dynaxx.actuator._layers import Layers
+from dynaxx.actuator._rates import RatesInForce
 from dynaxx.core.contracts import Actuation
 from dynaxx.core.events import StepView
+from dynaxx.core.parameters import Layout
 from dynaxx.core.records import Action, Receipt
 from dynaxx.errors import BadInput
 
@@ -26,10 +31,22 @@ class Actuator:
 
     Args:
         receipt: Called with every receipt; the session logs it.
+        layout: The model's parameters by layer.
+        optimizer: The innermost optimizer.
+        rates: The rates that the user's configuration asks for, in force as long as the run is; None: the loop's own.
     """
 
-    def __init__(self, receipt: Callable[[Receipt], None]) -> None:
+    def __init__(
+        self,
+        receipt: Callable[[Receipt], None],
+        layout: Layout,
+        optimizer: Optimizer,
+        rates: RatesInForce | None = None,
+    ) -> None:
         self._receipt = receipt
+        self._layout, self._optimizer = layout, optimizer
+        self._rates = rates
+        self._groups, self._layers = Groups(), Layers()
         self._in_force: dict[str, _InForce] = {}
         self._held: list[tuple[Tensor, Tensor | None]] = []
         self._found_inf: Tensor | None = None
@@ -40,7 +57,7 @@ class Actuator:
     @property
     def idle(self) -> bool:
         """Whether nothing is in force; then a step costs nothing here."""
-        return not self._in_force
+        return not self._in_force and self._rates is None
 
     def begin(self, action: Action, step: int) -> Receipt:
         """Put an action into force; one of the same name replaces it.
@@ -53,7 +70,8 @@ class Actuator:
             The receipt, which is in the log already.
 
         Raises:
-            BadInput: The action's arguments break a rule. UnknownName: there is no such action.
+            BadInput: The action's arguments break a rule, or this run has no place for it. UnknownName: there is no
+                such action.
         """
         kind = catalog.get("actions", action.name)
         if action.steps is not None and action.steps < 1:
@@ -62,6 +80,7 @@ class Actuator:
             actuation: Actuation = kind(**action.arguments)
         except TypeError as error:
             raise BadInput(f"apply({action.name!r}, ...): {error}.") from None
+        actuation.check(self._layout, self._optimizer)
         if action.name in self._in_force:
             self.lift(action.name, step, "replaced")
         self._in_force[action.name] = _InForce(action, actuation)
@@ -84,12 +103,17 @@ class Actuator:
     def before(self, view: StepView) -> None:
         """Change what the optimizer reads before it calls a closure: the learning rates.
 
+        All that changes them puts its factors into the step, and their product is applied once.
+
         Args:
-            view: The step; `rate_factor` is set for the signals to read.
+            view: The step; its `rates` are complete afterwards, for the signals to read.
         """
+        measured = self._rates is not None and self._rates.before(view)
         for item in self._in_force.values():
             if not item.actuation.of_gradient:
                 item.actuation.before(view)
+        self._groups.scale(view.optimizer, view.rates.group)
+        self._layers.keep(view, measured=measured)
 
     def reshape(self, view: StepView, *, again: bool = False) -> None:
         """Change the gradients that the optimizer is about to use, or leave the update out.
@@ -101,6 +125,8 @@ class Actuator:
         for item in self._in_force.values():
             if item.actuation.of_gradient:
                 item.actuation.before(view)
+        if self._rates is not None:
+            self._rates.gradients(view)
         wanted = [item.actuation.skips for item in self._in_force.values()]
         skip = [w for w in wanted if w is not False]
         if skip and not again:
@@ -115,8 +141,10 @@ class Actuator:
         Returns:
             Whether its update was left out.
         """
+        ratios = self._layers.scale(view)
         for item in reversed(list(self._in_force.values())):
             item.actuation.after(view)
+        self._groups.restore()
         skipped = bool(self._held)
         for parameter, gradient in self._held:
             parameter.grad = gradient
@@ -128,6 +156,8 @@ class Actuator:
                 del view.optimizer.__dict__["found_inf"]
             else:
                 view.optimizer.__dict__["found_inf"] = self._scalers
+        if self._rates is not None and ratios is not None and not skipped:
+            self._rates.after(ratios)
         for name, item in list(self._in_force.items()):
             item.taken += 1  # updates that were left out count too: else `skip` would never end
             if item.taken == item.action.steps:
@@ -142,6 +172,7 @@ class Actuator:
                 "steps": i.action.steps,
                 "reason": i.action.reason,
                 "taken": i.taken,
+                "state": i.actuation.state_dict(),
             }
             for name, i in self._in_force.items()
         }
@@ -157,7 +188,9 @@ class Actuator:
             if name == "stop":
                 continue
             action = Action(name=name, arguments=kept["arguments"], steps=kept["steps"], reason=kept["reason"])
-            self._in_force[name] = _InForce(action, catalog.get("actions", name)(**action.arguments), kept["taken"])
+            actuation: Actuation = catalog.get("actions", name)(**action.arguments)
+            actuation.load_state_dict(kept.get("state", {}))  # older checkpoints have none
+            self._in_force[name] = _InForce(action, actuation, kept["taken"])
 
     def _leave_out(self, view: StepView, skip: list[bool | Tensor]) -> None:
         optimizer = view.optimizer

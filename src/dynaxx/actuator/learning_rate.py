@@ -1,12 +1,10 @@
 """Multiply the learning rates for a while, whatever schedule the loop has."""
 
 import math
-from typing import Any
-
-import torch
 
 from dynaxx.core.contracts import Actuation
 from dynaxx.core.events import StepView
+from dynaxx.core.rates import RateFactors
 from dynaxx.errors import BadInput
 
 
@@ -27,30 +25,11 @@ class LearningRate(Actuation):
     def __init__(self, factor: float) -> None:
         if not (math.isfinite(factor) and factor > 0):
             raise BadInput(f"apply('learning_rate', factor=...) must be positive and finite. Got {factor}.")
-        self.factor = float(factor)
-        self._held: list[tuple[dict[str, Any], Any]] = []
+        self._factors = RateFactors(reactive=float(factor))
 
     def __str__(self) -> str:
-        return f"learning rates × {self.factor:g}"
+        return f"learning rates × {self._factors.reactive:g}"
 
     def before(self, step: StepView) -> None:
-        """Scale the rates; one that is a tensor is changed in place, since compiled optimizers hold on to it."""
-        step.rate_factor *= self.factor
-        for group in step.optimizer.param_groups:
-            rate = group.get("lr")
-            if isinstance(rate, torch.Tensor):
-                self._held.append((group, rate.clone()))
-                rate.mul_(self.factor)
-            elif rate is not None:
-                self._held.append((group, rate))
-                group["lr"] = rate * self.factor
-
-    def after(self, step: StepView) -> None:
-        """Put the rates back exactly."""
-        del step
-        for group, rate in self._held:
-            if isinstance(rate, torch.Tensor):
-                group["lr"].copy_(rate)
-            else:
-                group["lr"] = rate
-        self._held.clear()
+        """Put the factor into the step; the actuator applies the product of all of them."""
+        step.rates = step.rates * self._factors

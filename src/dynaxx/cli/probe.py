@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -24,8 +24,17 @@ _POINT = (
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
     click.option("--quiet", is_flag=True, help="Show no progress."),
 )  # fmt: skip
+_OF_OBJECTS = {
+    "other": click.option("--other", metavar="RUN_OR_CHECKPOINT", help="The second point, of the same architecture."),
+    "trajectory": click.option("--with", "along", metavar="RUN", multiple=True,
+                               help="A further run whose checkpoints to look at; may be repeated."),
+}  # fmt: skip
+"""Options by which an argument that is an object is named; a probe that takes none of it does not have the option."""
 _IMAGES = (".png", ".svg", ".pdf")
-_TAKEN = {"target", "task", "size", "step", "split", "examples", "parameters", "mode", "microbatch", "output", "quiet"}
+_TAKEN = {
+    "target", "task", "size", "step", "split", "examples", "parameters", "mode", "microbatch", "output", "quiet",
+    "along", "as_json",
+}  # fmt: skip
 """Options that say where to probe; a probe's own of the same name is called --probe-<name>."""
 
 
@@ -64,15 +73,26 @@ def command() -> None:
 
 def _command(name: str, kind: type[Any], about: str) -> click.Command:
     options = _options(kind)
+    objects = [key for key in inspect.signature(kind).parameters if key not in options]
 
     def body(target: str, output: Path | None, as_json: bool, quiet: bool, **given: Any) -> None:
         chosen = {key: given.pop(f"probe_{key}" if key in _TAKEN else key) for key in options}
-        _probe(name, kind(**chosen), target, output, as_json, quiet, given)
+
+        _probe(name, lambda there: kind(**chosen, **_objects(objects, there)), target, output, as_json, quiet, given)
 
     function: Callable[..., Any] = body
-    for option in [*options.values(), *reversed(_POINT)]:
+    naming = [_OF_OBJECTS[key] for key in objects if key in _OF_OBJECTS]
+    for option in [*options.values(), *naming, *reversed(_POINT)]:
         function = option(function)
     return click.command(name=name, help=about)(function)
+
+
+def _objects(names: Sequence[str], there: Any) -> dict[str, Any]:
+    """What the point gives for the arguments that no word can name; for others the probe's default stands."""
+    from dynaxx.landscape._supplies import SUPPLIES
+
+    found = {name: SUPPLIES[name](there) for name in names if name in SUPPLIES}
+    return {name: thing for name, thing in found.items() if thing is not None}
 
 
 def _options(kind: type[Any]) -> dict[str, Callable[..., Any]]:
@@ -122,7 +142,13 @@ def _arguments(kind: type[Any]) -> dict[str, str]:
 
 
 def _probe(
-    name: str, probe: Any, target: str, output: Path | None, as_json: bool, quiet: bool, given: dict[str, Any]
+    name: str,
+    made: Callable[[Any], Any],
+    target: str,
+    output: Path | None,
+    as_json: bool,
+    quiet: bool,
+    given: dict[str, Any],
 ) -> None:
     from dynaxx.cli._progress import working
     from dynaxx.errors import BadInput
@@ -132,6 +158,7 @@ def _probe(
         raise BadInput(f"dynaxx probe -o: the figure's name must end in {', '.join(_IMAGES)}. Got {str(output)!r}.")
     names = given.pop("parameters")
     there = point(target, parameters=names.split(",") if names else None, **given)
+    probe = made(there)
     price = probe.price(there.objective)
     with working(name, price, batches=len(there.objective.batches), json=as_json, quiet=quiet):
         chart = probe.run(there.objective)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dynaxx.core.panels import HeatMap, Line, Lines, Panel, Table
+from dynaxx.core.panels import Field, HeatMap, Line, Lines, Panel, Table
 from dynaxx.core.plotting import picture
 from dynaxx.core.records import Cost
 
@@ -61,9 +61,13 @@ class Chart:
         """The value of that name."""
         return self.values[name].value
 
-    def plot(self) -> Any:
-        """The chart as a matplotlib figure."""
-        return picture(self.panels)
+    def plot(self, *, surface: bool = False) -> Any:
+        """The chart as a matplotlib figure.
+
+        Args:
+            surface: Draw functions over a plane in three dimensions instead of as contours.
+        """
+        return picture(self.panels, surface=surface)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON; None stands for what is not finite."""
@@ -137,6 +141,10 @@ def _panel(plain: Mapping[str, Any]) -> Panel:
         case "Table":
             rest |= {"header": tuple(rest["header"]), "rows": tuple(map(tuple, rest["rows"]))}
             return Table(**rest)
+        case "Field":
+            rest |= {name: _floats(rest[name]) for name in ("x", "y", "values")}
+            rest["paths"] = tuple(map(_line, rest["paths"]))
+            return Field(**rest)
         case _:
             rest["lines"] = tuple(map(_line, rest["lines"]))
             return Lines(**rest)

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from dynaxx.core.chart import Chart
 from dynaxx.core.events import Event, Need, StepView
@@ -120,6 +121,17 @@ class Actuation(ABC):
     """True: it needs or changes gradients, so under a closure it acts behind each of its calls. False: it acts before
     the optimizer's step begins, when a closure's gradients do not exist yet."""
 
+    def check(self, layout: Layout, optimizer: Optimizer) -> None:
+        """Refuse what this run has no place for, before anything is changed.
+
+        Args:
+            layout: The model's parameters by layer.
+            optimizer: The innermost optimizer.
+
+        Raises `BadInput` with the reason.
+        """
+        del layout, optimizer
+
     @abstractmethod
     def before(self, step: StepView) -> None:
         """Change the step that is about to be taken.
@@ -135,6 +147,18 @@ class Actuation(ABC):
             step: The step just taken.
         """
         del step
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it has gathered from the steps so far, for the checkpoint: tensors and plain values."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint.
+
+        Args:
+            state: What `state_dict` returned.
+        """
+        del state
 
     @property
     def skips(self) -> bool | torch.Tensor:

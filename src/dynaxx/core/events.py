@@ -33,6 +33,7 @@ from torch.optim import Optimizer
 
 from dynaxx.core.objective import Objective
 from dynaxx.core.parameters import Layout
+from dynaxx.core.rates import RateFactors
 from dynaxx.core.records import Cost
 
 T = TypeVar("T")
@@ -136,7 +137,7 @@ class StepView:
             At `step_end` the session has subtracted the parameters from them: read the difference by `undo`.
         times: Seconds by part of the step.
         batch: What went through the model.
-        rate_factor: By how much the actuator multiplied the learning rates of this step.
+        rates: What the actuator multiplied the learning rates of this step by.
         world_size: Ranks that train together.
         objective: The mean loss of the probe batch, at the current weights; None unless `Need.CURVATURE` was met.
         microbatches: ‖gᵢ‖² of each microbatch's part gᵢ of the gradient, which they sum up to; None unless
@@ -147,13 +148,13 @@ class StepView:
     layout: Layout
     optimizer: Optimizer
     gradient_factor: torch.Tensor | None = None
-    clip: tuple[torch.Tensor, float] | None = None
+    clip: tuple[torch.Tensor, torch.Tensor | float] | None = None
     skipped: int = 0
     loss_scale: torch.Tensor | None = None
     before: list[torch.Tensor] | None = None
     times: StepTimes = field(default_factory=StepTimes)
     batch: StepBatch = field(default_factory=StepBatch)
-    rate_factor: float = 1.0
+    rates: RateFactors = field(default_factory=RateFactors)
     world_size: int = 1
     objective: Objective | None = None
     microbatches: list[torch.Tensor] | None = None

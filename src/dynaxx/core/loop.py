@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from dynaxx.core.isolation import evaluation
+from dynaxx.core.methods import Perturber
 from dynaxx.core.task import Task, derive_seed
 from dynaxx.errors import BadInput
 
@@ -23,6 +25,7 @@ def train_steps(
     *,
     scheduler: LRScheduler | None = None,
     accumulate: int = 1,
+    perturber: Perturber | None = None,
 ) -> Iterator[torch.Tensor]:
     """Train over the batches, one optimizer step per item taken from the iterator.
 
@@ -37,9 +40,11 @@ def train_steps(
         batches: One epoch, or what is left of it.
         scheduler: Stepped after each optimizer step.
         accumulate: Batches per optimizer step, at least 1.
+        perturber: Computes the gradients its own way; it may take the batches of a step twice.
 
     Yields:
-        The mean loss of the step, a detached scalar on its device; the gradients are cleared by then.
+        The mean loss of the step at the weights themselves, a detached scalar on its device; the gradients are cleared
+        by then.
 
     Raises:
         BadInput: The loss is not a scalar tensor with a gradient, or the weights of a step do not sum to more than 0.
@@ -48,15 +53,11 @@ def train_steps(
         raise BadInput(f"train_steps(accumulate=...) must be at least 1. Got {accumulate}.")
     source = iter(batches)
     while micro := list(islice(source, accumulate)):
-        shares = _shares(task, micro)
-        mean: torch.Tensor | None = None
-        for share, batch in zip(shares, micro, strict=True):
-            loss = _trainable(task, task.loss(model, batch))
-            part = loss if share == 1.0 else loss * share
-            part.backward()
-            mean = part.detach() if mean is None else mean + part.detach()
-        assert mean is not None
+        compute = partial(_backward, task, model, micro, _shares(task, micro))
+        mean = compute() if perturber is None else perturber.gradients(compute)
         optimizer.step()
+        if perturber is not None:
+            perturber.after_step(optimizer)
         if scheduler is not None:
             scheduler.step()
         optimizer.zero_grad(set_to_none=True)
@@ -117,6 +118,18 @@ def validation_seed(run_seed: int) -> int:
         What to give to `task.batches("validation", seed)`.
     """
     return derive_seed(run_seed, "validation")
+
+
+def _backward(task: Task, model: nn.Module, micro: list[Any], shares: list[float]) -> torch.Tensor:
+    """Gradients of the mean loss over a step's batches; returns that mean."""
+    mean: torch.Tensor | None = None
+    for share, batch in zip(shares, micro, strict=True):
+        loss = _trainable(task, task.loss(model, batch))
+        part = loss if share == 1.0 else loss * share
+        part.backward()
+        mean = part.detach() if mean is None else mean + part.detach()
+    assert mean is not None
+    return mean
 
 
 def _shares(task: Task, micro: list[Any]) -> list[float]:

@@ -1,12 +1,14 @@
 """What a method of navigation must be: optimizers, averages of weights, perturbed steps, learning-rate curves."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import nn
+
+T = TypeVar("T")
 
 
 class ModelOptimizer(torch.optim.Optimizer, ABC):
@@ -42,7 +44,8 @@ class ModelOptimizer(torch.optim.Optimizer, ABC):
 class Averager(ABC):
     """An average of a model's weights along a run, kept beside them in float32 at least.
 
-    It reads the weights after each step. `swapped` is the only moment at which it writes them, and it undoes that.
+    Its constructor takes the model. It reads the weights after each step. `swapped` is the only moment at which it
+    writes them, and it undoes that.
     """
 
     memory: ClassVar[str]
@@ -52,6 +55,21 @@ class Averager(ABC):
     @abstractmethod
     def ready(self) -> bool:
         """Whether anything has been averaged yet."""
+
+    @abstractmethod
+    def attach(self, optimizer: torch.optim.Optimizer) -> Self:
+        """Have `update` called after each step of an optimizer.
+
+        Args:
+            optimizer: The one that trains the model.
+
+        Returns:
+            The averager itself.
+        """
+
+    @abstractmethod
+    def detach(self) -> None:
+        """Follow the optimizer no more; what was averaged stays."""
 
     @abstractmethod
     def update(self) -> None:
@@ -86,9 +104,12 @@ class Perturber(ABC):
     perturber.begin()
     forward, backward                 (of every micro-batch)
     if perturber.ascend():            gradients at the weights are complete
-        forward, backward again       on the same micro-batches, with the same random numbers
+        forward, backward again       on the same micro-batches
     perturber.restore()
     optimizer.step()
+    perturber.after_step(optimizer)
+
+    which is `around`; a loop that clips or scales in between takes `gradients` and does the rest itself.
     """
 
     passes: ClassVar[float] = 1.0
@@ -98,19 +119,75 @@ class Perturber(ABC):
 
     @abstractmethod
     def begin(self) -> None:
-        """Before the first forward of a step."""
+        """Before the first forward of a step; undoes what a step that failed has left."""
 
     @abstractmethod
     def ascend(self) -> bool:
         """The gradients at the weights are complete.
 
         Returns:
-            Whether the weights were moved and the gradients cleared, so that they must be computed again there.
+            Whether they were cleared and must be computed again, at moved weights. The random streams then stand where
+            `begin` found them, so that the passes draw the same numbers.
         """
 
     @abstractmethod
     def restore(self) -> None:
         """Put the weights back bit for bit, and leave the gradients that the optimizer is to use."""
+
+    def after_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """What is done to the weights apart from the optimizer's update.
+
+        Args:
+            optimizer: The one that has taken its step, for its learning rates.
+        """
+        del optimizer
+
+    def gradients(self, compute: Callable[[], T]) -> T:
+        """Compute the gradients that the optimizer is to use.
+
+        Args:
+            compute: Forward and backward of all micro-batches of the step; may be called twice.
+
+        Returns:
+            What its first call returned, at the weights themselves.
+        """
+        self.begin()
+        try:
+            found = compute()
+            if self.ascend():
+                compute()
+        finally:
+            self.restore()
+        return found
+
+    def around(self, optimizer: torch.optim.Optimizer, closure: Callable[[], T], *, scaler: Any = None) -> T:
+        """One whole step of a loop.
+
+        Args:
+            optimizer: Its `step` is called; clear the gradients yourself.
+            closure: Forward and backward (of the scaled loss, under a scaler) of all micro-batches.
+            scaler: The `torch.amp.GradScaler`; it then takes the step, and is updated.
+
+        Returns:
+            What the closure's first call returned.
+
+        Example:
+            ```python
+            def closure():
+                loss = loss_fn(model(x), y)
+                loss.backward()
+                return loss
+            loss = sam.around(optimizer, closure); optimizer.zero_grad()
+            ```
+        """
+        found = self.gradients(closure)
+        if scaler is None:
+            optimizer.step()
+        else:
+            scaler.step(optimizer)
+            scaler.update()
+        self.after_step(optimizer)
+        return found
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:

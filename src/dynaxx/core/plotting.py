@@ -17,13 +17,14 @@ def draw(view: Any, name: str) -> Any:
     return importlib.import_module("dynaxx.figures").draw(view, name)
 
 
-def picture(panels: Any) -> Any:
+def picture(panels: Any, *, surface: bool = False) -> Any:
     """Draw panels.
 
     Args:
         panels: A sequence of `Panel`.
+        surface: Draw functions over a plane in three dimensions.
 
     Returns:
         A matplotlib `Figure`.
     """
-    return importlib.import_module("dynaxx.figures").picture(panels)
+    return importlib.import_module("dynaxx.figures").picture(panels, surface=surface)

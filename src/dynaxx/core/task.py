@@ -48,6 +48,8 @@ class Task(ABC):
     """What `--size` may be, smallest first; empty: the task has one size."""
     size: str | None = None
     """The chosen size."""
+    width: int | None = None
+    """The width of its hidden layers, where `scaled` makes the task of another width; None: it cannot be scaled."""
 
     def __init__(self, size: str | None = None) -> None:
         if size is not None:
@@ -56,6 +58,18 @@ class Task(ABC):
             if size not in self.sizes:
                 raise BadInput(f"{type(self).__name__}(size=...) must be one of {', '.join(self.sizes)}. Got {size!r}.")
         self.size = size if size is not None else (self.sizes[0] if self.sizes else None)
+
+    def scaled(self, width: int) -> "Task":
+        """The same task with hidden layers of another width: what a search by proxy trains first.
+
+        Args:
+            width: Of the hidden layers.
+
+        Returns:
+            A new task whose `width` is this one, with parameters of the same names. Raises `BadInput` where the task
+            declares no width.
+        """
+        raise BadInput(f"{type(self).__name__}.scaled({width}): the task has one width. Declare `width` and `scaled`.")
 
     @abstractmethod
     def model(self) -> nn.Module:

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from dynaxx.core.panels import HeatMap, Lines, Panel, Table
+from dynaxx.core.panels import Field, HeatMap, Line, Lines, Panel, Table
 from dynaxx.errors import NotApplicable
+from dynaxx.figures._contours import colour_span, thinned
 from dynaxx.figures._entries import entries
 from dynaxx.figures._path import Path
 from dynaxx.figures._pool import BAD, CODES, MISSING, cells, encode, envelope, not_finite, union
@@ -21,8 +22,8 @@ class FigureData:
     Args:
         name: The figure's file name.
         title: Its heading.
-        panels: One JSON-able header per panel; `kind` is "lines", "path", "heat" or "table", and values that are the
-            name of an array stand under keys that end in `_array`.
+        panels: One JSON-able header per panel; `kind` is "lines", "path", "heat", "field" or "table", and values that are
+            the name of an array stand under keys that end in `_array`.
         arrays: The arrays by name: float64 positions, float32 values, uint16 codes of heat-maps.
         reason: Why there is nothing to show; empty where there are panels.
     """
@@ -64,6 +65,8 @@ def _header(panel: Panel, key: str, arrays: dict[str, np.ndarray]) -> dict[str, 
             return _lines(panel, key, arrays)
         case HeatMap():
             return _heat(panel, key, arrays)
+        case Field():
+            return _field(panel, key, arrays)
         case Table():
             rows = [list(row) for row in panel.rows]
             return {
@@ -73,20 +76,7 @@ def _header(panel: Panel, key: str, arrays: dict[str, np.ndarray]) -> dict[str, 
 
 def _lines(panel: Lines, key: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     path = isinstance(panel, Path)
-    curves: list[dict[str, Any]] = []
-    for i, curve in enumerate(panel.lines):
-        x, y = (curve.x, curve.y) if path else envelope(curve.x, curve.y)
-        x_array, y_array = f"{key}.{i}.x", f"{key}.{i}.y"
-        arrays[x_array], arrays[y_array] = x.astype(np.float64), _float32(y)
-        curves.append(
-            {
-                "label": curve.label,
-                "style": curve.style,
-                "x_array": x_array,
-                "y_array": y_array,
-                "points": len(curve.x),
-            }
-        )
+    curves = [_curve(curve, f"{key}.{i}", arrays, whole=path) for i, curve in enumerate(panel.lines)]
     return {
         "kind": "path" if path else "lines",
         "title": panel.title,
@@ -94,8 +84,38 @@ def _lines(panel: Lines, key: str, arrays: dict[str, np.ndarray]) -> dict[str, A
         "x_label": panel.x_label,
         "y_label": panel.y_label,
         "scale": panel.y_scale,
+        "x_scale": panel.x_scale,
+        "marks": dict(panel.marks),
         "lines": curves,
         "bad": [] if path else union(interval for curve in panel.lines for interval in not_finite(curve.x, curve.y)),
+    }
+
+
+def _curve(curve: Line, key: str, arrays: dict[str, np.ndarray], *, whole: bool) -> dict[str, Any]:
+    x, y = (curve.x, curve.y) if whole else envelope(curve.x, curve.y)
+    x_array, y_array = key + ".x", key + ".y"
+    arrays[x_array], arrays[y_array] = x.astype(np.float64), _float32(y)
+    return {
+        "label": curve.label, "style": curve.style, "x_array": x_array, "y_array": y_array, "points": len(curve.x),
+    }  # fmt: skip
+
+
+def _field(panel: Field, key: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    x, y, values = thinned(panel)
+    arrays[key + ".x"], arrays[key + ".y"], arrays[key + ".values"] = x, y, _float32(values)
+    return {
+        "kind": "field",
+        "title": panel.title,
+        "note": panel.note,
+        "x_label": panel.x_label,
+        "y_label": panel.y_label,
+        "value_label": panel.value_label,
+        "scale": panel.scale,
+        "x_array": key + ".x",
+        "y_array": key + ".y",
+        "values_array": key + ".values",
+        "colours": list(colour_span(values, panel.scale)),
+        "paths": [_curve(path, f"{key}.{i}", arrays, whole=True) for i, path in enumerate(panel.paths)],
     }
 
 

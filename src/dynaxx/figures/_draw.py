@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dynaxx.core.panels import HeatMap, Lines, Panel, Table
+from dynaxx.core.panels import Field, HeatMap, Lines, Panel, Table
 from dynaxx.errors import UnknownName
 from dynaxx.figures._build import column
+from dynaxx.figures._contours import contours, surface
 from dynaxx.figures._entries import entries
 from dynaxx.figures._path import Path
 from dynaxx.figures._pool import cells, envelope, not_finite, union
@@ -23,6 +24,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#332288", "#56B4E9", "#6
 BAD_COLOUR = "#D6336C"
 """Values that are not finite: far from every colour of viridis and of the curves."""
 MISSING_COLOUR = "#E3E3E3"
+PATH_COLOUR = "#D55E00"
+"""Paths over a plane: vermilion stands out of every colour of viridis."""
 _WIDTH = 9.0
 _NOTE_WIDTH = 120
 _LEGEND_COLUMNS = 5
@@ -53,12 +56,13 @@ def draw(view: RunView, name: str) -> "Picture":
         raise UnknownName("figure or column", name, {*figures, *view.columns}) from None
 
 
-def picture(panels: Sequence[Panel], width: float = _WIDTH) -> "Picture":
+def picture(panels: Sequence[Panel], width: float = _WIDTH, *, surface: bool = False) -> "Picture":
     """Panels one below the other.
 
     Args:
         panels: What to draw.
         width: Inches.
+        surface: Draw functions over a plane in three dimensions.
 
     Returns:
         The figure.
@@ -71,7 +75,8 @@ def picture(panels: Sequence[Panel], width: float = _WIDTH) -> "Picture":
     figure = Picture(figsize=(width, sum(heights)), layout=ConstrainedLayoutEngine(hspace=0.0, h_pad=0.1))
     grid = figure.add_gridspec(len(panels), 1, height_ratios=heights)
     for i, panel in enumerate(panels):
-        _panel(figure.add_subplot(grid[i]), panel)
+        solid = surface and isinstance(panel, Field)
+        _panel(figure.add_subplot(grid[i], projection="3d" if solid else None), panel, solid=solid)
     return figure
 
 
@@ -81,14 +86,17 @@ def _height(panel: Panel) -> float:
             return 5.0
         case Lines():
             return 3.4
+        case Field():
+            return 5.6
         case HeatMap():
             return min(6.5, 1.7 + 0.17 * max(len(panel.rows), 5))
         case Table():
             return 0.85 + 0.2 * (min(len(panel.rows), _TABLE_ROWS) + 1)
 
 
-def _panel(axes: "Axes", panel: Panel) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
+def _panel(axes: "Axes", panel: Panel, *, solid: bool = False) -> None:
+    if not solid:
+        axes.spines[["top", "right"]].set_visible(False)
     match panel:
         case Path():
             _path(axes, panel)
@@ -96,6 +104,8 @@ def _panel(axes: "Axes", panel: Panel) -> None:
             _lines(axes, panel)
         case HeatMap():
             _heat(axes, panel)
+        case Field():
+            _field(axes, panel, solid=solid)
         case Table():
             _table(axes, panel)
     # matplotlib's own wrapping knows nothing of the layout.
@@ -113,6 +123,17 @@ def _panel(axes: "Axes", panel: Panel) -> None:
 def _plain(text: str) -> str:
     """Text in which a dollar sign is a dollar sign: names of layers and runs are not mathematics."""
     return text.replace("$", r"\$")
+
+
+def _field(axes: "Axes", panel: Field, *, solid: bool) -> None:
+    if solid:
+        surface(axes, panel, PATH_COLOUR)
+    else:
+        handles = contours(axes, panel, MISSING_COLOUR, BAD_COLOUR, PATH_COLOUR)
+        if handles:
+            _legend(axes, list(handles.values()), list(handles))
+    axes.set_xlabel(_plain(panel.x_label))
+    axes.set_ylabel(_plain(panel.y_label))
 
 
 def _legend(axes: "Axes", handles: Sequence[Any], labels: Sequence[str]) -> None:
@@ -152,6 +173,10 @@ def _lines(axes: "Axes", panel: Lines) -> None:
     bands = [axes.axvspan(first, last, color=BAD_COLOUR, alpha=0.25, linewidth=1.0) for first, last in bad]
     if panel.y_scale == "log" and any((curve.y > 0).any() for curve in panel.lines):
         axes.set_yscale("log")
+    if panel.x_scale == "log" and any((curve.x > 0).any() for curve in panel.lines):
+        axes.set_xscale("log")
+    for name, place in panel.marks.items():
+        _mark(axes, name, place)
     axes.set_xlabel(_plain(panel.x_label))
     axes.set_ylabel(_plain(panel.y_label))
     axes.grid(alpha=0.25, linewidth=0.6)
@@ -159,6 +184,15 @@ def _lines(axes: "Axes", panel: Lines) -> None:
     if len(handles) > 1 or bands:
         labels = [*(curve.label for curve in panel.lines), *(["not finite"] if bands else [])]
         _legend(axes, [*handles, *bands[:1]], labels)
+
+
+def _mark(axes: "Axes", name: str, place: float) -> None:
+    """A vertical line with its name beside it, at the top."""
+    axes.axvline(place, color="#555555", linewidth=1.0, linestyle=":")
+    axes.annotate(
+        _plain(name), (place, 1), (3, -3), ("data", "axes fraction"), "offset points", fontsize=8, color="#555555",
+        rotation=90, va="top",
+    )  # fmt: skip
 
 
 def _path(axes: "Axes", panel: Path) -> None:

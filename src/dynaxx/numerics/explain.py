@@ -1,6 +1,8 @@
 """What torch says of a missing second derivative, in our words: which operation has none, and what to do."""
 
 import re
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,21 +14,25 @@ _OPERATION = re.compile(r"derivative for (\S+) is not implemented|function (\S+)
 _PHRASES = ("is not implemented", "once_differentiable", "does not support double", "no second derivative")
 
 
-def explained(error: BaseException, objective: Objective) -> BaseException:
-    """An error of torch's that says the loss has no second derivative, in our words; any other as it is.
+@contextmanager
+def explaining(objective: Objective) -> Generator[None]:
+    """Says in our words what torch says within where the loss has no second derivative; any other error as it is.
 
     Args:
-        error: What a curvature product raised.
-        objective: Whose product it was.
+        objective: Whose products are taken within.
 
-    Returns:
-        `BadInput` with the operation's name, or the error.
+    Raises:
+        BadInput: An operation has no second derivative; the message names it.
     """
-    if not any(phrase in str(error) for phrase in _PHRASES):
-        return error
-    found = _OPERATION.search(str(error))
-    operation = next((group for group in found.groups() if group), None) if found else marked(objective)
-    return missing(operation, str(error).splitlines()[0])
+    try:
+        yield
+    except RuntimeError as error:  # NotImplementedError is one
+        said = str(error)
+        if not any(phrase in said for phrase in _PHRASES):
+            raise
+        found = _OPERATION.search(said)
+        operation = next(filter(None, found.groups()), None) if found else marked(objective)
+        raise missing(operation, said.splitlines()[0]) from error
 
 
 def missing(operation: str | None, reason: str) -> BadInput:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dynaxx.core.objective import Objective
 from dynaxx.core.parameters import local
 from dynaxx.errors import BadInput, DynaxxWarning
-from dynaxx.numerics.explain import explained, marked, missing
+from dynaxx.numerics.explain import explaining, marked, missing
 from dynaxx.numerics.operator import Operator
 from dynaxx.numerics.products.double_backward import DoubleBackward
 from dynaxx.numerics.products.finite_difference import FiniteDifference
@@ -135,10 +135,8 @@ class Hessian(Operator):
         product = self._product
         if isinstance(product, DoubleBackward) and rows.shape[0] > 1 and self._batched is None:
             return self._tuned(product, rows)
-        try:
+        with explaining(self._local):
             return product(rows)
-        except (RuntimeError, NotImplementedError) as error:
-            raise explained(error, self._local) from error
 
     def _on_dtensors(self) -> bool:
         """Whether parameters are sharded and the loss itself computes on DTensors."""
@@ -198,29 +196,36 @@ class Hessian(Operator):
         return Check(mode=used, against=check.against, error=check.error, passed=False, note=note)
 
     def _tuned(self, product: DoubleBackward, rows: Tensor) -> Tensor:
-        """Rows one by one, or all in one vectorised backward: whichever is quicker the first time."""
+        """Rows one by one; from the next call on all in one vectorised backward, if that is quicker and agrees."""
+        product.batched = False
+        with explaining(self._local):
+            first = product(rows[:1])  # builds the graph, which neither way is to be charged with
+            start = self._clock()
+            single = torch.cat([first, product(rows[1:])])
+            middle = self._clock()
+        product.batched = True
         try:
-            one = product(rows[:1])  # builds the graph, which neither is to be charged with
-            start = time.perf_counter()
-            single = torch.cat([one, product(rows[1:])])
-            middle = time.perf_counter()
-        except (RuntimeError, NotImplementedError) as error:
-            raise explained(error, self._local) from error
-        self._batched = False
-        if self.space.device.type != "cpu":
-            torch.cuda.synchronize(self.space.device) if self.space.device.type == "cuda" else None
-            middle = time.perf_counter()
-        try:
-            product.batched = True
             with warnings.catch_warnings():
-                warnings.simplefilter("error")  # an operation without a batching rule runs row by row, and says so
-                product(rows)
-            took = time.perf_counter() - middle
-            self._batched = took / rows.shape[0] < (middle - start) / max(1, rows.shape[0] - 1)
-        except (RuntimeError, NotImplementedError, UserWarning):
-            pass
-        product.batched = bool(self._batched)
+                warnings.simplefilter("error", UserWarning)
+                together = product(rows)
+        except (RuntimeError, UserWarning):  # an operation without a batching rule: refused, or run row by row and said
+            self._batched = False
+        else:
+            quicker = (self._clock() - middle) / len(rows) < (middle - start) / (len(rows) - 1)
+            self._batched = quicker and self._alike(together, single)
+        product.batched = self._batched
         return single
+
+    def _clock(self) -> float:
+        """Seconds, once the device has done its work."""
+        if self.space.device.type != "cpu":
+            torch.accelerator.synchronize(self.space.device)
+        return time.perf_counter()
+
+    def _alike(self, a: Tensor, b: Tensor) -> bool:
+        """Whether rows differ by no more than the order of summation may make of them, √rounding of the longest."""
+        allowed = torch.finfo(a.dtype).eps ** 0.5 * self.space.norms(b).max()
+        return bool((self.space.norms(a - b) <= allowed).all())
 
     def _version(self) -> int:
         """What changes with the weights: in place, by their version; by `.data = …`, by where they lie."""
@@ -272,7 +277,7 @@ def _compared(objective: Objective, space: Space, way: Callable[[Objective, Spac
     row = space.random(1, seed=0)
     row /= space.norms(row)[:, None]
     error = math.inf
-    try:
+    with explaining(objective):
         a = product(row)
         for other in others:
             b = other(row)
@@ -281,8 +286,6 @@ def _compared(objective: Objective, space: Space, way: Callable[[Objective, Spac
             error = found if math.isnan(found) else min(error, found)
             if not error > allowed:
                 break
-    except (RuntimeError, NotImplementedError) as raised:
-        raise explained(raised, objective) from raised
     if not error <= allowed and (operation := marked(objective)):
         raise missing(operation, "it is marked once_differentiable")
     return Check(mode=product.name, against=others[0].name, error=error, passed=error <= allowed)

@@ -1,11 +1,10 @@
 """Where Dynaxx touches an unchanged loop: the model's forward, the end of a backward, the optimizer's step."""
 
 import contextlib
-import inspect
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Protocol, cast
 
 import torch
@@ -13,13 +12,12 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from dynaxx.core.nested import is_nested
 from dynaxx.core.parameters import Layout, own_parameters
+from dynaxx.core.repeated import is_repeated, off_repeat, on_repeat
 from dynaxx.errors import BadInput
 from dynaxx.session import clipping
 from dynaxx.session.scaler import ScalerStep
-
-_STEP = "Optimizer.profile_hook_step.<locals>.wrapper"
-"""What torch puts around every optimizer's step, and what fires its hooks."""
 
 
 class Listener(Protocol):
@@ -35,6 +33,10 @@ class Listener(Protocol):
 
     def backward_seen(self) -> None:
         """A gradient has been accumulated."""
+        ...
+
+    def repeat_begins(self) -> None:
+        """The gradients are complete, and the step is about to compute them once more elsewhere."""
         ...
 
     def clipping(self, threshold: float, total: torch.Tensor | None) -> None:
@@ -140,6 +142,7 @@ class Hooks:
         self._watched = {id(p) for p in layout.parameters}
         self._strangers: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         clipping.listen(self)
+        on_repeat(self._before_repeat)
 
     def close(self) -> None:
         """Take everything out again; the loop goes on without Dynaxx."""
@@ -151,6 +154,7 @@ class Hooks:
         if self._scaler_step is not None:
             self._scaler_step.close()
         clipping.leave(self)
+        off_repeat(self._before_repeat)
 
     def clipping(self, parameters: list[torch.Tensor], threshold: float, total: torch.Tensor | None) -> None:
         """Pass a clip on if it concerns the watched parameters.
@@ -165,7 +169,7 @@ class Hooks:
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._depth += 1
-        if self._depth == 1 and not _quiet.on:
+        if self._depth == 1 and not _quiet.on and not is_repeated():
             if module.training:
                 self._evaluation_too = False
             wanted = torch.is_grad_enabled() and (module.training or self._evaluation_too)
@@ -197,8 +201,12 @@ class Hooks:
         del parameter
         self._listener.backward_seen()
 
+    def _before_repeat(self, parameters: Sequence[torch.Tensor]) -> None:
+        if any(id(p) in self._watched for p in parameters):
+            self._listener.repeat_begins()
+
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self._steps and _nested(optimizer):
+        if self._steps and is_nested(optimizer):  # asked only where a step has begun and not ended, as after an error
             self._steps += 1
             return None
         self._steps = 1
@@ -241,19 +249,6 @@ def _weakly(method: Callable[..., None]) -> Callable[..., None]:
             bound(*args)
 
     return call
-
-
-def _nested(optimizer: Optimizer) -> bool:
-    """Whether a step is called by another step of the same optimizer: a subclass that calls its parent's.
-
-    Torch fires the hooks for both. Only asked where a step has begun and not ended, as after an error within it.
-    """
-    frame, calls = inspect.currentframe(), 0
-    while frame is not None:
-        if frame.f_code.co_qualname == _STEP and frame.f_locals.get("self") is optimizer:
-            calls += 1
-        frame = frame.f_back
-    return calls > 1
 
 
 def innermost(optimizer: Any) -> Optimizer:

@@ -159,7 +159,7 @@ class Instruments:
         Args:
             view: The step.
         """
-        if view.batch.forwards > 1:
+        if view.batch.forwards > 1 and view.microbatches is None:
             view.microbatches = self.microbatches.finish()
 
     def _apart(self, view: StepView) -> bool:

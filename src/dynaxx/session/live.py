@@ -179,6 +179,12 @@ class Live:
         if self._measured and not self._stepping:  # by a clip within an accumulation, or one whose step never came
             self._forget()
 
+    def repeat_begins(self) -> None:
+        """Take what is known of the microbatches before their gradients are cleared."""
+        start = self._enter()
+        self.instruments.accumulated(self._view)
+        self._leave(start)
+
     def clipping(self, threshold: float, total: torch.Tensor | None) -> None:
         """Measure before the first clip of a step, when gradients are complete and whole."""
         start = self._enter()

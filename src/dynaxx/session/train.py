@@ -5,7 +5,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import count
@@ -15,12 +15,18 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from dynaxx.checkpoints import CheckpointStore
+from dynaxx.checkpoints.model_state import check_model, restore_model
 from dynaxx.core.loop import epoch_seed, evaluate, train_steps, validation_seed
 from dynaxx.core.task import Task, derive_seed, first_tensor
 from dynaxx.errors import BadInput
 from dynaxx.runlog import open_run
-from dynaxx.session.run import Run
+from dynaxx.session.optimizers import optimizer_for
+from dynaxx.session.run import Due, Run
 from dynaxx.session.watch import watch
+
+OFTEN: Mapping[Due, int] = {"evaluation": 50, "checkpoint": 20}
+"""How many of each `Run.due` grants in a training."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +97,14 @@ def train(
     budget: float = 0.02,
     quiet: bool = False,
     spec: str | None = None,
+    rate: float = 1.0,
+    optimizer: str | None = None,
+    order_seed: int | None = None,
+    horizon: int | None = None,
+    start: str | Path | None = None,
+    signals: Sequence[str] | None = None,
+    evaluations: int = OFTEN["evaluation"],
+    checkpoints: int = OFTEN["checkpoint"],
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> Outcome:
     """Train a task, evaluate it on the way, and write checkpoints, so that `resume` goes on bit for bit.
@@ -107,6 +121,15 @@ def train(
         budget: Share of the step time that measuring may take.
         quiet: Do not print the self-test's line.
         spec: How the task is found again ("digits", "/path/file.py:Class"), for who probes the run later.
+        rate: Multiplies the learning rate of every group and its schedule in proportion, as the action
+            `learning_rate` does; another such action takes its place.
+        optimizer: Another optimizer than the task's own, as `optimizer_for` reads it ("adamw:lr=3e-4").
+        order_seed: Determines the order of the training data instead of `seed`.
+        horizon: Optimizer steps that the task's schedule is made for, where the training ends earlier; None: `steps`.
+        start: A checkpoint's folder, whose weights the model begins from, with a fresh optimizer.
+        signals: Names of the signals to measure; None: the default ones.
+        evaluations: About how many evaluations there are, the last step's included; at most 50.
+        checkpoints: About how many checkpoints, likewise; at most 20.
         progress: Called after every step.
 
     Returns:
@@ -115,83 +138,154 @@ def train(
     Raises:
         BadInput: An argument, the task or its data breaks a rule; or a resumed run was begun with other settings.
     """
-    if steps is not None:
-        task.steps = steps
-    if task.steps < 1:
-        raise BadInput(f"train(steps=...) must be at least 1. Got {task.steps}.")
-    settings = {"task": name, "size": task.size, "seed": seed, "accumulate": accumulate, "batch_size": task.batch_size}
+    steps = task.steps if steps is None else steps
+    _check(steps, horizon, rate, evaluations, checkpoints)
+    task.steps = horizon or steps  # what the task's schedule reads
+    settings: dict[str, Any] = {
+        "task": name,
+        "size": task.size,
+        "width": task.width,
+        "seed": seed,
+        "order_seed": seed if order_seed is None else order_seed,
+        "accumulate": accumulate,
+        "batch_size": task.batch_size,
+        "rate": rate,
+        "optimizer": optimizer,
+        "horizon": task.steps,
+        "start": None if start is None else str(start),
+    }
     if resume:
-        done = _same_settings(Path(dir), {**settings, "steps": task.steps})
+        done = _same_settings(Path(dir), {**settings, "steps": steps})
         if done:
-            return Outcome(run=str(dir), status="already finished", step=task.steps, steps=task.steps)
+            return Outcome(run=str(dir), status="already finished", step=steps, steps=steps)
     if task.threads is not None:
         torch.set_num_threads(task.threads)
     torch.manual_seed(derive_seed(seed, "global"))
     np.random.seed(derive_seed(seed, "global") % 2**32)  # noqa: NPY002  (users' augmentations draw from it)
     random.seed(derive_seed(seed, "global"))
     model = task.model()
-    optimizer = task.optimizer(model)
-    scheduler = task.scheduler(optimizer)
+    if start is not None:
+        begin_from(Path(start), model)
+    method = task.optimizer(model) if optimizer is None else optimizer_for(optimizer, model)
+    scheduler = task.scheduler(method)
     run = watch(
         model,
-        optimizer,
+        method,
         dir,
         loss=task.loss,
         scheduler=scheduler,
-        steps=task.steps,
+        steps=steps,
         resume=resume,
+        signals=signals,
         budget=budget,
         facts={**settings, "spec": spec or name, "data": dict(task.facts())},
         quiet=quiet,
     )
     if clip is not None and run.step == 0:
         run.apply("gradient_clip", max_norm=clip, reason="asked for by the configuration")
+    if rate != 1.0 and run.step == 0:
+        run.apply("learning_rate", factor=rate, reason="asked for by the configuration")
+    plan = _Plan(
+        steps=steps,
+        seed=seed,
+        order_seed=settings["order_seed"],
+        rate=rate,
+        accumulate=accumulate,
+        times={"evaluation": evaluations, "checkpoint": checkpoints},
+    )
     with run, _signals() as interrupted:
-        outcome = _loop(task, run, model, optimizer, scheduler, seed, accumulate, interrupted, progress)
+        outcome = _loop(task, run, plan, model, method, scheduler, interrupted, progress)
         run.close(outcome.status)
     return replace(outcome, best=_best(run.dir))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """What the loop needs to know: see the arguments of `train`."""
+
+    steps: int
+    seed: int
+    order_seed: int
+    rate: float
+    accumulate: int
+    times: Mapping[Due, int]
+
+    def due(self, run: Run, what: Due) -> bool:
+        """Whether it is time: the run's own moments, thinned to about as many as are wanted."""
+        own, wanted = max(1, self.steps // OFTEN[what]), max(1, self.steps // self.times[what])
+        return run.due(what) and (run.step == self.steps or run.step % wanted < own)
+
+
+def _check(steps: int, horizon: int | None, rate: float, evaluations: int, checkpoints: int) -> None:
+    if steps < 1:
+        raise BadInput(f"train(steps=...) must be at least 1. Got {steps}.")
+    if horizon is not None and horizon < steps:
+        raise BadInput(f"train(horizon=...) must be at least steps, {steps}: the schedule must last. Got {horizon}.")
+    if not (math.isfinite(rate) and rate > 0):
+        raise BadInput(f"train(rate=...) must be positive and finite. Got {rate}.")
+    for name, times in (("evaluations", evaluations), ("checkpoints", checkpoints)):
+        if times < 1:
+            raise BadInput(f"train({name}=...) must be at least 1: the last step always has one. Got {times}.")
+
+
+def begin_from(checkpoint: Path, model: torch.nn.Module) -> None:
+    """Give a model the weights of a checkpoint.
+
+    Args:
+        checkpoint: The checkpoint's folder.
+        model: The model; its tensors keep their addresses.
+
+    Raises:
+        BadInput: It is no committed checkpoint, or one of another architecture.
+    """
+    store = CheckpointStore(checkpoint.parent)
+    found = [info for info in store.list() if info.path.name == checkpoint.name]
+    if not found:
+        raise BadInput(f"train(start=...) must be the folder of a committed checkpoint. Got {str(checkpoint)!r}.")
+    saved = store.load(found[0])[0]["model"]
+    check_model(saved, model)
+    restore_model(saved, model)
 
 
 def _loop(
     task: Task,
     run: Run,
+    plan: _Plan,
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     scheduler: Any,
-    seed: int,
-    accumulate: int,
     interrupted: threading.Event,
     progress: Callable[[Progress], None],
 ) -> Outcome:
     began = time.perf_counter()
-    validation = task.batches("validation", validation_seed(seed))
+    validation = task.batches("validation", validation_seed(plan.seed))
     latest: dict[str, float] = {}
     empty = 0
     loss: torch.Tensor | None = None
     status: Literal["finished", "interrupted", "stopped"] = "finished"
-    rate = _rate(optimizer)
+    rate = _rate(optimizer) * plan.rate
     model.train()
     for epoch in count():
-        if run.step >= task.steps or status != "finished":
+        if run.step >= plan.steps or status != "finished":
             break
         before, done = run.step, epoch < run.epoch
-        loader = () if done else task.batches("train", epoch_seed(seed, epoch))
+        loader = () if done else task.batches("train", epoch_seed(plan.order_seed, epoch))
         for loss in train_steps(
-            task, model, optimizer, run.batches(loader), scheduler=scheduler, accumulate=accumulate
+            task, model, optimizer, run.batches(loader), scheduler=scheduler, accumulate=plan.accumulate
         ):
             run.log(loss=loss)
             if run.step == 1:
                 _finite_start(task, loss, loader)
-            fresh = run.due("evaluation")
+            fresh = plan.due(run, "evaluation")
             if fresh:
                 latest = {f"val_{k}": v for k, v in evaluate(task, model, validation).items()}
                 run.log(**latest)
             status = "interrupted" if interrupted.is_set() else "stopped" if run.stopping else status
-            if run.due("checkpoint") or status != "finished":
+            if plan.due(run, "checkpoint") or status != "finished":
                 run.save(**latest)
-            progress(Progress(step=run.step, steps=task.steps, loss=loss, rate=rate, validation=latest, fresh=fresh))
-            rate = _rate(optimizer)  # the scheduler has moved on: this is the next step's
-            if run.step >= task.steps or status != "finished":
+            progress(Progress(step=run.step, steps=plan.steps, loss=loss, rate=rate, validation=latest, fresh=fresh))
+            rate = _rate(optimizer) * plan.rate  # the scheduler has moved on: this is the next step's
+            if run.step >= plan.steps or status != "finished":
                 break
         # A resumed run may have had the last batch of its epoch already: only a second empty epoch is a mistake.
         empty = empty + 1 if run.step == before and not done else 0
@@ -201,7 +295,7 @@ def _loop(
         run=str(run.dir),
         status=status,
         step=run.step,
-        steps=task.steps,
+        steps=plan.steps,
         seconds=time.perf_counter() - began,
         loss=None if loss is None else float(loss),
         validation=latest,

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from dynaxx import catalog
 from dynaxx._version import __version__
-from dynaxx.actuator import Actuator
+from dynaxx.actuator import Actuator, RatesInForce
 from dynaxx.checkpoints import CheckpointStore
 from dynaxx.core.objective import LossFunction
 from dynaxx.core.parameters import Grouping, Layout, own_parameters
@@ -22,6 +22,7 @@ from dynaxx.core.records import Receipt
 from dynaxx.errors import BadInput, DynaxxWarning
 from dynaxx.runlog import LogWriter
 from dynaxx.runlog.recorder import Recorder
+from dynaxx.schedules import Rates
 from dynaxx.session.data import Data
 from dynaxx.session.hooks import Hooks, innermost
 from dynaxx.session.instruments import Instruments
@@ -49,6 +50,7 @@ def watch(
     layers: Grouping = None,
     signals: Sequence[str] | None = None,
     budget: float = 0.02,
+    rates: Rates | None = None,
     facts: Mapping[str, Any] | None = None,
     quiet: bool = False,
 ) -> Run:
@@ -73,6 +75,8 @@ def watch(
         layers: How parameters form layers: None, by owning module; "parameters"; a regular expression; a callable.
         signals: Names of the signals to measure; None: the default ones; "default" among the names stands for them.
         budget: Share of the step time that measuring may take.
+        rates: What multiplies the loop's own learning rates in each step (`dynaxx.schedules.Rates`): a curve on top of
+            the loop's schedule, a modulation, factors by layer. Unlike all else here it changes the training.
         facts: What else a reader of the log must know: the data's hash, the configuration.
         quiet: Do not print the self-test's line.
 
@@ -106,7 +110,9 @@ def watch(
     layout = Layout(model, layers)
     _same_parameters(layout, inner)
     names = _names(signals)
-    training = Training(model, layout, inner, scheduler, scaler, dict(state or {}))
+    in_force = _in_force(rates, layout, state)
+    extra = dict(state or {}) if in_force is None else {**(state or {}), "rates": in_force}
+    training = Training(model, layout, inner, scheduler, scaler, extra)
     if not training.distributed:
         training.capture()  # copies nothing; what cannot be kept in a checkpoint is refused now, not at the first save
     store = CheckpointStore(Path(dir) / "checkpoints")
@@ -146,7 +152,7 @@ def watch(
         probe_loss=ProbeLoss(model, loss, probe_batch, sharded=training.sharded, ranks=training.world_size),
         scaled=scaler is not None,
     )
-    actuator = Actuator(receipt)
+    actuator = Actuator(receipt, layout, inner, in_force)
     live = Live(
         layout,
         inner,
@@ -185,6 +191,18 @@ def _same_parameters(layout: Layout, optimizer: Optimizer) -> None:
             f"watch(model, optimizer): the optimizer holds {len(held)} parameters, none of them the model's "
             f"{len(layout.parameters)}. Build it from this model's parameters(), after moving or wrapping the model."
         )
+
+
+def _in_force(rates: Rates | None, layout: Layout, state: Mapping[str, Any] | None) -> RatesInForce | None:
+    if rates is None:
+        return None
+    if not isinstance(rates, Rates):
+        raise BadInput(f"watch(rates=...) must be a dynaxx.schedules.Rates. Got {rates!r}. Write Rates(macro=...).")
+    if "rates" in (state or {}):
+        raise BadInput(
+            "watch(state=...) may not use the name 'rates' beside rates=...: it is kept under it. Rename it."
+        )
+    return RatesInForce(rates, layout)
 
 
 def _names(signals: Sequence[str] | None) -> tuple[str, ...]:

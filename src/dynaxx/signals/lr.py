@@ -1,7 +1,7 @@
-"""Learning rate of every parameter group, and the actuator's factor in it."""
+"""Learning rate of every parameter group, and the factors in it: macro, meso, micro and reactive."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -9,20 +9,24 @@ from torch import nn
 from dynaxx.core.contracts import Signal
 from dynaxx.core.events import Event, StepView
 from dynaxx.core.parameters import Layout, widest
+from dynaxx.core.rates import RateFactors
 from dynaxx.core.records import Axis, Column, Cost, Measurement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Columns:
     rates: Column
-    factor: Column
+    macro: Column
+    micro: Column
+    reactive: Column
+    layers: Column
 
 
 class LearningRate(Signal[_Columns]):
-    """η of each parameter group as used in the step: the loop's own schedule times the actuator's factor.
+    """η of each parameter group as used in the step: the loop's own rate times all that the actuator put on it.
 
-    Groups that are added later get entries of their own from then on. `lr.factor` has rows for the steps in which the
-    actuator's factor is not 1.
+    lr = base · lr.macro · lr.micro · lr.factor by group, and in layer l times lr.meso[l]. Groups that are added later
+    get entries of their own from then on. Each factor has rows for the steps in which it is not 1.
     """
 
     at = Event.STEP_END
@@ -31,10 +35,13 @@ class LearningRate(Signal[_Columns]):
 
     def init(self, model: nn.Module, layout: Layout) -> _Columns:
         """The columns for one group; they grow with the optimizer's groups."""
-        del model, layout
+        del model
         return _Columns(
             rates=_rates(1),
-            factor=Column(name="lr.factor", dtype="float64", about="the actuator's factor in the rates"),
+            macro=Column(name="lr.macro", dtype="float64", about="factor of the macro curve in the rates"),
+            micro=Column(name="lr.micro", dtype="float64", about="factor of the periodic modulation in the rates"),
+            reactive=Column(name="lr.factor", dtype="float64", about="factor of the actions in force in the rates"),
+            layers=Column(name="lr.meso", axis=layout.axis, about="factor of each layer's own rate"),
         )
 
     def measure(self, state: _Columns, step: StepView) -> tuple[_Columns, Sequence[Measurement]]:
@@ -43,16 +50,22 @@ class LearningRate(Signal[_Columns]):
         if not rates:
             return state, ()
         if state.rates.axis is None or len(state.rates.axis) != len(rates):
-            state = _Columns(rates=_rates(len(rates)), factor=state.factor)
-        factor = step.rate_factor
+            state = replace(state, rates=_rates(len(rates)))
+        factor = step.rates.group
         if any(isinstance(rate, torch.Tensor) for rate in rates):
             value = torch.stack(_on_one_device(rates)) * factor
         else:
             value = rates if factor == 1.0 else [rate * factor for rate in rates]
-        used = Measurement(column=state.rates, value=value)
-        if factor == 1.0:
-            return state, (used,)
-        return state, (used, Measurement(column=state.factor, value=factor))
+        return state, (Measurement(column=state.rates, value=value), *_factors(state, step.rates))
+
+
+def _factors(columns: _Columns, rates: RateFactors) -> list[Measurement]:
+    """The factors that are not 1."""
+    scalars = ((columns.macro, rates.macro), (columns.micro, rates.micro), (columns.reactive, rates.reactive))
+    found = [Measurement(column=column, value=value) for column, value in scalars if value != 1.0]
+    if rates.layers is not None:
+        found.append(Measurement(column=columns.layers, value=rates.layers))
+    return found
 
 
 def _on_one_device(rates: Sequence[torch.Tensor | float]) -> list[torch.Tensor]:

@@ -54,7 +54,7 @@ class StabilityMargin(Signal[dict[str, Any]]):
             hints = gradient_row(step, objective_of(step), hessian.space) * rule.scale
             found, state = tracked(rule.operator(hessian), state, hints)
             factor, products = 1.0, found.products
-        value, threshold = factor * float(found.values[0]), rule.threshold / step.rate_factor
+        value, threshold = factor * float(found.values[0]), rule.threshold / step.rates.group
         return state, (
             Measurement(column=_MARGIN, value=threshold / value),
             Measurement(column=_SHARPNESS, value=value),

@@ -1,11 +1,17 @@
 """Hessian products by differentiating ⟨∇L, v⟩: exact, with the graph of ∇L kept from one product to the next."""
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from dynaxx.core.objective import Objective
 from dynaxx.numerics.space import Space
+
+Graph = list[GradientEdge | None]
+"""Where each parameter's part of ∇L leaves its graph, its value not held; None: a constant."""
 
 
 class DoubleBackward:
@@ -27,7 +33,7 @@ class DoubleBackward:
         self._objective = objective
         self._space = space
         self.batched = batched
-        self._graph: list[Tensor] | None = None
+        self._graph: Graph | None = None
         self.builds = 0
         """Graphs of ∇L built so far, each the price of a gradient that records itself."""
 
@@ -38,46 +44,50 @@ class DoubleBackward:
     def __call__(self, rows: Float[Tensor, "k n"]) -> Float[Tensor, "k n"]:
         """Multiply each row."""
         objective = self._objective
-        out = torch.zeros_like(rows)
+        out: Tensor | None = None
         with objective.prepared(second_order=True), torch.enable_grad():
             for i in range(len(objective.batches)):
                 graph = self._graph if self._graph is not None else self._build(i)
-                self._add(out, graph, rows)
+                for place, found in self._derivatives(graph, rows):
+                    out = torch.empty_like(rows) if out is None else out  # not before: memory has its peak in there
+                    self._write(out[place], found, add=i > 0)
                 if len(objective.batches) == 1:
                     self._graph = graph
                 del graph  # before the next one is built
-        return objective.total(out)
+        return objective.total(torch.zeros_like(rows) if out is None else out)
 
-    def _build(self, i: int) -> list[Tensor]:
+    def _build(self, i: int) -> Graph:
         self.builds += 1
         loss = self._objective.loss(i)
         if not loss.requires_grad:
-            return [torch.zeros_like(p) for p in self._objective.parameters]
+            return [None] * len(self._objective.parameters)
         found = torch.autograd.grad(loss, self._objective.parameters, create_graph=True, materialize_grads=True)
-        return list(found)
+        return [get_gradient_edge(part) if part.requires_grad else None for part in found]
 
-    def _add(self, out: Tensor, graph: list[Tensor], rows: Tensor) -> None:
-        live = [j for j, g in enumerate(graph) if g.requires_grad]
-        if not live:  # the loss is piecewise linear in the parameters: no curvature
-            return
-        outputs = [graph[j] for j in live]
-        parameters = self._objective.parameters
-        if self.batched and rows.shape[0] > 1:
-            stacks = [torch.stack(parts) for parts in zip(*(self._space.split(row) for row in rows), strict=True)]
-            found = torch.autograd.grad(
-                outputs, parameters, [stacks[j] for j in live],
-                retain_graph=True, is_grads_batched=True, allow_unused=True,
+    def _derivatives(self, graph: Graph, rows: Tensor) -> Iterator[tuple[int | slice, Sequence[Tensor | None]]]:
+        """∂⟨∇L, v⟩/∂θ for each row v, or for all rows in one go, with their places in the result."""
+        live = [j for j, edge in enumerate(graph) if edge is not None]
+        together = self.batched and rows.shape[0] > 1
+        for place in [slice(None)] if together else range(rows.shape[0]):
+            if not live:  # the loss is piecewise linear in the parameters: no curvature
+                yield place, [None] * len(graph)
+                continue
+            vectors = self._vectors(rows[place])
+            yield place, torch.autograd.grad(
+                [edge for edge in graph if edge is not None], self._objective.parameters, [vectors[j] for j in live],
+                retain_graph=True, is_grads_batched=together, allow_unused=True,
             )  # fmt: skip
-            start = 0
-            for part, size in zip(found, self._space.sizes, strict=True):
-                if part is not None:
-                    out[:, start : start + size] += part.reshape(rows.shape[0], -1).to(out.dtype)
-                start += size
-            return
-        for k, row in enumerate(rows):
-            vector = self._space.split(row)
-            found = torch.autograd.grad(
-                outputs, parameters, [vector[j] for j in live],
-                retain_graph=True, materialize_grads=True,
-            )  # fmt: skip
-            out[k] += self._space.flatten(found)
+
+    def _write(self, out: Tensor, found: Sequence[Tensor | None], *, add: bool) -> None:
+        """Each part straight into its place: a flat copy would be one more gradient in memory and time."""
+        for piece, part in zip(out.split(self._space.sizes, dim=-1), found, strict=True):
+            if part is not None:
+                piece.add_(part.reshape(piece.shape)) if add else piece.copy_(part.reshape(piece.shape))
+            elif not add:
+                piece.zero_()
+
+    def _vectors(self, part: Tensor) -> list[Tensor]:
+        """One tensor per parameter from a row, or with a leading dimension from a matrix of rows."""
+        if part.dim() == 1:
+            return self._space.split(part)
+        return [torch.stack(parts) for parts in zip(*map(self._space.split, part), strict=True)]

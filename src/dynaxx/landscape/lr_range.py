@@ -1,0 +1,347 @@
+"""The probe `lr_range`: loss while the learning rate rises, and the rate that short annealed trainings do best with."""
+
+import math
+from collections.abc import Iterable, Iterator, Sized
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from dynaxx.core.chart import Chart, Estimate
+from dynaxx.core.contracts import Probe
+from dynaxx.core.isolation import isolated_random
+from dynaxx.core.objective import Objective
+from dynaxx.core.panels import Line, Lines
+from dynaxx.core.records import Cost
+from dynaxx.core.task import derive_seed
+from dynaxx.errors import BadInput
+from dynaxx.landscape._common import Meter, title
+from dynaxx.landscape._lr_curve import LEAST_DESCENT, Descent, descent, optimum, search, smoothed
+from dynaxx.landscape._training import OptimizerSource, Scratch, stretch
+
+RATIO = 2.0
+"""Between neighbouring rates looked at: final losses a factor 2 apart differ by about the 5 % that matters."""
+WARMUP = 0.1
+"""Share of a look in which the rate rises; the field's usual share for short trainings."""
+MEMORY = 5.0
+"""Steps that the exponential mean reaches back by which divergence is told from one bad batch."""
+SHORTEST = 8
+"""Steps of a curve below which it is not read."""
+AS_GOOD = 0.05
+"""Relative excess over the best loss that still counts as good: the figure the recommendation is held to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sweep:
+    """Losses at rising rates, one array per data order, each as long as it went."""
+
+    rates: np.ndarray
+    losses: list[np.ndarray]
+    reason: str
+
+    @property
+    def common(self) -> np.ndarray:
+        """The mean over orders, as far as all went."""
+        length = min(map(len, self.losses))
+        return np.mean([part[:length] for part in self.losses], axis=0)
+
+    @property
+    def start(self) -> float:
+        return self.mean.start if self.mean else float(np.mean([part[0] for part in self.losses if len(part)]))
+
+    @property
+    def mean(self) -> Descent | None:
+        """What the mean shows; None where it is too short to say."""
+        return descent(self.common) if len(self.common) >= SHORTEST else None
+
+    @property
+    def diverges(self) -> float | None:
+        """The rate from which on the mean is above its start, or the last rate where a sweep was stopped."""
+        assert self.mean is not None
+        if self.mean.returned is not None:
+            return float(self.rates[self.mean.returned])
+        return float(self.rates[len(self.common) - 1]) if len(self.common) < len(self.rates) else None
+
+    def place(self, what: Literal["steepest", "lowest"], about: str) -> Estimate:
+        """The rate at a point of the curves: geometric mean over orders."""
+        seen = [descent(part) for part in self.losses]
+        logs = np.log(self.rates[[each.steepest if what == "steepest" else each.lowest for each in seen]])
+        return _geometric(logs, about)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Looks:
+    """Losses after short trainings, (rates, orders), infinite where one diverged; and the loss before them."""
+
+    rates: np.ndarray
+    losses: np.ndarray
+    before: float
+
+    @property
+    def means(self) -> np.ndarray:
+        return self.losses.mean(1)
+
+    @property
+    def descends(self) -> bool:
+        best = float(self.means.min())
+        return best < self.before - LEAST_DESCENT * abs(self.before)
+
+    @property
+    def at_edge(self) -> bool:
+        return int(self.means.argmin()) in (0, len(self.rates) - 1)
+
+    @property
+    def good(self) -> np.ndarray:
+        """Rates as good as the best, within `AS_GOOD` or one standard deviation over orders."""
+        best = int(self.means.argmin())
+        spread = float(self.losses[best].std(ddof=1)) if self.losses.shape[1] > 1 else 0.0
+        return self.rates[self.means <= self.means[best] + max(AS_GOOD * abs(self.means[best]), spread)]
+
+    @property
+    def optimum(self) -> Estimate:
+        """The best rate of the mean; its error is the spread of the orders' own best rates."""
+        logs = np.log(self.rates)
+        own = _geometric(np.array([optimum(logs, column) for column in self.losses.T if np.isfinite(column).any()]), "")
+        value = math.exp(optimum(logs, self.means))
+        error = None if own.error is None else own.error / own.value * value
+        return Estimate(value=value, error=error, about="rate to train with: lowest loss after a short training")
+
+
+def _geometric(logs: np.ndarray, about: str) -> Estimate:
+    """The geometric mean, with its standard error over data orders."""
+    value = math.exp(float(logs.mean()))
+    error = value * float(logs.std(ddof=1)) / math.sqrt(len(logs)) if len(logs) > 1 else None
+    return Estimate(value=value, error=error, about=about)
+
+
+class LrRange(Probe):
+    """Loss while the learning rate rises exponentially, and the rate to train with.
+
+    A copy of model and optimizer is trained once per data order, its rate rising from `lowest` to `highest`, until the
+    loss diverges (Smith 2015). That shows the rates at which the loss falls, but a rate is there for one step only. So
+    single rates are then looked at: from the same point, `look_steps` steps with a warm-up of a tenth and linear decay
+    to zero, after which the loss over the objective's batches is compared; rates a factor 2 apart are searched for the
+    lowest. Rates are those of the group with the largest; the other groups' are in proportion.
+
+    Args:
+        optimizer: Makes the optimizer of a model, or the live one of this model; None: plain gradient descent.
+        training: A re-iterable of training batches; None: the objective's own, shuffled.
+        steps: Steps of a sweep; None: one epoch of the training batches.
+        seeds: Data orders; their spread is the uncertainty.
+        lowest: First rate of the sweep.
+        highest: Last rate of the sweep.
+        divergence: The sweep stops where the loss is above its best by so many times the first loss.
+        looks: Most rates to look at; 0: none, and no recommendation.
+        look_steps: Steps of a look.
+        seed: Of data orders and of random numbers within the model.
+
+    Raises:
+        BadInput: A number is out of its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        optimizer: OptimizerSource | None = None,
+        training: Iterable[Any] | None = None,
+        steps: int | None = 100,
+        seeds: int = 3,
+        lowest: float = 1e-7,
+        highest: float = 10.0,
+        divergence: float = 3.0,
+        looks: int = 8,
+        look_steps: int = 40,
+        seed: int = 0,
+    ) -> None:
+        least = (("steps", steps, SHORTEST), ("seeds", seeds, 1), ("looks", looks, 0), ("look_steps", look_steps, 2))
+        for name, value, bound in least:
+            if value is not None and value < bound:
+                raise BadInput(f"lr_range({name}=...) must be at least {bound}. Got {value}.")
+        if not 0 < lowest < highest < math.inf:
+            raise BadInput(f"lr_range(lowest, highest) needs 0 < lowest < highest. Got {lowest} and {highest}.")
+        if not divergence > 0:
+            raise BadInput(f"lr_range(divergence=...) must be more than 0. Got {divergence}.")
+        self._optimizer, self._training = optimizer, training
+        self._steps, self._seeds, self._looks, self._look_steps = steps, seeds, looks, look_steps
+        self._lowest, self._highest, self._divergence, self._seed = lowest, highest, divergence, seed
+
+    def price(self, objective: Objective) -> Cost:
+        """At most; a sweep that diverges and a search that ends early take less."""
+        n = len(objective.batches)
+        trained = math.ceil(self._sweep_steps(objective) / n) + self._looks * math.ceil(self._look_steps / n)
+        return Cost(forwards=1 + self._seeds * (trained + self._looks), backwards=self._seeds * trained)
+
+    def run(self, objective: Objective) -> Chart:
+        """Measure."""
+        meter = Meter(objective)
+        with isolated_random():
+            before = self._scratch(objective).value()
+            if not math.isfinite(before):
+                objective.explain_not_finite()
+            rates = np.geomspace(self._lowest, self._highest, self._sweep_steps(objective))
+            sweep = self._swept(objective, rates)
+            looks = self._looked(objective, sweep, before) if sweep.mean is not None and sweep.mean.clear else None
+        taken = sum(map(len, sweep.losses)) + (looks.losses.size * self._look_steps if looks else 0)
+        evaluations = 1 + (looks.losses.size if looks else 0)
+        n = len(objective.batches)
+        return Chart(
+            probe="lr_range",
+            title=title(objective),
+            values=_values(sweep, looks),
+            arrays=_arrays(sweep, looks),
+            panels=(_sweep_panel(sweep, looks), *([_look_panel(looks, self._look_steps)] if looks else [])),
+            cost=meter.cost(forwards=taken / n + evaluations, backwards=taken / n),
+            notes=tuple(_notes(sweep, looks, self._look_steps)),
+        )
+
+    def _scratch(self, objective: Objective) -> Scratch:
+        return Scratch(objective, self._optimizer, derive_seed(self._seed, "model"))
+
+    def _swept(self, objective: Objective, rates: np.ndarray) -> _Sweep:
+        ends = [self._swept_once(objective, rates, index) for index in range(self._seeds)]
+        losses = [losses for losses, _ in ends]
+        shortest = min(range(len(ends)), key=lambda i: len(losses[i]))
+        return _Sweep(rates=rates, losses=losses, reason=ends[shortest][1])
+
+    def _swept_once(self, objective: Objective, rates: np.ndarray, index: int) -> tuple[np.ndarray, str]:
+        """Losses of one sweep, and why it ended."""
+        scratch, losses, mean, best = self._scratch(objective), list[float](), math.nan, math.inf
+        for rate, batch in zip(rates, self._stretch(objective, index, len(rates)), strict=True):
+            scratch.set_rate(float(rate))
+            loss = scratch.step(batch)
+            if not math.isfinite(loss):
+                return np.array(losses), "the loss was not finite"
+            losses.append(loss)
+            mean = loss if len(losses) == 1 else mean + (loss - mean) / MEMORY
+            best = min(best, mean)
+            if mean > best + self._divergence * abs(losses[0]):
+                return np.array(losses), f"the loss rose by {self._divergence:g} times its first value above its best"
+        return np.array(losses), "all rates were tried"
+
+    def _looked(self, objective: Objective, sweep: _Sweep, before: float) -> _Looks | None:
+        """Short trainings at rates around the steepest descent, downhill from there."""
+        if self._looks == 0:
+            return None
+        assert sweep.mean is not None
+        centre, found = float(sweep.rates[sweep.mean.steepest]), dict[int, list[float]]()
+
+        def look(k: int) -> float:
+            found[k] = [self._look(objective, centre * RATIO**k, index) for index in range(self._seeds)]
+            return math.fsum(found[k]) / self._seeds
+
+        ends = [math.log(rate / centre, RATIO) for rate in (self._lowest, self._highest)]
+        places = search(look, self._looks, math.ceil(ends[0]), math.floor(ends[1]))
+        losses = np.array([found[k] for k in places])
+        return _Looks(rates=centre * RATIO ** np.array(places, dtype=float), losses=losses, before=before)
+
+    def _look(self, objective: Objective, rate: float, index: int) -> float:
+        """The objective's loss after a short annealed training; infinite where it diverged."""
+        scratch, steps = self._scratch(objective), self._look_steps
+        rise = max(1, round(WARMUP * steps))
+        for step, batch in enumerate(self._stretch(objective, index, steps)):
+            scratch.set_rate(rate * min((step + 1) / rise, 1 - step / steps))
+            if not math.isfinite(scratch.step(batch)):
+                return math.inf
+        value = scratch.value()
+        return value if math.isfinite(value) else math.inf
+
+    def _stretch(self, objective: Objective, index: int, steps: int) -> Iterator[Any]:
+        return stretch(self._training, objective.batches, index, steps, self._seed)
+
+    def _sweep_steps(self, objective: Objective) -> int:
+        """Steps of a sweep."""
+        if self._steps is not None:
+            return self._steps
+        source = objective.batches if self._training is None else self._training
+        if not isinstance(source, Sized):
+            raise BadInput("lr_range(steps=None) needs training batches with a length. Give steps=.")
+        return max(8, len(source))
+
+
+def _values(sweep: _Sweep, looks: _Looks | None) -> dict[str, Estimate]:
+    found = {"start": Estimate(value=sweep.start, about="loss at the lowest rates")}
+    if sweep.mean is None or not sweep.mean.clear:
+        return found
+    found["best"] = Estimate(value=sweep.mean.best, error=sweep.mean.noise, about="lowest smoothed loss of the sweep")
+    found["steepest"] = sweep.place("steepest", "rate of steepest descent")
+    found["safe_maximum"] = sweep.place("lowest", "rate of the sweep's lowest loss: beyond it the loss rises")
+    if sweep.diverges is not None:
+        found["divergence"] = Estimate(value=sweep.diverges, about="rate that takes back all descent, or diverges")
+    if looks is not None and looks.descends:
+        low, high = looks.good[[0, -1]]
+        found["recommended"] = looks.optimum
+        found["recommended_low"] = Estimate(value=float(low), about="lowest rate looked at that does as well")
+        found["recommended_high"] = Estimate(value=float(high), about="highest rate looked at that does as well")
+    return found
+
+
+def _notes(sweep: _Sweep, looks: _Looks | None, steps: int) -> list[str]:
+    if sweep.mean is None:
+        return ["No suggestion: the loss diverged within the first steps, at the lowest rates. Lower `lowest`."]
+    if not sweep.mean.clear:
+        return [
+            f"No suggestion: the loss falls by {sweep.mean.start - sweep.mean.best:.3g} at most, which is not clear "
+            f"of its noise, {sweep.mean.noise:.2g}, or below {LEAST_DESCENT:g} of the loss. The point may be a "
+            "minimum, or the rates too low."
+        ]
+    notes = [f"The sweeps ended at rate {sweep.rates[len(sweep.common) - 1]:.3g}: {sweep.reason}."]
+    if sweep.mean.lowest >= len(sweep.common) - 2 and sweep.diverges is None:
+        notes.append("The loss still fell at the highest rate. Raise `highest`.")
+    if looks is None:
+        return [*notes, "No rate was looked at, so none is recommended."]
+    if not looks.descends:
+        return [*notes, f"No recommendation: no rate looked at led below the loss before, {looks.before:.6g}."]
+    if looks.at_edge:
+        notes.append("The search ended at its edge: a rate beyond may do better. Raise `looks`.")
+    if len(looks.losses[0]) == 1:
+        notes.append("One data order shows no uncertainty. Raise `seeds`.")
+    return [*notes, f"Recommended for a short warm-up and decay to zero, as in the looks of {steps} steps."]
+
+
+def _arrays(sweep: _Sweep, looks: _Looks | None) -> dict[str, np.ndarray]:
+    losses = np.full((len(sweep.losses), len(sweep.rates)), np.nan)
+    for row, part in zip(losses, sweep.losses, strict=True):
+        row[: len(part)] = part
+    found = {"rates": sweep.rates, "losses": losses}
+    return found | ({"look_rates": looks.rates, "look_losses": looks.losses} if looks else {})
+
+
+def _sweep_panel(sweep: _Sweep, looks: _Looks | None) -> Lines:
+    values = _values(sweep, looks)
+    names = ("steepest", "safe_maximum", "recommended", "divergence")
+    seeds = [_line(f"order {i}", sweep.rates, part, sweep, "faint") for i, part in enumerate(sweep.losses)]
+    mean = smoothed(sweep.common) if len(sweep.common) else sweep.common
+    return Lines(
+        title="Loss while the learning rate rises",
+        lines=(*seeds, _line("smoothed mean", sweep.rates, mean, sweep, "line")),
+        x_label="learning rate η",
+        y_label="loss",
+        x_scale="log",
+        marks={name.replace("_", " "): values[name].value for name in names if name in values},
+        note="Losses that rose further above the start than they had fallen below it are cut off.",
+    )
+
+
+def _line(label: str, x: np.ndarray, y: np.ndarray, sweep: _Sweep, style: Literal["line", "faint"]) -> Line:
+    ceiling = sweep.start + max(
+        sweep.start - min(sweep.common.min(initial=sweep.start), sweep.start), 0.1 * abs(sweep.start)
+    )
+    return Line(label=label, x=x[: len(y)], y=np.where(y > ceiling, np.nan, y), style=style)
+
+
+def _look_panel(looks: _Looks, steps: int) -> Lines:
+    ceiling = 2 * looks.before - float(looks.means.min())
+    shown = np.where(looks.losses > ceiling, np.nan, looks.losses)
+    return Lines(
+        title=f"Loss after {steps} annealed steps, by peak rate",
+        lines=(
+            Line(label="mean", x=looks.rates, y=shown.mean(1)),
+            *(Line(label=f"order {i}", x=looks.rates, y=column, style="points") for i, column in enumerate(shown.T)),
+            Line(label="before", x=looks.rates, y=np.full(len(looks.rates), looks.before), style="dashed"),
+        ),
+        x_label="learning rate η",
+        y_label="loss over the objective's batches",
+        x_scale="log",
+        marks={"recommended": looks.optimum.value} if looks.descends else {},
+        note="Every training starts at the point; diverged ones are left out.",
+    )

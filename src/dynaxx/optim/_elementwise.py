@@ -1,0 +1,115 @@
+"""What the thin subclasses of torch's own optimizers share: checks, groups, planned bytes, gradients refused by name."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dynaxx.core.methods import ModelOptimizer
+from dynaxx.core.parameters import local
+from dynaxx.errors import BadInput
+from dynaxx.optim import _options as options
+from dynaxx.optim._groups import decay_groups
+from dynaxx.optim._state import restore_state, tensor_bytes
+from dynaxx.optim._transport import Transportable
+
+
+class Elementwise(Transportable, ModelOptimizer):
+    """One of torch's optimizers, whose arithmetic stays torch's; to be put before it among the bases."""
+
+    rules: ClassVar[dict[str, options.Rule]]
+    """What each option must be."""
+    weight_decay: ClassVar[float]
+    """The default."""
+
+    @classmethod
+    def for_model(cls, model: nn.Module, **options: Any) -> Self:
+        """All trainable parameters; decay for matrices and kernels only, not for vectors and embeddings.
+
+        Args:
+            model: The model; frozen parameters are left out.
+            options: Those of the constructor.
+
+        Returns:
+            The optimizer.
+        """
+        decay = options.pop("weight_decay", cls.weight_decay)
+        return cls(decay_groups(cls.__name__, model, decay), weight_decay=decay, **options)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's, with the options checked.
+
+        Args:
+            param_group: `params`, and options that differ from the defaults.
+
+        Raises:
+            BadInput: An option breaks its rule.
+        """
+        super().add_param_group(param_group)
+        try:
+            options.check_options(type(self).__name__, self.param_groups[-1], self.rules)
+        except BadInput:
+            self.param_groups.pop()
+            raise
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """As torch's, with every tensor copied in the precision it was saved in.
+
+        Args:
+            state_dict: What `state_dict` returned.
+        """
+        super().load_state_dict(dict(state_dict))
+        restore_state(self, state_dict)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Update every parameter that has a gradient.
+
+        Args:
+            closure: Computes the loss and its gradients anew.
+
+        Returns:
+            The loss of the closure, or None.
+
+        Raises:
+            BadInput: A gradient is sparse.
+        """
+        for group in self.param_groups:
+            for _ in options.dense_gradients(type(self).__name__, group):
+                pass
+        return super().step(closure)  # pyright: ignore[reportAbstractUsage]
+
+    def planned_bytes(self) -> int:
+        """Memory that the state will take, from the shapes alone."""
+        return sum(
+            tensor_bytes(self._blank(local(p.detach()).to("meta"), group))
+            for group in self.param_groups
+            for p in group["params"]
+        )
+
+    def _blank(self, parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The state that torch will make for a parameter, empty, on the parameter's device."""
+        raise NotImplementedError
+
+
+def group_of(optimizer: Optimizer, parameter: Tensor) -> tuple[dict[str, Any], int]:
+    """The group that a parameter is in, and its place there.
+
+    Args:
+        optimizer: Any.
+        parameter: One of its parameters.
+
+    Returns:
+        Group and index.
+
+    Raises:
+        BadInput: It is not one of them.
+    """
+    for group in optimizer.param_groups:
+        for index, each in enumerate(group["params"]):
+            if each is parameter:
+                return group, index
+    raise BadInput(
+        f"{type(optimizer).__name__}: this parameter (shape {tuple(parameter.shape)}) is not one of its own. "
+        "Ask for a parameter of its groups."
+    )

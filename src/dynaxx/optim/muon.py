@@ -1,0 +1,290 @@
+"""Muon: orthogonalised momentum for hidden matrices, AdamW for everything else, in one optimizer."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
+from typing import Any, ClassVar, NamedTuple, Self, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
+
+from dynaxx.core.methods import ModelOptimizer
+from dynaxx.errors import BadInput
+from dynaxx.numerics.polar import newton_schulz
+from dynaxx.optim import _options as options
+from dynaxx.optim._adam import adam_step, blank_moments
+from dynaxx.optim._elementwise import group_of
+from dynaxx.optim._groups import beneath, embeddings, output_head, trainable
+from dynaxx.optim._state import restore_state, tensor_bytes, wide
+from dynaxx.optim._transport import Transportable, completed
+
+
+class Muon(Transportable, ModelOptimizer):
+    """W ← (1 − ηλ) W − η s · NS(G̃) for hidden matrices (Jordan 2024), AdamW for groups with `rule="adamw"`.
+
+    B ← μ B + (1 − μ) G, G̃ = (1 − μ) G + μ B with Nesterov's form, else B; NS brings all singular values near 1.
+    Kernels of more than two dimensions are matrices (outputs × the rest). `for_model` sorts the parameters.
+
+    Args:
+        params: Parameters, named parameters or groups; a group may say `rule="adamw"`.
+        lr: η; torch's 1e-3. With `adjust="match_rms_adamw"` one rate serves both kinds of groups.
+        weight_decay: λ, decoupled, by the rate before the adjustment; torch's 0.1.
+        momentum: μ; torch's 0.95.
+        nesterov: Look ahead along the momentum.
+        steps: Newton–Schulz iterations; torch's 5.
+        adjust: s. "match_rms_adamw": 0.2 √max(rows, columns), which moves entries as far as AdamW does (Liu et al.
+            2025), so that a switch from it needs no new rate; "original": √max(1, rows / columns).
+        rule: "muon" or "adamw", of groups that do not say.
+        betas: Decay rates of the "adamw" groups; β₂ = 0.95 as in Jordan's runs.
+        eps: ε of the "adamw" groups.
+
+    Raises:
+        BadInput: An option breaks its rule; a "muon" group holds what is not a matrix; a parameter is complex or
+            sharded.
+
+    Example:
+        >>> optimizer = Muon.for_model(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)))
+        >>> [(group["rule"], group["param_names"]) for group in optimizer.param_groups]
+        [('muon', ['0.weight']), ('adamw', ['2.weight']), ('adamw', ['0.bias', '2.bias'])]
+    """
+
+    memory = "1 × hidden matrices + 2 × the rest"
+    weight_decay: ClassVar[float] = 0.1
+    rules: ClassVar[dict[str, options.Rule]] = {
+        "lr": options.NOT_NEGATIVE,
+        "weight_decay": options.NOT_NEGATIVE,
+        "momentum": options.SHARE,
+        "nesterov": options.FLAG,
+        "steps": options.COUNT,
+        "adjust": options.one_of("match_rms_adamw", "original"),
+        "rule": options.one_of("muon", "adamw"),
+        "betas": options.SHARES,
+        "eps": options.NOT_NEGATIVE,
+    }
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        weight_decay: float = weight_decay,
+        *,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        steps: int = 5,
+        adjust: str = "match_rms_adamw",
+        rule: str = "muon",
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+    ) -> None:
+        super().__init__(
+            params,
+            {
+                "lr": lr, "weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov, "steps": steps,
+                "adjust": adjust, "rule": rule, "betas": betas, "eps": eps,
+            },
+        )  # fmt: skip
+
+    @classmethod
+    def for_model(
+        cls, model: nn.Module, *, head: Sequence[str] | None = None, adamw_lr: float | None = None, **options: Any
+    ) -> Self:
+        """Hidden matrices by Muon; embeddings, the output head, norms and biases by AdamW.
+
+        A hidden matrix has at least two dimensions of which both sides exceed 1, and belongs to no embedding and no
+        head. Vectors get no weight decay, embeddings neither.
+
+        Args:
+            model: The model; frozen parameters are left out.
+            head: Paths of modules or parameters that make the outputs; None: the last `nn.Linear` in the order of
+                registration, unless it is the only matrix.
+            adamw_lr: The rate of the AdamW groups; None: that of Muon.
+            options: Those of the constructor.
+
+        Returns:
+            The optimizer.
+
+        Raises:
+            UnknownName: There is nothing at a path of `head`.
+        """
+        decay = options.pop("weight_decay", cls.weight_decay)
+        named, tables = trainable("Muon", model), embeddings(model)
+        outputs = beneath("Muon", model, sorted(output_head(model)) if head is None else head)
+        matrices = {name for name, p in named if _is_matrix(p) and id(p) not in tables}
+        hidden = matrices - outputs or (matrices if head is None else set[str]())
+        outside = {"rule": "adamw"} if adamw_lr is None else {"rule": "adamw", "lr": adamw_lr}
+        groups: list[dict[str, Any]] = [
+            {"params": [(n, p) for n, p in named if n in hidden], "rule": "muon", "weight_decay": decay},
+            {"params": [(n, p) for n, p in named if n in matrices - hidden], "weight_decay": decay, **outside},
+            {"params": [(n, p) for n, p in named if n not in matrices], "weight_decay": 0.0, **outside},
+        ]
+        return cls([group for group in groups if group["params"]], weight_decay=decay, **options)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's, with options and parameters checked.
+
+        Args:
+            param_group: `params`, and options that differ from the defaults.
+
+        Raises:
+            BadInput: An option or a parameter breaks a rule.
+        """
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            options.check_options("Muon", group, self.rules)
+            options.check_parameters("Muon", group, why="orthogonalisation")
+            for index, parameter in enumerate(group["params"]):
+                if group["rule"] == "muon" and parameter.dim() < 2:
+                    raise BadInput(
+                        f"Muon(params=...): {options.parameter_name(group, index)} has {parameter.dim()} dimensions, "
+                        'and needs two. Put it into a group with rule="adamw", or make the optimizer by for_model.'
+                    )
+        except BadInput:
+            self.param_groups.pop()
+            raise
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """As torch's, with every tensor copied in the precision it was saved in.
+
+        Args:
+            state_dict: What `state_dict` returned.
+        """
+        super().load_state_dict(dict(state_dict))
+        restore_state(self, state_dict)
+
+    def planned_bytes(self) -> int:
+        """Memory that the state will take, from the shapes alone."""
+        return sum(
+            tensor_bytes(_blank(p, group["rule"], "meta")) for group in self.param_groups for p in group["params"]
+        )
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Update every parameter that has a gradient.
+
+        Args:
+            closure: Computes the loss and its gradients anew.
+
+        Returns:
+            The loss of the closure, or None.
+
+        Raises:
+            BadInput: A gradient is sparse.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parts = [
+                _Part(p, g, self._state_of(p, group)) for _, p, g in options.dense_gradients("Muon", group)
+            ]  # fmt: skip
+            if group["rule"] == "adamw":
+                adam_step(parts, group, group["betas"], float(group["lr"]))
+            elif parts:
+                _muon_step(parts, group)
+        return loss
+
+    def _state_of(self, parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
+        state = cast(dict[str, Tensor], self.state[parameter])
+        if not state:
+            state.update(_blank(parameter, group["rule"], parameter.device))
+        return state
+
+    @torch.no_grad()
+    def moments(self, parameter: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """The first moment, and of parameters under AdamW the second.
+
+        Args:
+            parameter: One of the optimizer's.
+
+        Returns:
+            Bias-corrected copies; None before the first update, and for the second moment of a hidden matrix.
+        """
+        group, _ = group_of(self, parameter)
+        state = cast(dict[str, Tensor], self.state.get(parameter, {}))
+        if not state:
+            return None, None
+        steps = float(state["step"])
+        if group["rule"] == "muon":
+            return state["momentum_buffer"] / (1 - group["momentum"] ** steps), None
+        beta1, beta2 = group["betas"]
+        return state["exp_avg"] / (1 - beta1**steps), state["exp_avg_sq"] / (1 - beta2**steps)
+
+    @torch.no_grad()
+    def adopt(
+        self,
+        parameter: Tensor,
+        first: Tensor | None,
+        second: Tensor | None,
+        steps: int,
+        gradients: Sequence[Tensor] | None = None,
+    ) -> None:
+        """Take over moments; a hidden matrix needs the first only.
+
+        Args:
+            parameter: One of the optimizer's.
+            first: First moment, bias-corrected.
+            second: Second moment, bias-corrected.
+            steps: Steps that they have seen.
+            gradients: To make up what is missing.
+
+        Raises:
+            BadInput: A moment is missing and there are no gradients.
+        """
+        group, _ = group_of(self, parameter)
+        hidden = group["rule"] == "muon"
+        needed = first if hidden and second is None else second
+        first, second = completed("Muon", first, needed, steps, gradients)
+        state = _blank(parameter, group["rule"], parameter.device)
+        state["step"].fill_(steps)
+        if hidden:
+            state["momentum_buffer"].copy_(first * (1 - group["momentum"] ** steps))
+        else:
+            beta1, beta2 = group["betas"]
+            state["exp_avg"].copy_(first * (1 - beta1**steps))
+            state["exp_avg_sq"].copy_(second * (1 - beta2**steps))
+        self.state[parameter] = state
+
+
+class _Part(NamedTuple):
+    parameter: Tensor
+    gradient: Tensor
+    state: dict[str, Tensor]
+
+    @property
+    def kind(self) -> tuple[int, int, str]:
+        """What must agree for a common orthogonalisation."""
+        p = self.parameter
+        return p.shape[0], p[0].numel(), f"{p.dtype} {p.device}"
+
+
+def _is_matrix(parameter: Tensor) -> bool:
+    return parameter.dim() >= 2 and parameter.shape[0] > 1 and parameter[0].numel() > 1
+
+
+def _blank(parameter: Tensor, rule: str, device: torch.device | str) -> dict[str, Tensor]:
+    state = blank_moments(parameter, device)
+    return state if rule == "adamw" else {"step": state["step"], "momentum_buffer": state["exp_avg"]}
+
+
+def _muon_step(parts: list[_Part], group: Mapping[str, Any]) -> None:
+    rate, momentum = float(group["lr"]), group["momentum"]
+    buffers = [part.state["momentum_buffer"] for part in parts]
+    gradients = [part.gradient.to(b.dtype) for part, b in zip(parts, buffers, strict=True)]
+    torch._foreach_lerp_(buffers, gradients, 1 - momentum)
+    looked = torch._foreach_lerp(gradients, buffers, momentum) if group["nesterov"] else buffers
+    if group["weight_decay"]:
+        torch._foreach_mul_([part.parameter for part in parts], 1 - rate * group["weight_decay"])
+    pairs = [(part, x) for part, x in zip(parts, looked, strict=True) if x.numel()]
+    for (rows, columns, _), alike in groupby(sorted(pairs, key=lambda pair: pair[0].kind), lambda pair: pair[0].kind):
+        same = list(alike)
+        directions = newton_schulz(torch.stack([x.reshape(rows, columns) for _, x in same]), group["steps"])
+        scale = 0.2 * math.sqrt(max(rows, columns))
+        if group["adjust"] == "original":
+            scale = math.sqrt(max(1.0, rows / columns))
+        updates = [d.to(wide(p.parameter.dtype)).view(p.parameter.shape) for (p, _), d in zip(same, directions)]
+        torch._foreach_add_([part.parameter for part, _ in same], updates, alpha=-rate * scale)
+    for part in parts:
+        part.state["step"].add_(1)

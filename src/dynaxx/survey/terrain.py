@@ -1,0 +1,188 @@
+"""The class of a terrain from measured readings, with what speaks for and against each class."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """One number that a map has measured.
+
+    Args:
+        value: The number.
+        low: Lower end of its interval; None: the value itself.
+        high: Its upper end.
+        source: The probe that measured it.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    source: str = ""
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """From the smallest to the largest value that the measurement leaves open."""
+        return (self.value if self.low is None else self.low), (self.value if self.high is None else self.high)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.value:.3g}" + (f" ({low:.3g} to {high:.3g})" if high > low else "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """What a terrain looks like in one reading.
+
+    Args:
+        reading: Name of the reading.
+        words: What the rule says, in words.
+        above: The reading is above this in such a terrain; or
+        below: below this.
+        origin: Where the threshold comes from.
+    """
+
+    reading: str
+    words: str
+    above: float | None = None
+    below: float | None = None
+    origin: str
+
+    def score(self, reading: Reading) -> float:
+        """How well the reading fits: 1 where its whole interval does, −1 where none of it does, between in proportion.
+
+        Args:
+            reading: The reading.
+
+        Returns:
+            In [−1, 1].
+        """
+        low, high = reading.interval
+        threshold = self.above if self.above is not None else self.below
+        assert threshold is not None
+        if not high > low:
+            beyond = 1.0 if reading.value > threshold else -1.0
+        else:
+            beyond = max(-1.0, min(1.0, 1 - 2 * (threshold - low) / (high - low)))
+        return beyond if self.above is not None else -beyond
+
+
+SMOOTH_BOWL, RAVINE, FLAT_VALLEY = "smooth bowl", "ill-conditioned ravine", "long flat valley"
+PLATEAU, RUGGED, SHARP, EDGE = "plateau", "rugged", "sharp and narrow", "at the edge of stability"
+
+RULES: Mapping[str, tuple[Rule, ...]] = {
+    SMOOTH_BOWL: (
+        Rule(reading="convexity", words="lines through the point are convex", above=0.9,
+             origin="a convex function has 1; nets trained without normalisation or skips fall below 0.8"),
+        Rule(reading="negative_share", words="hardly any negative curvature", below=0.05,
+             origin="|λ_min| / λ₁; at trained minima 0.01-0.05, at initialisation 0.1-0.5 (Sagun et al. 2017)"),
+        Rule(reading="anisotropy", words="curvature alike in all directions", below=30.0,
+             origin="d·λ₁ / tr H; a Gaussian random bowl (Marchenko-Pastur, ratio 1) has 4"),
+    ),
+    RAVINE: (
+        Rule(reading="anisotropy", words="a few directions are far steeper than the mean", above=100.0,
+             origin="d·λ₁ / tr H; hundreds to thousands where outliers stand off the bulk (Ghorbani et al. 2019)"),
+        Rule(reading="roughness", words="lines are smooth", below=0.1,
+             origin="the same bound as of rugged terrain, from the other side"),
+    ),
+    FLAT_VALLEY: (
+        Rule(reading="noise_ratio", words="the gradient is ruled by noise", above=10.0,
+             origin="noise scale over batch: beyond 10 a step keeps under a tenth of its signal (McCandlish et al. 2018)"),
+        Rule(reading="progress", words="the loss still falls", above=0.0, origin="any descent outside of the noise"),
+        Rule(reading="sharpness_rate", words="far from the edge of stability", below=0.2,
+             origin="λ₁·η over its threshold: rates could rise five times"),
+    ),
+    PLATEAU: (
+        Rule(reading="progress", words="short trainings do not lower the loss", below=0.0,
+             origin="no descent outside of the noise, at the best of all rates tried"),
+        Rule(reading="descending_rates", words="no rate of the sweep descends", below=0.5,
+             origin="0 of them, or 1: the sweep either found a descent or did not"),
+    ),
+    RUGGED: (
+        Rule(reading="roughness", words="lines go up and down", above=0.1,
+             origin="share of a line's rise and fall that a smooth trend does not explain; skip connections keep it "
+             "below 0.05 (Li et al. 2018)"),
+        Rule(reading="seed_spread", words="seeds end at different losses", above=0.1,
+             origin="standard deviation over mean of the final losses; below 0.03 on well-behaved tasks"),
+        Rule(reading="convexity", words="lines through the point are not convex", below=0.6,
+             origin="by chance half of the second differences of noise are negative"),
+    ),
+    SHARP: (
+        Rule(reading="worst_case", words="a small step uphill multiplies the loss", above=1.0,
+             origin="worst rise within ρ = 0.05 (Foret et al. 2021) over the loss: it doubles"),
+        Rule(reading="trained_sharpness_growth", words="sharpness grows along short trainings", above=2.0,
+             origin="progressive sharpening at least doubles λ₁ before the edge (Cohen et al. 2021)"),
+    ),
+    EDGE: (
+        Rule(reading="sharpness_rate", words="λ₁·η is at its threshold", above=0.8,
+             origin="full-batch training settles within 1.0-1.1 of it, mini-batches at 0.5-0.9 (Cohen et al. 2021, 2022)"),
+    ),
+}  # fmt: skip
+"""By terrain. Rules whose reading a map lacks are left out and said."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terrain:
+    """What a map says of the terrain.
+
+    Args:
+        name: The class that fits best; None where none fits.
+        confidence: In [0, 1]: how far it is ahead of the next, times the share of its rules that could be read.
+        scores: Every class that could be judged, in [−1, 1].
+        supporting: What speaks for the class that was chosen, in words with figures.
+        opposing: What speaks against it.
+        missing: Readings that the map lacks.
+    """
+
+    name: str | None
+    confidence: float
+    scores: Mapping[str, float] = field(default_factory=dict[str, float])
+    supporting: tuple[str, ...] = ()
+    opposing: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+
+
+def terrain(readings: Mapping[str, Reading], rules: Mapping[str, Sequence[Rule]] = RULES) -> Terrain:
+    """Judge the terrain: each class scores the mean of its rules, Σ score / number of rules read.
+
+    Args:
+        readings: What was measured, by name; values that are not finite count as not measured.
+        rules: By class.
+
+    Returns:
+        The judgement, with every rule that was applied.
+
+    Example:
+        >>> found = terrain({"anisotropy": Reading(value=900.0), "roughness": Reading(value=0.01)})
+        >>> found.name, found.confidence
+        ('ill-conditioned ravine', 1.0)
+    """
+    known = {name: reading for name, reading in readings.items() if math.isfinite(reading.value)}
+    scores = {
+        name: sum(rule.score(known[rule.reading]) for rule in read) / len(read)
+        for name, each in rules.items()
+        if (read := [rule for rule in each if rule.reading in known])
+    }
+    missing = tuple(sorted({rule.reading for each in rules.values() for rule in each} - set(known)))
+    ranked = sorted(scores, key=lambda name: -scores[name])
+    if not ranked or scores[ranked[0]] <= 0:
+        return Terrain(name=None, confidence=0.0, scores=scores, missing=missing)
+    best = ranked[0]
+    ahead = scores[best] - max(0.0, scores[ranked[1]]) if len(ranked) > 1 else scores[best]
+    read = [rule for rule in rules[best] if rule.reading in known]
+    return Terrain(
+        name=best,
+        confidence=max(0.0, ahead) * len(read) / len(rules[best]),
+        scores=scores,
+        supporting=tuple(_said(rule, known[rule.reading]) for rule in read if rule.score(known[rule.reading]) > 0),
+        opposing=tuple(_said(rule, known[rule.reading]) for rule in read if rule.score(known[rule.reading]) <= 0),
+        missing=missing,
+    )
+
+
+def _said(rule: Rule, reading: Reading) -> str:
+    sign, threshold = (">", rule.above) if rule.above is not None else ("<", rule.below)
+    fits = "" if rule.score(reading) > 0 else "not so: "
+    source = f", by {reading.source}" if reading.source else ""
+    return f"{fits}{rule.words}: {rule.reading} {reading} {sign} {threshold:g}{source}"
