@@ -20,6 +20,8 @@ export interface Options {
   series: uPlot.Series[];
   /** Fixed vertical range; by default that of the series in view. */
   yRange?: (view: [number, number]) => [number, number];
+  /** Replaces parts of the horizontal axis. */
+  xAxis?: uPlot.Axis;
   /** Replaces parts of the vertical axis. */
   yAxis?: uPlot.Axis;
   yDown?: boolean;
@@ -88,7 +90,7 @@ export class Chart implements Member {
         series: [{}, ...options.series],
         scales: { x: { time: false, range: () => group.view }, y: yScale },
         axes: [
-          { ...axis, label: options.xLabel, labelSize: 18, size: 28, gap: 4, values: ticks },
+          { ...axis, label: options.xLabel, labelSize: 18, size: 28, gap: 4, values: ticks, ...options.xAxis },
           {
             ...axis,
             label: options.yLabel || undefined,

@@ -7,6 +7,7 @@ import { csv } from "./csv";
 import { el } from "./dom";
 import { num, where } from "./format";
 import { Group, type Range } from "./group";
+import { logSplits } from "./log";
 import type { Arrays, Curve, LinesPanel, Numbers, Run } from "./payload";
 
 interface Drawn {
@@ -22,16 +23,28 @@ interface Drawn {
 const DASHES = [[], [7, 3], [2, 3], [8, 3, 2, 3]];
 
 export function xRange(panel: LinesPanel, run: Run, arrays: Arrays): Range | null {
-  const ends = panel.lines.map((curve) => arrays.get(run, curve.x_array)).filter((x) => x.length);
+  const ends = panel.lines.map((curve) => places(panel, run, curve, arrays)[0]).filter((x) => x.length);
   if (!ends.length) return null;
   return [Math.min(...ends.map((x) => x[0]!)), Math.max(...ends.map((x) => x[x.length - 1]!))];
+}
+
+/** x and y of a curve; on a logarithmic axis x is its logarithm, so that zoom and keys move evenly. */
+function places(panel: LinesPanel, run: Run, curve: Curve, arrays: Arrays): [Numbers, Numbers] {
+  const [x, y] = [arrays.get(run, curve.x_array), arrays.get(run, curve.y_array)];
+  if (panel.x_scale !== "log") return [x, y];
+  const kept = Array.from(x, (_, i) => i).filter((i) => x[i]! > 0);
+  return [Float64Array.from(kept, (i) => Math.log10(x[i]!)), Float64Array.from(kept, (i) => y[i]!)];
 }
 
 export function linesCard(panels: [Run, LinesPanel][], overlay: boolean, arrays: Arrays, group: Group): HTMLElement {
   const first = panels[0]![1];
   const drawn = onceEach(panels.flatMap(([run, panel]) => curves(run, panel, overlay, arrays)));
   const signed = drawn.some(({ y }) => y.some((v) => v < 0));
-  const bad = panels.flatMap(([, panel]) => panel.bad);
+  const [xLog, steps] = [first.x_scale === "log", first.x_label === "step"];
+  const warp = (x: number) => (xLog ? Math.log10(x) : x);
+  const back = (x: number) => (xLog ? 10 ** x : x);
+  const bad = panels.flatMap(([, panel]) => panel.bad).map(([from, to]): Range => [warp(from), warp(to)]);
+  const marks = new Map(panels.flatMap(([, panel]) => Object.entries(panel.marks).map(([name, x]) => [name, warp(x)] as const)));
   const notes = [...new Set(panels.map(([, panel]) => panel.note))].filter(Boolean);
   const made = card(first.title, "", notes.length === 1 ? notes[0]! : "");
   let log = panels.some(([, panel]) => panel.scale === "log") && drawn.some((d) => positive(d.y));
@@ -57,12 +70,16 @@ export function linesCard(panels: [Run, LinesPanel][], overlay: boolean, arrays:
     log,
     data: table(drawn, log),
     series: drawn.map((d, i) => series(d, shown[i]!)),
-    over: (plot) => paintBad(plot, bad),
+    ...(xLog ? { xAxis: LOG_X } : {}),
+    over: (plot) => {
+      paintBad(plot, bad);
+      paintMarks(plot, marks);
+    },
     moved: (x) => read(x),
   });
   const read = (x: number | null): string => {
     // Away from the plot the legend tells how the curves end.
-    const place = x === null ? "" : `${first.x_label} ${where(x)}`;
+    const place = x === null ? "" : `${first.x_label} ${steps ? where(x) : num(back(x))}`;
     at.textContent = place;
     const words = drawn.map((d, i) => {
       const text = d.curve.style === "dashed" ? "" : num(valueAt(d, x));
@@ -74,7 +91,7 @@ export function linesCard(panels: [Run, LinesPanel][], overlay: boolean, arrays:
   const chart = new Chart(options(), group);
   made.body.append(chart.root);
   read(null);
-  addTools(made, first.title, () => toCsv(first.x_label, drawn, group.view));
+  addTools(made, first.title, () => toCsv(first.x_label, drawn, group.view, back));
   if (!signed && drawn.some((d) => positive(d.y))) {
     addLog(made, log, (now) => {
       log = now;
@@ -90,11 +107,12 @@ function curves(run: Run, panel: LinesPanel, overlay: boolean, arrays: Arrays): 
   return panel.lines.map((curve) => {
     const own = solid;
     if (curve.style === "line" || curve.style === "points") solid++;
+    const [x, y] = places(panel, run, curve, arrays);
     return {
       curve,
       label: runs && curve.style !== "dashed" ? `${runs} · ${curve.label}` : curve.label,
-      x: arrays.get(run, curve.x_array),
-      y: arrays.get(run, curve.y_array),
+      x,
+      y,
       colour: overlay ? run.index : own,
       dash: overlay ? own : 0,
     };
@@ -183,11 +201,42 @@ function paintBad(plot: uPlot, bad: [number, number][]): void {
   plot.ctx.fill(band);
 }
 
-function toCsv(xLabel: string, drawn: Drawn[], [low, high]: Range): string {
+const LOG_X: uPlot.Axis = {
+  splits: (plot, _, min, max) => logSplits(10 ** min, 10 ** max, plot.bbox.width / devicePixelRatio / 60).map(Math.log10),
+  values: (_, splits) => splits.map((v) => num(10 ** v, 3)),
+};
+
+/** Dotted lines with their names, beside each other where they would meet. */
+function paintMarks(plot: uPlot, marks: ReadonlyMap<string, number>): void {
+  const { ctx } = plot;
+  const { top, height } = plot.bbox;
+  const px = uPlot.pxRatio;
+  ctx.globalAlpha = 1;
+  ctx.strokeStyle = ctx.fillStyle = themed("muted");
+  ctx.lineWidth = px;
+  ctx.font = `${11 * px}px system-ui, sans-serif`;
+  ctx.textAlign = "right";
+  for (const [name, x] of marks) {
+    const left = plot.valToPos(x, "x", true);
+    ctx.setLineDash([2 * px, 3 * px]);
+    ctx.beginPath();
+    ctx.moveTo(left, top);
+    ctx.lineTo(left, top + height);
+    ctx.stroke();
+    ctx.setLineDash([]);
+    ctx.save();
+    ctx.translate(left + 12 * px, top + 6 * px);
+    ctx.rotate(-Math.PI / 2);
+    ctx.fillText(name, 0, 0);
+    ctx.restore();
+  }
+}
+
+function toCsv(xLabel: string, drawn: Drawn[], [low, high]: Range, back: (x: number) => number): string {
   const [x, ...ys] = table(drawn, false);
   const rows = Array.from(x!, (v, i) => [v as number, ...ys.map((y) => (y[i] ?? null) as number | null)]);
   return csv(
     [xLabel, ...drawn.map((d) => d.label)],
-    rows.filter((row) => row[0]! >= low && row[0]! <= high),
+    rows.filter((row) => row[0]! >= low && row[0]! <= high).map(([at, ...ys]) => [back(at!), ...ys]),
   );
 }

@@ -2,12 +2,13 @@
 import { card } from "./card";
 import { LINE_COLOURS } from "./colour";
 import { button, el } from "./dom";
+import { fieldCard } from "./field";
 import { where } from "./format";
 import { Group, type Range } from "./group";
 import { Cells, heatCard } from "./heatmap";
 import { linesCard, xRange } from "./lines";
 import { pathCard } from "./path";
-import type { Arrays, HeatPanel, LinesPanel, Panel, Payload, Run, TablePanel } from "./payload";
+import type { Arrays, FieldPanel, HeatPanel, LinesPanel, Panel, Payload, Run, TablePanel } from "./payload";
 import { dark, onTheme, toggleTheme } from "./theme";
 
 /** Rows of a table that are shown at once. */
@@ -111,6 +112,8 @@ function cards(shown: Shown<Panel>, several: boolean, arrays: Arrays, steps: Gro
         : [0, 0];
       return panels.map(([run, panel]) => heatCard(run, panel, colours, subtitle(run), arrays, steps));
     }
+    case "field":
+      return (shown as Shown<FieldPanel>).map(([run, panel]) => fieldCard(run, panel, subtitle(run), arrays));
     case "table":
       return (shown as Shown<TablePanel>).map(([run, panel]) => tableCard(panel, subtitle(run)));
   }

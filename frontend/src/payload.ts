@@ -19,6 +19,9 @@ export interface LinesPanel {
   x_label: string;
   y_label: string;
   scale: Scale;
+  x_scale: Scale;
+  /** Places on the horizontal axis, by name. */
+  marks: Record<string, number>;
   lines: Curve[];
   /** Intervals of x with a value that is not finite. */
   bad: [number, number][];
@@ -47,6 +50,24 @@ export interface HeatPanel {
   missing: boolean;
 }
 
+export interface FieldPanel {
+  kind: "field";
+  title: string;
+  note: string;
+  x_label: string;
+  y_label: string;
+  value_label: string;
+  scale: Scale;
+  x_array: string;
+  y_array: string;
+  /** Row by row; NaN where not finite. */
+  values_array: string;
+  /** Values at the ends of the colour map. */
+  colours: [number, number];
+  /** Curves, and single points. */
+  paths: Curve[];
+}
+
 export interface TablePanel {
   kind: "table";
   title: string;
@@ -55,7 +76,7 @@ export interface TablePanel {
   rows: string[][];
 }
 
-export type Panel = LinesPanel | HeatPanel | TablePanel;
+export type Panel = LinesPanel | HeatPanel | FieldPanel | TablePanel;
 
 export interface Figure {
   name: string;

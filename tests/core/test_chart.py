@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from dynaxx.core.chart import Chart, Estimate
-from dynaxx.core.panels import HeatMap, Line, Lines, Table
+from dynaxx.core.panels import Field, HeatMap, Line, Lines, Table
 from dynaxx.core.records import Cost
 
 
@@ -22,6 +22,20 @@ def _chart():
         panels=(
             Lines(title="density", lines=(Line(label="mean", x=np.array([0.0, 1.0]), y=np.array([np.nan, 2.0])),)),
             HeatMap(title="kernel", x=np.array([1.0]), rows=("a", "b"), values=np.array([[1.0, 2.0]])),
+            Field(
+                title="plane",
+                x=np.array([0.0, 1.0]),
+                y=np.array([0.0, 2.0, 3.0]),
+                values=np.array([[1.0, np.inf], [2.0, 3.0], [np.nan, 5.0]]),
+                paths=(Line(label="here", x=np.zeros(1), y=np.zeros(1)),),
+                scale="log",
+            ),
+            Lines(
+                title="rates",
+                lines=(Line(label="loss", x=np.array([1e-3, 1e-2]), y=np.ones(2)),),
+                x_scale="log",
+                marks={"suggested": 3e-3},
+            ),
             Table(title="by layer", header=("layer", "trace"), rows=(("0", "1.5"),)),
         ),
         cost=Cost(products=12, seconds=0.5),
@@ -44,7 +58,12 @@ def test_a_chart_survives_strict_json():
         assert before.title == after.title
     np.testing.assert_array_equal(back.panels[0].lines[0].y, [np.nan, 2.0])
     np.testing.assert_array_equal(back.panels[1].values, [[1.0, 2.0]])
-    assert back.panels[2].rows == (("0", "1.5"),)
+    field, rates, table = back.panels[2:]
+    np.testing.assert_array_equal(field.values, [[1.0, np.nan], [2.0, 3.0], [np.nan, 5.0]])
+    np.testing.assert_array_equal(field.y, [0.0, 2.0, 3.0])
+    assert (field.paths[0].label, field.scale) == ("here", "log")
+    assert (rates.x_scale, rates.marks) == ("log", {"suggested": 3e-3})
+    assert table.rows == (("0", "1.5"),)
 
 
 def test_numbers_are_shown_with_their_uncertainty():
@@ -58,4 +77,7 @@ def test_numbers_are_shown_with_their_uncertainty():
 
 def test_a_chart_draws_itself():
     assert _chart()._repr_png_()[:4] == b"\x89PNG"
+    flat, solid = _chart().plot(), _chart().plot(surface=True)
+    assert [axes.name for axes in flat.axes].count("3d") == 0
+    assert [axes.name for axes in solid.axes].count("3d") == 1
     assert _chart()["largest"] == 2.5

@@ -1,6 +1,7 @@
 """What every entry of the family "probes" must be."""
 
 import contextlib
+import functools
 import io
 import json
 import random
@@ -14,18 +15,39 @@ from torch.nn import functional
 
 from dynaxx import catalog
 from dynaxx.core.chart import Chart
+from dynaxx.core.isolation import isolated_random
 from dynaxx.core.objective import Objective
 from dynaxx.core.records import Cost
+from dynaxx.core.snapshot import Snapshot
 from dynaxx.errors import NotApplicable
 from dynaxx.numerics.operator import Operator
 
 PROBES = catalog.names("probes")
-SHORT = {"critical_points": {"starts": 1, "iterations": 5}}
-"""Options with which a probe takes a few seconds; all others run with their defaults."""
+SHORT = {
+    "connectivity": {"other": 2, "initial": 3, "steps": 5, "points": 5},
+    "critical_points": {"starts": 1, "iterations": 5},
+    "trajectory_map": {"trajectory": (2, 3, 4), "grid": 5},
+}
+"""Options with which a probe takes a few seconds; all others run with their defaults. Other points are seeds."""
 
 
 def made(name):
-    return catalog.get("probes", name)(**SHORT.get(name, {}))
+    options = dict(SHORT.get(name, {}))
+    for key in options.keys() & {"other", "initial"}:
+        options[key] = weights(options[key])
+    if "trajectory" in options:
+        options["trajectory"] = [
+            Snapshot(step=i, run="a", load=functools.partial(weights, seed))
+            for i, seed in enumerate(options["trajectory"])
+        ]
+    return catalog.get("probes", name)(**options)
+
+
+def weights(seed):
+    """Parameters and buffers of a net of that seed."""
+    with isolated_random():
+        torch.manual_seed(seed)
+        return Net().state_dict()
 
 
 class Net(nn.Module):

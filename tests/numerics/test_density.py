@@ -173,3 +173,29 @@ def test_bad_input():
         density(Dense(torch.full((3, 3), math.nan)))
     with pytest.raises(BadInput, match="more than 0"):
         density(Dense(torch.eye(3))).smooth(np.zeros(2), 0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("steps", [8, 20, 60])
+def test_zeros_do_not_count_as_negative(dtype, steps):
+    """Nine tenths are zero; after 8 steps their nodes stand beside zero, by less than their residuals."""
+    values = torch.tensor(np.r_[np.zeros(540), np.logspace(-5, 1, 60)])
+    for seed in range(3):
+        assert density(rotated(values, dtype), steps=steps, seed=seed).negative_mass.value == 0.0
+
+
+@pytest.mark.parametrize("steps", [8, 20, 60])
+def test_negative_mass_beside_many_zeros_is_within_its_error(steps):
+    """20 of 600 are negative, 520 zero: taken by the sign of their nodes, zeros made that up to a half."""
+    values = torch.tensor(np.r_[np.zeros(520), np.logspace(-5, 1, 60), -np.logspace(-4, -1, 20)])
+    for seed in range(3):
+        found = density(rotated(values), steps=steps, seed=seed).negative_mass
+        assert abs(found.value - 20 / 600) <= max(found.error, 1e-12)
+        assert found.value < 0.05
+
+
+def test_negative_mass_of_a_spectrum_without_zeros_keeps_its_sign_next_to_zero():
+    for seed in range(3):
+        found = density(rotated(torch.linspace(-1, 1, 600, dtype=torch.float64)), steps=20, seed=seed).negative_mass
+        assert abs(found.value - 0.5) < 0.02
+        assert found.error < 0.05

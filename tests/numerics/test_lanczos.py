@@ -60,7 +60,7 @@ def test_an_eigenvalue_lies_within_the_residual_and_nearly_always_within_the_bou
         found = eigenpairs(Dense(matrix), 3, tolerance=1e-2, seed=seed)
         truth = values.sort(descending=True).values[:3]
         assert found.converged.all()
-        assert (found.bounds <= found.residuals).all()
+        assert (found.bounds <= found.residuals.clamp_min(1e-14 * float(values.abs().max()))).all()
         assert (found.values <= truth + 1e-12).all()  # Ritz values lie within the spectrum
         nearest = (values[None] - found.values[:, None]).abs().min(dim=1).values
         assert (nearest <= found.residuals + 1e-12).all()
@@ -184,3 +184,17 @@ def test_what_does_not_fit_is_refused():
         eigenpairs(Dense(matrix))
     with pytest.raises(BadInput, match="not finite"):
         eigenpairs(operator, start=torch.full((1, 4), float("inf")))
+
+
+@pytest.mark.parametrize("n", [20, 100])
+def test_bounds_are_no_less_than_rounding(n):
+    """Converged to far below what float32 can tell, the residuals say nothing of the products' own rounding."""
+    for seed in range(6):
+        matrix = torch.randn(n, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        matrix = (matrix + matrix.T).float()
+        truth = torch.linalg.eigvalsh(matrix.double())
+        found = eigenpairs(Dense(matrix), 2, which="both", tolerance=1e-9, max_products=4 * n + 40, basis=min(n, 80))
+        errors = (found.values - truth[[-1, -2, 1, 0]]).abs()
+        assert (errors <= found.bounds).all()
+        assert (found.bounds >= 1e-6 * truth.abs().max()).all()
+        assert (found.bounds <= 1e-4 * truth.abs().max()).all()

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dynaxx.numerics.orthogonal import orthonormal
+from dynaxx.numerics.orthogonal import cleared, orthonormal
 from dynaxx.numerics.space import Space
 
 
@@ -28,3 +28,16 @@ def test_what_adds_nothing_is_dropped():
     torch.testing.assert_close(coefficients.T.float() @ new, rows, atol=1e-5, rtol=0)
     again, _ = orthonormal(Space.plain(9, torch.float32), rows, new)
     assert again.shape == (0, 9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_cleared_has_no_part_along_the_basis(dtype):
+    """The rest is 1e-4 of the row: one pass leaves 1e-4 / ε of it along the basis."""
+    eps = torch.finfo(dtype).eps
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(50, 4, generator=generator, dtype=dtype))[0].T.contiguous()
+    rows = 1e4 * torch.randn(3, 4, generator=generator, dtype=dtype) @ basis
+    rows = rows + torch.randn(3, 50, generator=generator, dtype=dtype)
+    rest, parts = cleared(Space.plain(50, dtype), rows, basis)
+    assert float((rest @ basis.T).abs().max()) < 50 * eps * float(rest.norm(dim=1).min())
+    torch.testing.assert_close(parts @ basis + rest, rows, atol=1e5 * eps, rtol=0)

@@ -109,7 +109,9 @@ class AdaptiveClip(Actuation):
         past = _Moments(*(m.to(norm) for m in self._moments)) if self._moments else _Moments(zero, zero, zero)
         threshold = z_threshold(norm, past.mean, past.variance, self.limit)
         threshold = torch.where(past.seen >= self.warmup, threshold, torch.inf)
-        self._moments = self._taken_in(torch.minimum(norm, threshold), past)
+        # An infinite norm would be limited to the mean, and count.
+        limited = torch.where(torch.isfinite(norm), torch.minimum(norm, threshold), norm)
+        self._moments = self._taken_in(limited, past)
         return threshold
 
     def _taken_in(self, norm: Tensor, past: _Moments) -> _Moments:

@@ -27,8 +27,8 @@ class Skip(Actuation):
         when: "non_finite": where the gradient's norm is NaN or infinite; "outlier": there, and where it is more than
             `limit` standard deviations above the mean of the last `window` norms, once half of them were seen;
             "always".
-        limit: 6, and the window of 128, are those of OLMo's training code (2024). Norms that were left out count in
-            the statistics, so that a lasting change of level stops being an outlier.
+        limit: 6, and the window of 128, are those of OLMo's training code (2024). A norm beyond the limit enters the
+            statistics as the limit: one spike hides no other, and a lasting change of level stops being an outlier.
         window: Norms that mean and deviation are taken of.
 
     Raises:
@@ -79,6 +79,8 @@ class Skip(Actuation):
     def _outlier(self, norm: Tensor) -> Tensor:
         values = self._window.values(norm)
         mean, deviation = mean_and_deviation(values)
-        far = (norm > mean + self.limit * deviation) & (counted(values) >= self._size // 2)
-        self._window.add(norm)
-        return far | ~torch.isfinite(norm)
+        limit = mean + self.limit * deviation
+        far = (norm > limit) & (counted(values) >= self._size // 2)
+        finite = torch.isfinite(norm)
+        self._window.add(torch.where(far & finite, limit, norm))
+        return far | ~finite

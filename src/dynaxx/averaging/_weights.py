@@ -61,7 +61,7 @@ class Weights:
         return [t.to(_wide(t.dtype) if wide else t.dtype, copy=True) for t in self.live()]
 
     def blend(self, averages: Sequence[Tensor], values: Sequence[Tensor], share: float) -> None:
-        """Move averages towards values, a ← a + share·(x − a), in the averages' type; equal values stay what they are, bit for bit.
+        """Move averages towards values, a ← a + share·(x − a), in the averages' type; equal values stay as they are.
 
         Args:
             averages: Wide tensors, written.

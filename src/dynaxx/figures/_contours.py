@@ -32,9 +32,10 @@ def colour_span(values: np.ndarray, scale: Scale) -> tuple[float, float]:
     good = values[np.isfinite(values) & ((values > 0) | (scale == "linear"))]
     if good.size == 0:
         return 0.0, 0.0
-    if scale == "log":
-        return float(good.min()), float(np.exp(np.percentile(np.log(good), 98)))
-    return float(good.min()), float(np.percentile(good, 98))
+    low = float(good.min())
+    high = float(np.exp(np.percentile(np.log(good), 98)) if scale == "log" else np.percentile(good, 98))
+    # What differs in the last bits only has no contours.
+    return (low, high) if high - low > 1e-12 * abs(high) else (low, low)
 
 
 def thinned(panel: Field) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Reading learning-rate curves: smoothing, descent that is more than noise, the optimum between looked-at rates."""
+"""Reading learning-rate curves: smoothing, descent that is more than noise, the basin of the rates looked at."""
 
 import math
 from collections.abc import Callable
@@ -121,26 +121,31 @@ def search(look: Callable[[int], float], most: int, lowest: int, highest: int) -
     return sorted(seen)
 
 
-def optimum(places: np.ndarray, losses: np.ndarray) -> float:
-    """Where a curve is lowest: the vertex of the parabola through the lowest point and its neighbours.
+def basin(places: np.ndarray, losses: np.ndarray, level: float) -> tuple[float, float]:
+    """The stretch around the lowest point within which a curve, straight between its points, stays below a level.
 
     Args:
         places: Increasing, shape (points,).
         losses: Shape (points,); infinite where diverged, at least one finite.
+        level: Above the lowest loss.
 
     Returns:
-        The place; the lowest point itself where it has not two finite neighbours.
+        Both ends; a first or last point, or one beside divergence, where the level is not crossed before.
 
     Example:
-        >>> round(optimum(np.array([0.0, 1.0, 3.0]), (np.array([0.0, 1.0, 3.0]) - 1.4) ** 2), 6)
-        1.4
+        >>> basin(np.array([0.0, 1.0, 2.0]), np.array([3.0, 1.0, 2.0]), 1.5)
+        (0.75, 1.5)
     """
-    i = int(np.argmin(losses))
-    near = slice(i - 1, i + 2)
-    if i == 0 or i == len(losses) - 1 or not np.isfinite(losses[near]).all():
-        return float(places[i])
-    square, linear, _ = np.polyfit(places[near] - places[i], losses[near], 2)
-    return float(places[i] - linear / (2 * square)) if square > 0 else float(places[i])
+    ends: list[float] = []
+    for way in (-1, 1):
+        i = int(np.argmin(losses))
+        while 0 <= i + way < len(losses) and losses[i + way] <= level:
+            i += way
+        share = 0.0
+        if 0 <= i + way < len(losses) and math.isfinite(losses[i + way]):
+            share = float((level - losses[i]) / (losses[i + way] - losses[i]))
+        ends.append(float(places[i]) + (share * float(places[i + way] - places[i]) if share else 0.0))
+    return ends[0], ends[1]
 
 
 def _weights(n: int, width: float) -> np.ndarray:

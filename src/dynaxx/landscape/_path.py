@@ -14,7 +14,7 @@ from dynaxx.core.chart import Estimate
 from dynaxx.core.objective import Objective
 from dynaxx.core.progress import report
 from dynaxx.errors import BadInput
-from dynaxx.numerics.batch_statistics import Statistics, renewed, rescaled
+from dynaxx.numerics.batch_statistics import Statistics, renewed, rescaled, writable
 from dynaxx.numerics.curves import Curve
 
 ErrorFunction = Callable[[nn.Module, Any], Tensor]
@@ -130,7 +130,8 @@ def along(
         here = curve.at(t)
         if statistics:
             here = renewed(objective, here)
-        corrected = rescaled(objective, here, repair.layers, repair.goal(t)) if repair else nullcontext()
+        between = repair if 0 < t < 1 else None  # at the ends there is nothing to correct
+        corrected = rescaled(objective, here, between.layers, between.goal(t)) if between else nullcontext()
         with corrected, torch.no_grad(), objective.prepared(), objective.substituted(here):
             losses.append([_mean(objective, i) for i in range(len(shares))])
             if error is not None:
@@ -138,6 +139,20 @@ def along(
     t = np.array(positions, dtype=np.float64)
     found = Profile(t=t, batches=np.array(losses), shares=shares)
     return found, Profile(t=t, batches=np.array(errors), shares=shares) if errors else None
+
+
+def value_at(objective: Objective, tensors: Mapping[str, Tensor]) -> float:
+    """L at other parameters and buffers.
+
+    Args:
+        objective: The loss and its batches.
+        tensors: By the names that the model has.
+
+    Returns:
+        The mean over all examples.
+    """
+    with torch.no_grad(), objective.prepared(), objective.substituted(writable(objective, tensors)):
+        return math.fsum(float(objective.loss(i)) for i in range(len(objective.batches)))
 
 
 def _mean(objective: Objective, i: int) -> float:

@@ -112,9 +112,8 @@ class Connectivity(Probe):
         training = self._steps * len(self._kinds) / batches if self._other is not None else 0.0
         matching = 0.0
         if self._other is not None and self._matchings:
-            check = 1 + FORWARDS + _groups_at_most(objective)
-            matching = check * _largest(objective) + 2 * len(self._matchings) + 2 * rescales * len(self._matchings)
-        return Cost(forwards=paths * self._points * each + training + matching + 2 * rescales, backwards=training)
+            matching = (1 + FORWARDS) * objective.shares[0] + 2 * len(self._matchings) * (1 + rescales)
+        return Cost(forwards=paths * self._points * each + training + matching, backwards=training)
 
     def run(self, objective: Objective) -> Chart:
         """Measure."""
@@ -171,9 +170,9 @@ class Connectivity(Probe):
             found = checked(objective, self._symmetry, seed=self._seed)
         except NotApplicable as reason:
             notes.append(f"Matching: not applicable. {reason}")
-            work.forwards += (1 + FORWARDS + _groups_at_most(objective)) * work.first
+            work.forwards += (1 + FORWARDS) * work.first
             return
-        work.forwards += ((self._symmetry is None) + FORWARDS) * work.first
+        work.forwards += ((self._symmetry is None) + 2) * work.first
         for kind in self._matchings:
             if kind == "weights":
                 matched = match_weights(found, here, there, restarts=self._restarts, seed=self._seed)
@@ -222,7 +221,8 @@ class Connectivity(Probe):
     ) -> tuple[Profile, Profile | None]:
         renews = self._renews(objective)
         grid = np.linspace(0, 1, self._points).tolist()
-        work.forwards += self._points * (1 + renews + (self._error is not None) + (repair is not None))
+        work.forwards += self._points * (1 + renews + (self._error is not None))
+        work.forwards += (self._points - 2) * (repair is not None)
         return along(objective, curve, grid, error=self._error, statistics=renews, repair=repair)
 
     def _notes(self, objective: Objective, profiles: Mapping[str, tuple[Profile, Profile | None]]) -> list[str]:
@@ -248,15 +248,6 @@ class _Work:
         """The first batch as a share of a pass."""
 
 
-def _largest(objective: Objective) -> float:
-    return objective.shares[0]
-
-
-def _groups_at_most(objective: Objective) -> int:
-    """Most groups there can be: one for each parameter. A check that fails tries each alone."""
-    return len(objective.leaves())
-
-
 def _values(name: str, loss: Profile, error: Profile | None) -> dict[str, Estimate]:
     words = NAMES[name]
     found = {f"{name}_barrier": replace(loss.barrier, about=f"loss above its ends', {words}")}
@@ -280,9 +271,7 @@ def _arrays(profiles: Mapping[str, tuple[Profile, Profile | None]]) -> dict[str,
     return found
 
 
-def _panels(
-    profiles: Mapping[str, tuple[Profile, Profile | None]], values: Mapping[str, Estimate]
-) -> Sequence[Panel]:
+def _panels(profiles: Mapping[str, tuple[Profile, Profile | None]], values: Mapping[str, Estimate]) -> Sequence[Panel]:
     panels: list[Panel] = []
     between = {name: pair for name, pair in profiles.items() if name != "initial"}
     for group, heading, label in (

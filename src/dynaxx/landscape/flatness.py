@@ -174,8 +174,7 @@ class Flatness(Probe):
             if not bool(found.converged[0]):
                 notes.append(f"{name} had not converged after {found.products} products; its error says how far.")
             value = float(found.values[0])
-            rounding = torch.finfo(hessian.space.dtype).eps * abs(value)
-            value = Estimate(value=value, error=max(float(found.bounds[0]), rounding), bound=True)
+            value = Estimate(value=value, error=float(found.bounds[0]), bound=True)
             rows[name] = _Row(value=value, invariant=invariant, formula=formula)
 
         def form(matrix: Operator) -> Estimate:

@@ -16,13 +16,16 @@ from dynaxx.core.records import Cost
 from dynaxx.core.task import derive_seed
 from dynaxx.errors import BadInput
 from dynaxx.landscape._common import Meter, title
-from dynaxx.landscape._lr_curve import LEAST_DESCENT, Descent, descent, optimum, search, smoothed
+from dynaxx.landscape._lr_curve import LEAST_DESCENT, Descent, basin, descent, search, smoothed
 from dynaxx.landscape._training import OptimizerSource, Scratch, stretch
 
 RATIO = 2.0
 """Between neighbouring rates looked at: final losses a factor 2 apart differ by about the 5 % that matters."""
 WARMUP = 0.1
 """Share of a look in which the rate rises; the field's usual share for short trainings."""
+HORIZON_EXPONENT = 1 / 3
+"""Of the fall of the best rate with the length of a training: 0.32 was measured on language models (Bjorck 2024);
+theory of convex problems has ½, and what is limited by stability alone 0."""
 MEMORY = 5.0
 """Steps that the exponential mean reaches back by which divergence is told from one bad batch."""
 SHORTEST = 8
@@ -71,11 +74,15 @@ class _Sweep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Looks:
-    """Losses after short trainings, (rates, orders), infinite where one diverged; and the loss before them."""
+    """Losses after short trainings, (rates, orders), infinite where one diverged; and the loss before them.
+
+    `shift` is what the rates of a training as long as planned are of those of a look.
+    """
 
     rates: np.ndarray
     losses: np.ndarray
     before: float
+    shift: float
 
     @property
     def means(self) -> np.ndarray:
@@ -91,20 +98,25 @@ class _Looks:
         return int(self.means.argmin()) in (0, len(self.rates) - 1)
 
     @property
-    def good(self) -> np.ndarray:
-        """Rates as good as the best, within `AS_GOOD` or one standard deviation over orders."""
+    def good(self) -> tuple[float, float]:
+        """Between which rates the loss is within `AS_GOOD`, or one standard deviation over orders, of the best."""
         best = int(self.means.argmin())
         spread = float(self.losses[best].std(ddof=1)) if self.losses.shape[1] > 1 else 0.0
-        return self.rates[self.means <= self.means[best] + max(AS_GOOD * abs(self.means[best]), spread)]
+        return self._basin(self.means, spread)
 
     @property
-    def optimum(self) -> Estimate:
-        """The best rate of the mean; its error is the spread of the orders' own best rates."""
-        logs = np.log(self.rates)
-        own = _geometric(np.array([optimum(logs, column) for column in self.losses.T if np.isfinite(column).any()]), "")
-        value = math.exp(optimum(logs, self.means))
-        error = None if own.error is None else own.error / own.value * value
-        return Estimate(value=value, error=error, about="rate to train with: lowest loss after a short training")
+    def recommended(self) -> Estimate:
+        """The geometric middle of those; its error is the spread of the orders' own."""
+        own = [math.sqrt(math.prod(self._basin(column))) for column in self.losses.T if np.isfinite(column).any()]
+        value = math.sqrt(math.prod(self.good))
+        spread = float(np.log(own).std(ddof=1)) / math.sqrt(len(own)) if len(own) > 1 else None
+        about = "rate to train with: middle of those as good as the best after short trainings"
+        return Estimate(value=value, error=None if spread is None else value * spread, about=about)
+
+    def _basin(self, losses: np.ndarray, spread: float = 0.0) -> tuple[float, float]:
+        best = float(losses.min())
+        low, high = basin(np.log(self.rates), losses, best + max(AS_GOOD * abs(best), spread))
+        return self.shift * math.exp(low), self.shift * math.exp(high)
 
 
 def _geometric(logs: np.ndarray, about: str) -> Estimate:
@@ -133,6 +145,7 @@ class LrRange(Probe):
         divergence: The sweep stops where the loss is above its best by so many times the first loss.
         looks: Most rates to look at; 0: none, and no recommendation.
         look_steps: Steps of a look.
+        horizon: Steps of the training that the rate is for; None: that of a look. Best rates fall with its third root.
         seed: Of data orders and of random numbers within the model.
 
     Raises:
@@ -151,9 +164,16 @@ class LrRange(Probe):
         divergence: float = 3.0,
         looks: int = 8,
         look_steps: int = 40,
+        horizon: int | None = None,
         seed: int = 0,
     ) -> None:
-        least = (("steps", steps, SHORTEST), ("seeds", seeds, 1), ("looks", looks, 0), ("look_steps", look_steps, 2))
+        least = (
+            ("steps", steps, SHORTEST),
+            ("seeds", seeds, 1),
+            ("looks", looks, 0),
+            ("look_steps", look_steps, 2),
+            ("horizon", horizon, 1),
+        )
         for name, value, bound in least:
             if value is not None and value < bound:
                 raise BadInput(f"lr_range({name}=...) must be at least {bound}. Got {value}.")
@@ -163,6 +183,7 @@ class LrRange(Probe):
             raise BadInput(f"lr_range(divergence=...) must be more than 0. Got {divergence}.")
         self._optimizer, self._training = optimizer, training
         self._steps, self._seeds, self._looks, self._look_steps = steps, seeds, looks, look_steps
+        self._shift = 1.0 if horizon is None else (look_steps / horizon) ** HORIZON_EXPONENT
         self._lowest, self._highest, self._divergence, self._seed = lowest, highest, divergence, seed
 
     def price(self, objective: Objective) -> Cost:
@@ -180,7 +201,7 @@ class LrRange(Probe):
                 objective.explain_not_finite()
             rates = np.geomspace(self._lowest, self._highest, self._sweep_steps(objective))
             sweep = self._swept(objective, rates)
-            looks = self._looked(objective, sweep, before) if sweep.mean is not None and sweep.mean.clear else None
+            looks = self._looked(objective, sweep, before)
         taken = sum(map(len, sweep.losses)) + (looks.losses.size * self._look_steps if looks else 0)
         evaluations = 1 + (looks.losses.size if looks else 0)
         n = len(objective.batches)
@@ -219,11 +240,11 @@ class LrRange(Probe):
         return np.array(losses), "all rates were tried"
 
     def _looked(self, objective: Objective, sweep: _Sweep, before: float) -> _Looks | None:
-        """Short trainings at rates around the steepest descent, downhill from there."""
-        if self._looks == 0:
+        """Short trainings, downhill from the rate of steepest descent; where that is lost in noise, of lowest loss."""
+        if self._looks == 0 or sweep.mean is None:
             return None
-        assert sweep.mean is not None
-        centre, found = float(sweep.rates[sweep.mean.steepest]), dict[int, list[float]]()
+        centre = float(sweep.rates[sweep.mean.steepest if sweep.mean.clear else sweep.mean.lowest])
+        found: dict[int, list[float]] = {}
 
         def look(k: int) -> float:
             found[k] = [self._look(objective, centre * RATIO**k, index) for index in range(self._seeds)]
@@ -232,7 +253,9 @@ class LrRange(Probe):
         ends = [math.log(rate / centre, RATIO) for rate in (self._lowest, self._highest)]
         places = search(look, self._looks, math.ceil(ends[0]), math.floor(ends[1]))
         losses = np.array([found[k] for k in places])
-        return _Looks(rates=centre * RATIO ** np.array(places, dtype=float), losses=losses, before=before)
+        return _Looks(
+            rates=centre * RATIO ** np.array(places, dtype=float), losses=losses, before=before, shift=self._shift
+        )
 
     def _look(self, objective: Objective, rate: float, index: int) -> float:
         """The objective's loss after a short annealed training; infinite where it diverged."""
@@ -260,42 +283,47 @@ class LrRange(Probe):
 
 def _values(sweep: _Sweep, looks: _Looks | None) -> dict[str, Estimate]:
     found = {"start": Estimate(value=sweep.start, about="loss at the lowest rates")}
-    if sweep.mean is None or not sweep.mean.clear:
-        return found
-    found["best"] = Estimate(value=sweep.mean.best, error=sweep.mean.noise, about="lowest smoothed loss of the sweep")
-    found["steepest"] = sweep.place("steepest", "rate of steepest descent")
-    found["safe_maximum"] = sweep.place("lowest", "rate of the sweep's lowest loss: beyond it the loss rises")
-    if sweep.diverges is not None:
-        found["divergence"] = Estimate(value=sweep.diverges, about="rate that takes back all descent, or diverges")
+    if sweep.mean is not None and sweep.mean.clear:
+        found |= {
+            "best": Estimate(value=sweep.mean.best, error=sweep.mean.noise, about="lowest smoothed loss of the sweep"),
+            "steepest": sweep.place("steepest", "rate of steepest descent"),
+            "safe_maximum": sweep.place("lowest", "rate of the sweep's lowest loss: beyond it the loss rises"),
+        }
+        if sweep.diverges is not None:
+            about = "rate that takes back all descent, or ends the sweep"
+            found["divergence"] = Estimate(value=sweep.diverges, about=about)
     if looks is not None and looks.descends:
-        low, high = looks.good[[0, -1]]
-        found["recommended"] = looks.optimum
-        found["recommended_low"] = Estimate(value=float(low), about="lowest rate looked at that does as well")
-        found["recommended_high"] = Estimate(value=float(high), about="highest rate looked at that does as well")
+        low, high = looks.good
+        found |= {
+            "recommended": looks.recommended,
+            "recommended_low": Estimate(value=low, about="lowest rate that does as well"),
+            "recommended_high": Estimate(value=high, about="highest rate that does as well"),
+        }
     return found
 
 
 def _notes(sweep: _Sweep, looks: _Looks | None, steps: int) -> list[str]:
     if sweep.mean is None:
         return ["No suggestion: the loss diverged within the first steps, at the lowest rates. Lower `lowest`."]
-    if not sweep.mean.clear:
-        return [
-            f"No suggestion: the loss falls by {sweep.mean.start - sweep.mean.best:.3g} at most, which is not clear "
-            f"of its noise, {sweep.mean.noise:.2g}, or below {LEAST_DESCENT:g} of the loss. The point may be a "
-            "minimum, or the rates too low."
-        ]
     notes = [f"The sweeps ended at rate {sweep.rates[len(sweep.common) - 1]:.3g}: {sweep.reason}."]
-    if sweep.mean.lowest >= len(sweep.common) - 2 and sweep.diverges is None:
+    if not sweep.mean.clear:
+        fall = f"{sweep.mean.start - sweep.mean.best:.3g} ± {sweep.mean.noise:.2g}"
+        notes.append(f"No suggestion from the sweep: the loss falls by {fall} at most, which is not clear of noise.")
+    elif sweep.mean.lowest >= len(sweep.common) - 2 and sweep.diverges is None:
         notes.append("The loss still fell at the highest rate. Raise `highest`.")
     if looks is None:
         return [*notes, "No rate was looked at, so none is recommended."]
     if not looks.descends:
-        return [*notes, f"No recommendation: no rate looked at led below the loss before, {looks.before:.6g}."]
+        best = f"{float(looks.means.min()):.6g}"
+        notes.append(f"No suggestion: of the rates looked at none lowered the loss, {looks.before:.6g}; best {best}.")
+        return [*notes, "The point may be a minimum already."]
     if looks.at_edge:
         notes.append("The search ended at its edge: a rate beyond may do better. Raise `looks`.")
     if len(looks.losses[0]) == 1:
         notes.append("One data order shows no uncertainty. Raise `seeds`.")
-    return [*notes, f"Recommended for a short warm-up and decay to zero, as in the looks of {steps} steps."]
+    if looks.shift != 1.0:
+        notes.append(f"The recommendation is {looks.shift:.3g} × the best of the looks: (look_steps / horizon)^⅓.")
+    return [*notes, f"Recommended for a short warm-up and decay, as in the looks of {steps} steps."]
 
 
 def _arrays(sweep: _Sweep, looks: _Looks | None) -> dict[str, np.ndarray]:
@@ -342,6 +370,6 @@ def _look_panel(looks: _Looks, steps: int) -> Lines:
         x_label="learning rate η",
         y_label="loss over the objective's batches",
         x_scale="log",
-        marks={"recommended": looks.optimum.value} if looks.descends else {},
-        note="Every training starts at the point; diverged ones are left out.",
+        marks={"recommended": looks.recommended.value} if looks.descends else {},
+        note="Every training starts at the point; what rose far or diverged is left out.",
     )

@@ -154,7 +154,7 @@ class Spectrum(Probe):
         numel = operator.space.numel
         pairs = self._pairs(numel)
         start = torch.cat([found.vectors[:pairs], found.vectors[-pairs:]])
-        ends = eigenpairs(
+        return eigenpairs(
             operator,
             pairs,
             which="both" if numel > 1 else "largest",
@@ -163,8 +163,6 @@ class Spectrum(Probe):
             basis=min(numel, 8 * pairs + 20),
             seed=self._seed,
         )
-        # The bounds know nothing of the rounding of the products.
-        return replace(ends, bounds=ends.bounds.clamp_min(found.rounding / 10))
 
     def _layers(self, objective: Objective) -> tuple[dict[str, Density], int]:
         """The density of each layer's diagonal block, and the products it took."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from dynaxx.core.objective import Objective
 from dynaxx.core.task import derive_seed
 from dynaxx.numerics.axes import leaves
-from dynaxx.numerics.axis_rules import Axes, Call
+from dynaxx.numerics.axis_call import Axes, Call
 from dynaxx.numerics.permutation import Part, Permutation, Symmetry
 from dynaxx.numerics.symmetry import followed
 
@@ -20,8 +20,10 @@ SWEEPS = 100
 """Most rounds over all groups; coordinate ascent rarely takes more than ten."""
 ROWS = 4096
 """Most rows (examples × positions) of an activation that are kept of a batch, evenly spaced."""
-_MOVES = frozenset("view _unsafe_view reshape permute transpose t expand select slice split unbind detach clone "
-                   "unsqueeze squeeze alias _to_copy".split())  # fmt: skip
+_MOVES = frozenset([
+    "view", "_unsafe_view", "reshape", "permute", "transpose", "t", "expand", "select", "slice", "split", "unbind",
+    "detach", "clone", "unsqueeze", "squeeze", "alias", "_to_copy",
+])  # fmt: skip
 """Operations whose output is their input again: their activations would count twice."""
 
 Gain = Callable[[str, Permutation], Tensor]
@@ -154,7 +156,7 @@ def correlations(
         two: Of the second.
 
     Returns:
-        Factors of an axis → float64 of shape (units, units), the first network's along the rows.
+        Factors of an output → float64 of shape (units, units), the first network's along the rows.
     """
     sums: dict[int, _Moments] = {}
     for i in range(len(objective.batches)):
@@ -199,7 +201,7 @@ class _Moments:
 def _activations(
     symmetry: Symmetry, objective: Objective, tensors: Mapping[str, Tensor], batch: int
 ) -> list[tuple[tuple[Part, ...], Tensor]]:
-    """Every output with exactly one axis of reorderable units: its factors, and shape (rows, units)."""
+    """Every output with reorderable units: their factors, and shape (rows, units); the rest of its axes are rows."""
     seen: list[tuple[Tensor, Axes]] = []
 
     def watch(call: Call, out: Tensor, axes: Axes) -> None:
@@ -217,11 +219,13 @@ def _activations(
     }
     found: list[tuple[tuple[Part, ...], Tensor]] = []
     for out, axes in seen:
-        keys = [tuple(Part(group=groups.get(f), size=f.size) for f in leaves(axis)) for axis in axes]
-        free = [i for i, key in enumerate(keys) if any(part.group is not None for part in key)]
-        if len(free) == 1:
-            rows = out.movedim(free[0], -1).flatten(0, -2)
-            found.append((keys[free[0]], rows[:: -(-len(rows) // ROWS)]))
+        factors = [leaf for axis in axes for leaf in leaves(axis)]
+        free = [i for i, factor in enumerate(factors) if factor in groups]
+        if free:
+            key = tuple(Part(group=groups[factors[i]], size=factors[i].size) for i in free)
+            split = out.reshape([factor.size for factor in factors]).movedim(free, list(range(-len(free), 0)))
+            rows = split.reshape(-1, math.prod(part.size for part in key))
+            found.append((key, rows[:: -(-len(rows) // ROWS)]))
     return found
 
 

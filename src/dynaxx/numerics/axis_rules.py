@@ -1,94 +1,13 @@
 """What each tensor operation does to the order of its operands' axes: which move together, which must not move."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from dynaxx.numerics.axes import Axis, Factor, fix, fixed, leaves, merge, reshape
-
-Axes = tuple[Axis, ...]
-
-
-class Call:
-    """One operation as its rule sees it.
-
-    Args:
-        name: Its name without namespace and the "_" of in-place forms ("addmm").
-        where: Module and operation, for reasons.
-        given: Its arguments by the names of its schema.
-        axes: The axes of a tensor.
-    """
-
-    def __init__(self, name: str, where: str, given: Mapping[str, Any], axes: Callable[[Tensor], Axes]) -> None:
-        self.name, self.where, self.given = name, where, given
-        self._axes = axes
-
-    def tensors(self) -> list[Tensor]:
-        """Every tensor argument, those in lists too."""
-        found: list[Tensor] = []
-        for value in self.given.values():
-            for each in value if isinstance(value, list | tuple) else (value,):
-                if isinstance(each, Tensor):
-                    found.append(each)
-        return found
-
-    def axes(self, name: str) -> Axes:
-        """The axes of a tensor argument.
-
-        Args:
-            name: The argument's name.
-
-        Returns:
-            One for each dimension.
-        """
-        return self._axes(self.given[name])
-
-    def of(self, tensor: Tensor) -> Axes:
-        """The axes of a tensor.
-
-        Args:
-            tensor: Any tensor.
-
-        Returns:
-            One for each dimension.
-        """
-        return self._axes(tensor)
-
-    def merge(self, one: Axis, two: Axis) -> None:
-        """Two axes move together.
-
-        Args:
-            one: An axis.
-            two: Another of the same length.
-        """
-        merge(one, two, self.where)
-
-    def fix(self, *axes: Axis) -> None:
-        """The order along axes matters to this operation.
-
-        Args:
-            axes: Which.
-        """
-        for axis in axes:
-            fix(axis, self.where)
-
-    def fresh(self, shape: Sequence[int]) -> Axes:
-        """Axes that matter, of an output.
-
-        Args:
-            shape: Their lengths.
-
-        Returns:
-            The axes.
-        """
-        return tuple(fixed(n, self.where) for n in shape)
-
-
-Rule = Callable[[Call, Any], Any]
-"""`(call, outputs) -> axes`: of the output, or a list with those of each output (None: fixed)."""
+from dynaxx.numerics import axis_layout as layout
+from dynaxx.numerics.axes import Axis, Factor, fixed, leaves, reshape
+from dynaxx.numerics.axis_call import Axes, Call, Rule
 
 
 def default(call: Call, out: Any) -> None:
@@ -103,7 +22,7 @@ def default(call: Call, out: Any) -> None:
         call.fix(*call.of(tensor))
 
 
-def pointwise(call: Call, out: Tensor) -> Axes:
+def pointwise(call: Call, out: Any) -> Axes:
     """Entry by entry with broadcasting: axes that meet move together.
 
     Args:
@@ -126,119 +45,6 @@ def _same(call: Call, out: Any) -> Any:
     """Softmax, sorting-free statistics of the whole: as the first tensor."""
     del out
     return call.of(call.tensors()[0])
-
-
-def _constant(call: Call, out: Tensor) -> Axes:
-    """All entries are alike."""
-    del call
-    return tuple((Factor(n),) for n in out.shape)
-
-
-def _view(call: Call, out: Tensor) -> Axes:
-    return reshape(call.of(call.tensors()[0]), out.shape, call.where)
-
-
-def _permute(call: Call, out: Tensor) -> Axes:
-    axes = call.axes("self")
-    return tuple(axes[d] for d in call.given["dims"]) if out.dim() else ()
-
-
-def _transpose(call: Call, out: Tensor) -> Axes:
-    del out
-    axes = list(call.axes("self"))
-    if len(axes) > 1:
-        a, b = (call.given["dim0"], call.given["dim1"]) if call.name == "transpose" else (0, 1)
-        axes[a], axes[b] = axes[b], axes[a]
-    return tuple(axes)
-
-
-def _expand(call: Call, out: Tensor) -> Axes:
-    axes = call.axes("self")
-    old, lead = call.given["self"].shape, out.dim() - len(axes)
-    kept = [axes[i - lead] if i >= lead and old[i - lead] == n else (Factor(n),) for i, n in enumerate(out.shape)]
-    return tuple(kept)
-
-
-def _select(call: Call, out: Tensor) -> Axes:
-    del out
-    axes = list(call.axes("self"))
-    call.fix(axes.pop(call.given["dim"]))
-    return tuple(axes)
-
-
-def _part(call: Call, axis: Axis, size: int, start: int, length: int) -> Axis:
-    """The axis of `length` units from `start`: equal parts of a product share their inner factor."""
-    if length == size:
-        return axis
-    if length > 0 and size % length == 0 and start % length == 0:
-        inner = reshape((axis,), (size // length, length), call.where)
-        call.fix(inner[0])
-        return inner[1]
-    call.fix(axis)
-    return fixed(length, call.where)
-
-
-def _slice(call: Call, out: Tensor) -> Axes:
-    axes, dim = list(call.axes("self")), call.given.get("dim", 0)
-    size = call.given["self"].shape[dim]
-    start = call.given.get("start") or 0
-    start = max(0, start + size if start < 0 else min(start, size))
-    if call.given.get("step", 1) != 1:
-        call.fix(axes[dim])
-        axes[dim] = fixed(out.shape[dim], call.where)
-    else:
-        axes[dim] = _part(call, axes[dim], size, start, out.shape[dim])
-    return tuple(axes)
-
-
-def _split(call: Call, out: Sequence[Tensor]) -> list[Axes]:
-    axes, dim, start = call.axes("self"), call.given.get("dim", 0), 0
-    dim %= len(axes)
-    size, found = call.given["self"].shape[dim], list[Axes]()
-    for part in out:
-        length = part.shape[dim]
-        found.append((*axes[:dim], _part(call, axes[dim], size, start, length), *axes[dim + 1 :]))
-        start += length
-    return found
-
-
-def _unbind(call: Call, out: Sequence[Tensor]) -> list[Axes]:
-    axes, dim = list(call.axes("self")), call.given.get("dim", 0)
-    call.fix(axes.pop(dim))
-    return [tuple(axes)] * len(out)
-
-
-def _cat(call: Call, out: Tensor) -> Axes:
-    """Axes that are laid end to end are fixed; the others move together."""
-    parts, dim = [t for t in call.tensors() if t.dim() == out.dim()], call.given.get("dim", 0) % out.dim()
-    found: list[Axis] = [(Factor(n),) for n in out.shape]
-    for part in parts:
-        for i, axis in enumerate(call.of(part)):
-            if i != dim:
-                call.merge(found[i], axis)
-            else:
-                call.fix(axis)
-    if len(parts) > 1:
-        call.fix(found[dim])
-    return tuple(found)
-
-
-def _stack(call: Call, out: Tensor) -> Axes:
-    dim = call.given.get("dim", 0) % out.dim()
-    found: list[Axis] = [(Factor(n),) for i, n in enumerate(out.shape) if i != dim]
-    for part in call.tensors():
-        for one, two in zip(found, call.of(part), strict=True):
-            call.merge(one, two)
-    found.insert(dim, fixed(out.shape[dim], call.where))
-    return tuple(found)
-
-
-def _pad(call: Call, out: Tensor) -> Axes:
-    axes, padded = list(call.axes("self")), len(call.given["pad"]) // 2
-    for i in range(len(axes) - padded, len(axes)):
-        call.fix(axes[i])
-        axes[i] = fixed(out.shape[i], call.where)
-    return tuple(axes)
 
 
 def _reduce(call: Call, out: Any) -> Any:
@@ -380,25 +186,6 @@ def _embedding(call: Call, out: Tensor) -> Axes:
     return (*call.axes("indices"), width)
 
 
-def _index_select(call: Call, out: Tensor) -> Axes:
-    axes, dim = list(call.axes("self")), call.given["dim"]
-    call.fix(axes[dim])
-    axes[dim] = fixed(out.shape[dim], call.where)
-    return tuple(axes)
-
-
-def _index(call: Call, out: Tensor) -> Axes:
-    """Advanced indexing: the indexed axes matter; the others keep their order where the result says which they are."""
-    axes, indices = call.axes("self"), call.given["indices"]
-    hit = [i for i, index in enumerate(indices) if index is not None]
-    call.fix(*(axes[i] for i in hit))
-    if hit != list(range(hit[0], hit[-1] + 1)) or any(indices[i].dtype == torch.bool for i in hit):
-        call.fix(*axes)
-        return call.fresh(out.shape)
-    width = out.dim() - (len(axes) - len(hit))
-    return (*axes[: hit[0]], *call.fresh(out.shape[hit[0] : hit[0] + width]), *axes[hit[-1] + 1 :])
-
-
 def _attention(call: Call, out: Any) -> list[Axes | None]:
     query, key, value = (call.axes(name) for name in ("query", "key", "value"))
     for one, two in ((query[0], key[0]), (query[1], key[1]), (query[3], key[3]), (key[0], value[0]),
@@ -418,18 +205,18 @@ def _rules() -> dict[str, Rule]:
         pointwise: "_to_copy copy to detach alias lift_fresh contiguous hardswish log_sigmoid hardsigmoid threshold "
         "masked_fill fill clone",
         _same: "_softmax _log_softmax _safe_softmax softmax log_softmax",
-        _constant: "zeros ones full zeros_like ones_like full_like new_zeros new_ones new_full",
-        _view: "view _unsafe_view reshape _reshape_alias unsqueeze squeeze flatten",
-        _permute: "permute",
-        _transpose: "t transpose numpy_T",
-        _expand: "expand",
-        _select: "select",
-        _slice: "slice",
-        _split: "split split_with_sizes chunk",
-        _unbind: "unbind",
-        _cat: "cat",
-        _stack: "stack",
-        _pad: "constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d",
+        layout.constant: "zeros ones full zeros_like ones_like full_like new_zeros new_ones new_full",
+        layout.view: "view _unsafe_view reshape _reshape_alias unsqueeze squeeze flatten",
+        layout.permute: "permute",
+        layout.transpose: "t transpose numpy_T",
+        layout.expand: "expand",
+        layout.select: "select",
+        layout.slice_: "slice",
+        layout.split: "split split_with_sizes chunk",
+        layout.unbind: "unbind",
+        layout.cat: "cat",
+        layout.stack: "stack",
+        layout.pad: "constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d",
         _reduce: "sum mean amax amin var std prod any all logsumexp linalg_vector_norm norm var_mean std_mean max min",
         _along: "cumsum cumprod sort topk",
         _argument: "argmax argmin",
@@ -444,8 +231,8 @@ def _rules() -> dict[str, Rule]:
         "avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d adaptive_max_pool2d "
         "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_bicubic2d",
         _embedding: "embedding",
-        _index_select: "index_select",
-        _index: "index _unsafe_index",
+        layout.index_select: "index_select",
+        layout.index: "index _unsafe_index",
         _attention: "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
         "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention",
     }  # fmt: skip

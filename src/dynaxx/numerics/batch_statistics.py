@@ -59,6 +59,19 @@ def normalisations(model: nn.Module) -> list[_BatchNorm]:
     return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
 
 
+def writable(objective: Objective, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same with copies of the buffers: modules in training mode write them.
+
+    Args:
+        objective: Whose model.
+        tensors: Parameters and buffers by the names that the model has.
+
+    Returns:
+        What may be substituted for the model's own.
+    """
+    return dict(tensors) | {name: tensors[name].clone() for name, _ in objective.model.named_buffers()}
+
+
 def renewed(objective: Objective, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Running means and variances as they would be at these weights, over all batches of the objective at once.
 
@@ -76,11 +89,9 @@ def renewed(objective: Objective, tensors: Mapping[str, Tensor]) -> dict[str, Te
     seen = {m: Moments(1) for m in normalisations(objective.model)}
     if not seen:
         return dict(tensors)
-    buffers = [name for name, _ in objective.model.named_buffers()]
-    copies = dict(tensors) | {name: tensors[name].clone() for name in buffers}
     hooks = [m.register_forward_pre_hook(_collecting(moments)) for m, moments in seen.items()]
     try:
-        with torch.no_grad(), objective.prepared(), objective.substituted(copies):
+        with torch.no_grad(), objective.prepared(), objective.substituted(writable(objective, tensors)):
             for m in seen:
                 m.train()
             for i in range(len(objective.batches)):
@@ -142,7 +153,12 @@ def unit_statistics(
     def collect(path: str, out: Tensor) -> None:
         found[path].add(out)
 
-    with _changed(layers, collect), torch.no_grad(), objective.prepared(), objective.substituted(tensors):
+    with (
+        _changed(layers, collect),
+        torch.no_grad(),
+        objective.prepared(),
+        objective.substituted(writable(objective, tensors)),
+    ):
         for i in range(len(objective.batches)):
             objective.loss(i)
     return {path: (m.mean, m.deviation()) for path, m in found.items() if m.count}
@@ -172,7 +188,12 @@ def rescaled(
         own.add(out)
         return _affine(out, _channels(layers[path]), own, goal[path])
 
-    with _changed(layers, measure), torch.no_grad(), objective.prepared(), objective.substituted(tensors):
+    with (
+        _changed(layers, measure),
+        torch.no_grad(),
+        objective.prepared(),
+        objective.substituted(writable(objective, tensors)),
+    ):
         for i in range(len(objective.batches)):
             objective.loss(i)
 

@@ -69,20 +69,22 @@ class Density:
 
     @property
     def negative_mass(self) -> Estimate:
-        """The share of eigenvalues below zero, those within rounding of it left out.
+        """The share of eigenvalues below zero, those within the resolution of zero left out.
 
-        The error adds to the spread over probes what the two nodes next to zero may hold on its other side: weight of
-        a node lies beyond zero by no more than r²/(r² + θ²) (Cantelli 1928), and beyond its neighbours not at all.
+        A cluster of zeros that has not converged stands a little beside zero: as many nodes as there are probes, on
+        either side, with weights far above the others'. Those within their residual of zero are left out too. What they
+        and the two nodes next to zero may hold on the other side, of each weight no more than r²/(r² + θ²) (Cantelli
+        1928), adds half of itself to the spread over probes: anything in an interval deviates by half of it at most.
         """
-        below = self.nodes < -self.rounding
-        mass = _over_probes(self.weights[:, below].sum(1))
-        weight, edge = self.weights.mean(0), int(below.sum())
-        unsure = 0.0
-        for i in (edge - 1, edge):
-            if 0 <= i < len(self.nodes) and self.residuals[i] > self.rounding:
-                r, x = self.residuals[i], self.nodes[i]
-                unsure += float(weight[i] * r**2 / (r**2 + x**2))
-        return Estimate(value=mass.value, error=math.hypot(mass.error or 0.0, unsure))
+        weight, places = self.weights.mean(0), np.arange(len(self.nodes)) - int((self.nodes < 0).sum())
+        heavy = weight > SINGLE * np.median(weight)
+        zeros = heavy & (places >= -len(self.weights)) & (places < len(self.weights))
+        resolution = np.where(zeros, np.maximum(self.residuals, self.rounding), self.rounding)
+        mass = _over_probes(self.weights[:, self.nodes < -resolution].sum(1))
+        unsure = (zeros | (places == -1) | (places == 0)) & (self.residuals > self.rounding)
+        squares = self.residuals[unsure] ** 2
+        hidden = weight[unsure] @ (squares / (squares + self.nodes[unsure] ** 2))
+        return Estimate(value=mass.value, error=math.hypot(mass.error or 0.0, float(hidden) / 2))
 
     @property
     def effective_rank(self) -> Estimate:

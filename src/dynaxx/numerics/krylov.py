@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dynaxx.numerics.operator import Operator
+from dynaxx.numerics.orthogonal import cleared
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +65,7 @@ def krylov(operator: Operator, start: Float[Tensor, " n"], steps: int) -> Krylov
         image = operator(row[None])
         matrix[j, j] = float(space.gram(image, row[None]))
         size = float(space.norms(image)[0])
-        for _ in range(2):  # one pass leaves ghosts: copies of eigenvalues that were found already
-            image = image - space.gram(image, rows[: j + 1]) @ rows[: j + 1]
+        image, _ = cleared(space, image, rows[: j + 1])  # else ghosts: copies of eigenvalues found already
         rest = float(space.norms(image)[0])
         if rest <= 10 * rounding * max(size, float(np.abs(matrix).max())):
             return Krylov(rows=rows[: j + 1], matrix=matrix[: j + 2, : j + 1], norm=norm)

@@ -1,10 +1,37 @@
-"""Orthonormal rows from any rows, clear of a basis and of each other to rounding; rows that add nothing are dropped."""
+"""Gram–Schmidt to rounding: rows cleared of a basis, and made orthonormal; rows that add nothing are dropped."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from dynaxx.numerics.space import Space
+
+
+def cleared(
+    space: Space, rows: Float[Tensor, "k n"], basis: Float[Tensor, "q n"]
+) -> tuple[Float[Tensor, "k n"], Float[Tensor, "k q"]]:
+    """What rows have outside a basis, rows = parts · basis + rest, with the rest clear of it to rounding.
+
+    Gram–Schmidt twice: one pass leaves what rounding makes of the parts, twice is enough (Giraud, Langou and Rozložník
+    2005). Nothing waits for the device.
+
+    Args:
+        space: Gives inner products over all shards.
+        rows: Shape (k, n).
+        basis: Orthonormal rows, shape (q, n).
+
+    Returns:
+        The rest, and the parts.
+
+    Example:
+        >>> rest, parts = cleared(Space.plain(2), torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 0.0]]))
+        >>> rest, parts
+        (tensor([[0., 4.]]), tensor([[3.]]))
+    """
+    parts = space.gram(rows, basis)
+    rest = rows - parts @ basis
+    again = space.gram(rest, basis)
+    return rest - again @ basis, parts + again
 
 
 def orthonormal(
@@ -46,11 +73,8 @@ def _pass(space: Space, rows: Tensor, basis: Tensor, floor: float) -> tuple[Tens
     inner = torch.zeros(len(rest), len(rest), dtype=torch.float64)
     found = 0
     for j in range(len(rest)):
-        row = rest[j : j + 1]
-        for _ in range(2):
-            part = space.gram(new[:found], row)
-            row = row - part.T @ new[:found]
-            inner[:found, j] += part[:, 0].cpu().double()
+        row, parts = cleared(space, rest[j : j + 1], new[:found])
+        inner[:found, j] = parts[0].cpu().double()
         if (norm := float(space.norms(row)[0])) > floor:
             new[found] = row[0] / norm
             inner[found, j] = norm

@@ -164,7 +164,9 @@ class Symmetry:
             A tensor of the same shape.
         """
         parts = self.factors(name)
-        order = {i: permutation[p.group] for i, p in enumerate(parts) if p.group in permutation and i != but}
+        order = {
+            i: permutation[p.group] for i, p in enumerate(parts) if p.group and p.group in permutation and i != but
+        }
         if not order:
             return tensor
         out = tensor.reshape([part.size for part in parts])

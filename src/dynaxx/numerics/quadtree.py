@@ -7,6 +7,9 @@ from dynaxx.errors import BadInput
 
 TWICE = 2
 """The finest lattice is halved so many times more before it is read off linearly, which then costs no accuracy."""
+EDGE = 0.1
+"""Of the range: what a cell that the edge of a wall runs through counts for, so that edges are found, but not at any
+price."""
 _NOTHING = (np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
 
 
@@ -46,7 +49,7 @@ class Quadtree:
         self._values = np.full((side, side), np.nan)
         self._known = np.zeros((side, side), dtype=bool)
         self._detail = np.zeros((side, side))
-        self._open: dict[tuple[int, int, int], float] = {}
+        self._open: dict[tuple[int, int, int], tuple[float, bool]] = {}
         self._asked = _NOTHING
         self._splitting: list[tuple[int, int, int]] = []
 
@@ -89,11 +92,8 @@ class Quadtree:
         foretold, good = self._foretold()[rows, columns], np.isfinite(values)
         self._values[rows, columns] = np.where(good, values, np.nan)
         self._known[rows, columns] = True
-        # Where either is a wall, the detail is a share of the range: edges of walls are found, but not at any price.
-        low, high = self.span
-        surprise = np.where(good != np.isfinite(foretold), 0.1 * (high - low), 0.0)
         both = good & np.isfinite(foretold)
-        self._detail[rows, columns] = np.where(both, np.abs(np.where(both, values - foretold, 0.0)), surprise)
+        self._detail[rows, columns] = np.abs(np.where(both, values, 0.0) - np.where(both, foretold, 0.0))
         self._halve()
 
     @property
@@ -134,11 +134,12 @@ class Quadtree:
         if not self._known.any():
             lattice = np.mgrid[0 : len(self._values) : stride, 0 : len(self._values) : stride]
             return lattice[0].ravel(), lattice[1].ravel()
-        order = sorted(self._open, key=lambda cell: (-self._open[cell], cell))
+        worth = self._worth()
+        order = sorted(worth, key=lambda cell: (-worth[cell], cell))
         if self.count == (self._cells + 1) ** 2:
             self._splitting = order  # the second lattice whole: of what the first does not show, no cell could tell
         else:
-            self._splitting = [cell for cell in order[: max(1, count // 5)] if self._open[cell] > 0]
+            self._splitting = [cell for cell in order[: max(1, count // 5)] if worth[cell] > 0]
         wanted = np.zeros_like(self._known)
         for level, i, j in self._splitting:
             side = stride >> level
@@ -151,7 +152,7 @@ class Quadtree:
         stride = 2**self._levels
         if not self._splitting:
             sides = range(0, len(self._values) - 1, stride)
-            self._open = {(0, i, j): 1.0 for i in sides for j in sides}
+            self._open = {(0, i, j): (1.0, False) for i in sides for j in sides}
             return
         for cell in self._splitting:
             level, i, j = cell
@@ -161,21 +162,23 @@ class Quadtree:
                 continue
             for a in (i, i + half):
                 for b in (j, j + half):
-                    self._open[level + 1, a, b] = self._worth(level + 1, a, b, half)
+                    self._open[level + 1, a, b] = self._corners(a, b, half)
 
-    def _worth(self, level: int, i: int, j: int, side: int) -> float:
-        """What halving a cell promises: the largest detail at those of its corners that came with it, times its side.
+    def _worth(self) -> dict[tuple[int, int, int], float]:
+        """What halving each cell promises: its detail, times its side.
 
-        A wall's edge within the cell is worth its share of the range however well the corners were foretold.
+        The edge of a wall is worth a share of the range, as it is by now, however well its neighbours were foretold.
         """
+        low, high = self.span
+        edge = EDGE * (high - low)
+        return {cell: max(detail, edge * wall) * 2.0 ** -cell[0] for cell, (detail, wall) in self._open.items()}
+
+    def _corners(self, i: int, j: int, side: int) -> tuple[float, bool]:
+        """The largest detail at those corners of a cell that came with it, and whether the edge of a wall is within."""
         corners = np.ix_((i, i + side), (j, j + side))
         young = (np.array([i, i + side])[:, None] // side % 2 == 1) | (np.array([j, j + side]) // side % 2 == 1)
-        found = float(self._detail[corners][young].max())
         walls = np.isnan(self._values[corners])
-        if walls.any() and not walls.all():
-            low, high = self.span
-            found = max(found, 0.1 * (high - low))
-        return found * 2.0**-level
+        return float(self._detail[corners][young].max()), bool(walls.any() and not walls.all())
 
     def _foretold(self) -> Float[np.ndarray, "side side"]:
         """Every lattice point: the value where it is known, else what the coarser lattices foretell."""

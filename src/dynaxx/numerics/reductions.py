@@ -176,6 +176,25 @@ def gradient_norms(step: StepView) -> Float[Tensor, " layers"]:
     return step.memo("gradient_norms", lambda: layer_norms(step.gradients, step.layout, step.gradient_factor))
 
 
+def accumulated_square(step: StepView) -> Tensor:
+    """‖Σ dᵢ‖² of the parts dᵢ that the step's microbatches have added up to.
+
+    The first call of a step decides: a step that computes its gradient once more elsewhere asks before.
+
+    Args:
+        step: The step.
+
+    Returns:
+        A scalar in float32.
+    """
+
+    def compute() -> Tensor:
+        norms = [torch.linalg.vector_norm(g).float() for g in step.gradients if g is not None]
+        return torch.stack(norms).square().sum()
+
+    return step.memo("accumulated_square", compute)
+
+
 def gradient_tensor_norms(step: StepView) -> Float[Tensor, " parameters"] | list[float]:
     """L2 norm of each parameter's unscaled gradient as this rank holds it; computed once a step.
 

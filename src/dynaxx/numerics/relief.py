@@ -48,7 +48,7 @@ def line_relief(at: Float[np.ndarray, " points"], values: Float[np.ndarray, " po
     Example:
         >>> x = np.linspace(-1, 1, 41)
         >>> found = line_relief(x, x**2)
-        >>> found.roughness, found.convexity, found.asymmetry, round(found.slope, 2)
+        >>> found.roughness, found.convexity, round(found.asymmetry, 9), round(found.slope, 2)
         (0.0, 1.0, 0.0, 1.95)
     """
     good = np.isfinite(values)

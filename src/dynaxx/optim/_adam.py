@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dynaxx.optim import _many as many
 from dynaxx.optim._state import wide
 
 
@@ -55,15 +56,15 @@ def adam_step(
         first = [state["exp_avg"] for state in states]
         second = [state["exp_avg_sq"] for state in states]
         gradients = [g.to(m.dtype) for g, m in zip(gradients, first, strict=True)]
-        torch._foreach_lerp_(first, gradients, 1 - betas[0])
-        torch._foreach_mul_(second, betas[1])
-        torch._foreach_addcmul_(second, gradients, gradients, 1 - betas[1])
-        divisors = torch._foreach_sqrt(second)
-        torch._foreach_div_(divisors, math.sqrt(1 - betas[1] ** step))
-        torch._foreach_add_(divisors, options["eps"])
+        many.lerp_(first, gradients, 1 - betas[0])
+        many.mul_(second, betas[1])
+        many.addcmul_(second, gradients, gradients, 1 - betas[1])
+        divisors = many.sqrt(second)
+        many.div_(divisors, math.sqrt(1 - betas[1] ** step))
+        many.add_(divisors, options["eps"])
         if options["weight_decay"]:
-            torch._foreach_mul_(parameters, 1 - rate * options["weight_decay"])
-        updates = torch._foreach_div(first, divisors)
-        torch._foreach_add_(parameters, updates, alpha=-rate / (1 - betas[0] ** step))
+            many.mul_(parameters, 1 - rate * options["weight_decay"])
+        updates = many.div(first, divisors)
+        many.add_(parameters, updates, alpha=-rate / (1 - betas[0] ** step))
         for state in states:
             state["step"].fill_(step)

@@ -1,6 +1,7 @@
-"""What the thin subclasses of torch's own optimizers share: checks, groups, planned bytes, gradients refused by name."""
+"""What the thin subclasses of torch's own optimizers share: checks, groups, planned bytes."""
 
-from collections.abc import Callable, Mapping
+from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ class Elementwise(Transportable, ModelOptimizer):
             The optimizer.
         """
         decay = options.pop("weight_decay", cls.weight_decay)
-        return cls(decay_groups(cls.__name__, model, decay), weight_decay=decay, **options)
+        return cls(decay_groups(cls.__name__, model, decay), **{**options, "weight_decay": decay})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's, with the options checked.
@@ -62,23 +63,6 @@ class Elementwise(Transportable, ModelOptimizer):
         super().load_state_dict(dict(state_dict))
         restore_state(self, state_dict)
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Update every parameter that has a gradient.
-
-        Args:
-            closure: Computes the loss and its gradients anew.
-
-        Returns:
-            The loss of the closure, or None.
-
-        Raises:
-            BadInput: A gradient is sparse.
-        """
-        for group in self.param_groups:
-            for _ in options.dense_gradients(type(self).__name__, group):
-                pass
-        return super().step(closure)  # pyright: ignore[reportAbstractUsage]
-
     def planned_bytes(self) -> int:
         """Memory that the state will take, from the shapes alone."""
         return sum(
@@ -87,9 +71,9 @@ class Elementwise(Transportable, ModelOptimizer):
             for p in group["params"]
         )
 
+    @abstractmethod
     def _blank(self, parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
         """The state that torch will make for a parameter, empty, on the parameter's device."""
-        raise NotImplementedError
 
 
 def group_of(optimizer: Optimizer, parameter: Tensor) -> tuple[dict[str, Any], int]:

@@ -67,17 +67,23 @@ def decay_groups(owner: str, model: nn.Module, weight_decay: float) -> list[dict
     return [group for group in groups if group["params"]]
 
 
+HEADS = ("lm_head", "head", "classifier", "score", "fc", "output", "unembed")
+"""What modules that make the outputs are called in Transformers, timm, torchvision and nanoGPT's descendants."""
+
+
 def output_head(model: nn.Module) -> set[str]:
-    """The module that makes the outputs: the last `nn.Linear` in the order of registration.
+    """The module that makes the outputs, by its name or its place.
 
     Args:
         model: The model.
 
     Returns:
-        Its path; empty where there is no `nn.Linear`.
+        The path of the outermost `nn.Linear` with a name of `HEADS`; without one, of the last `nn.Linear` in the order
+        of registration; empty where there is no `nn.Linear`.
     """
     linear = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
-    return set(linear[-1:])
+    named = [path for path in linear if path.rpartition(".")[2] in HEADS]
+    return {min(named, key=lambda path: path.count("."))} if named else set(linear[-1:])
 
 
 def beneath(owner: str, model: nn.Module, paths: Sequence[str]) -> set[str]:
@@ -97,7 +103,7 @@ def beneath(owner: str, model: nn.Module, paths: Sequence[str]) -> set[str]:
     names = [name for name, _ in model.named_parameters()]
     found: set[str] = set()
     for path in paths:
-        here = {name for name in names if name == path or name.startswith(f"{path}.")}
+        here = {name for name in names if path in ("", name) or name.startswith(f"{path}.")}
         if not here:
             raise UnknownName(f"module or parameter of {type(model).__name__} for {owner}", path, names)
         found |= here

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from dynaxx.core.methods import ModelOptimizer
 from dynaxx.errors import BadInput
 from dynaxx.numerics.kronecker import carried, eigenpairs, tracked
+from dynaxx.optim import _many as many
 from dynaxx.optim import _options as options
 from dynaxx.optim._adam import adam_step, blank_moments
+from dynaxx.optim._elementwise import group_of
 from dynaxx.optim._groups import decay_groups
 from dynaxx.optim._stack import Stack, Work, stacks
 from dynaxx.optim._state import restore_state, tensor_bytes, wide
@@ -36,6 +38,8 @@ class KroneckerEigen(Transportable, ModelOptimizer):
 
     lag: ClassVar[int] = 0
     """Gradients that a block only learns its bases from, before it moves."""
+    prior: ClassVar[int] = 0
+    """Gradients that the factors' first values count for when they are bootstrapped."""
     rules: ClassVar[dict[str, options.Rule]] = {
         "lr": options.NOT_NEGATIVE,
         "betas": options.SHARES,
@@ -60,7 +64,7 @@ class KroneckerEigen(Transportable, ModelOptimizer):
             The optimizer.
         """
         decay = options.pop("weight_decay", cls.weight_decay)
-        return cls(decay_groups(cls.__name__, model, decay), weight_decay=decay, **options)
+        return cls(decay_groups(cls.__name__, model, decay), **{**options, "weight_decay": decay})
 
     weight_decay: ClassVar[float] = 0.01
     """The default: SOAP's and Meta's."""
@@ -134,9 +138,9 @@ class KroneckerEigen(Transportable, ModelOptimizer):
         moving = [work for work in works if work.step >= self.lag]
         if moving:
             if group["weight_decay"]:
-                torch._foreach_mul_([w.parameter for w in moving], 1 - rate * group["weight_decay"])
+                many.mul_([w.parameter for w in moving], 1 - rate * group["weight_decay"])
             first = [work.matrix("exp_avg") for work in moving]
-            torch._foreach_lerp_(first, [work.gradient for work in moving], 1 - group["betas"][0])
+            many.lerp_(first, [work.gradient for work in moving], 1 - group["betas"][0])
         for stack in stacks(works):
             self._advance(stack, group)
         for work in works:
@@ -205,7 +209,7 @@ class KroneckerEigen(Transportable, ModelOptimizer):
 
     def _tolerate(self, stack: Stack, done: Tensor) -> None:
         for piece, part in zip(stack.pieces, done.split(stack.counts), strict=True):
-            failures = piece.work.state[f"failures_{piece.index}"]
+            failures = piece.work.state[f"failures_{piece.number}"]
             if bool(part.all()):
                 failures.zero_()
             elif int(failures.add_(1)) > TOLERATED:
@@ -235,9 +239,9 @@ class KroneckerEigen(Transportable, ModelOptimizer):
         for i, tile in enumerate(tiles):
             for side, size, turned in (("left", tile.m, tile.rows), ("right", tile.n, tile.columns)):
                 if turned:
-                    state[f"{side}_{i}"] = torch.zeros(tile.count, size, size, dtype=dtype, device=device)
+                    state[f"{side}_{i}"] = torch.zeros(tile.blocks, size, size, dtype=dtype, device=device)
                     unit = torch.eye(size, dtype=dtype, device=device)
-                    state[f"{side}_basis_{i}"] = unit.expand(tile.count, size, size).clone()
+                    state[f"{side}_basis_{i}"] = unit.expand(tile.blocks, size, size).clone()
             for key, shape in self._extra(tile).items():
                 state[f"{key}_{i}"] = torch.zeros(shape, dtype=dtype, device=device)
             state[f"failures_{i}"] = torch.zeros((), dtype=torch.int64, device=state["step"].device)
@@ -258,7 +262,7 @@ class KroneckerEigen(Transportable, ModelOptimizer):
         while size > SMALLEST and fits is None:
             size //= 2
             fits = size if self._planned({"block_size": size}) <= limit else None
-        remedy = f"block_size={fits} would fit" if fits else "No block size fits: use adamw or sgd"
+        remedy = f"block_size={fits} would fit" if fits else "No block size fits: lower max_dim, or use adamw"
         raise BadInput(
             f"{type(self).__name__}(memory_limit={limit}): the state would take {planned:,} bytes, "
             f"and must not exceed the limit. {remedy}."
@@ -276,7 +280,7 @@ class KroneckerEigen(Transportable, ModelOptimizer):
         Returns:
             Bias-corrected copies; None before the first update.
         """
-        group, index = self._group_of(parameter)
+        group, index = group_of(self, parameter)
         state = cast(dict[str, Tensor], self.state.get(parameter, {}))
         tiles = _tiles(parameter, group)
         steps = int(state["step"]) - (self.lag if tiles.tiles else 0) if state else 0
@@ -315,7 +319,7 @@ class KroneckerEigen(Transportable, ModelOptimizer):
         Raises:
             BadInput: There are no gradients for the factors.
         """
-        group, index = self._group_of(parameter)
+        group, index = group_of(self, parameter)
         tiles = _tiles(parameter, group)
         name = options.parameter_name(group, index)
         if tiles.tiles and not gradients:
@@ -333,20 +337,13 @@ class KroneckerEigen(Transportable, ModelOptimizer):
         for i, gradient in enumerate(gradients or () if tiles.tiles else ()):
             matrix = gradient.to(state["exp_avg"].dtype).reshape(tiles.rows, tiles.columns)
             for stack in stacks([Work(name, parameter, matrix, state, tiles, i)]):
-                self._learn(stack, group, 1 / (i + 1))
+                self._learn(stack, group, 1 / (i + 1 + self.prior))
         if tiles.tiles:
             matrix = second.to(state["exp_avg"].dtype).reshape(tiles.rows, tiles.columns)
             for stack in stacks([Work(name, parameter, matrix, state, tiles, steps)]):
                 self._refresh(stack, group, exact=True)
                 self._settle(stack, group, stack.gradient, steps)
         self.state[parameter] = state
-
-    def _group_of(self, parameter: Tensor) -> tuple[dict[str, Any], int]:
-        for group in self.param_groups:
-            for index, each in enumerate(group["params"]):
-                if each is parameter:
-                    return group, index
-        raise BadInput(f"{type(self).__name__}: this parameter (shape {tuple(parameter.shape)}) is not one of its own.")
 
 
 def _tiles(parameter: Tensor, group: Mapping[str, Any]) -> Tiling:

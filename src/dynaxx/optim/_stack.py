@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dynaxx.optim import _many as many
 from dynaxx.optim._tiles import Tile, Tiling
 
 MOST = 1 << 20
@@ -49,7 +50,7 @@ class Piece(NamedTuple):
     """One rectangle of blocks of a parameter."""
 
     work: Work
-    index: int
+    number: int
     tile: Tile
 
 
@@ -64,7 +65,7 @@ class Stack:
         self.pieces = pieces
         self.tile = pieces[0].tile
         self.step = pieces[0].work.step
-        self.counts = [piece.tile.count for piece in pieces]
+        self.counts = [piece.tile.blocks for piece in pieces]
         self.gradient = joined([piece.tile.cut(piece.work.gradient) for piece in pieces])
 
     @property
@@ -81,7 +82,7 @@ class Stack:
         Returns:
             One tensor a piece.
         """
-        return [piece.work.state[f"{key}_{piece.index}"] for piece in self.pieces]
+        return [piece.work.state[f"{key}_{piece.number}"] for piece in self.pieces]
 
     def all(self, key: str) -> Tensor:
         """A state tensor of blocks, of all pieces; not to be written to.
@@ -155,7 +156,7 @@ class Stack:
                 piece.tile.view(whole).copy_(part)
                 targets.append(parameter)
                 updates.append(whole.view(parameter.shape))
-        torch._foreach_add_(targets, updates, alpha=-rate)
+        many.add_(targets, updates, alpha=-rate)
 
 
 def joined(parts: list[Tensor]) -> Tensor:
@@ -184,7 +185,7 @@ def stacks(works: Iterable[Work]) -> Iterator[Stack]:
         taken: list[Piece] = []
         size = 0
         for piece in alike:
-            entries = piece.tile.count * piece.tile.m * piece.tile.n
+            entries = piece.tile.blocks * piece.tile.m * piece.tile.n
             if taken and size + entries > MOST:
                 yield Stack(taken)
                 taken, size = [], 0

@@ -31,7 +31,7 @@ class Tile(NamedTuple):
     columns: bool
 
     @property
-    def count(self) -> int:
+    def blocks(self) -> int:
         """Blocks in the rectangle."""
         return self.down * self.across
 
@@ -93,7 +93,7 @@ def tiling(shape: tuple[int, ...], block_size: int, max_dim: int) -> Tiling:
         The layout; no tiles for vectors, scalars, tensors without entries and matrices with both sides too long.
 
     Example:
-        >>> [(tile.count, tile.m, tile.n) for tile in tiling((10, 6), 4, 100).tiles]
+        >>> [(tile.blocks, tile.m, tile.n) for tile in tiling((10, 6), 4, 100).tiles]
         [(2, 4, 3), (4, 3, 3)]
     """
     if len(shape) < 2 or 0 in shape:

@@ -59,6 +59,8 @@ class AdamW(Elementwise, torch.optim.AdamW):
         given = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         options.check_options("AdamW", given, self.rules)
         torch.optim.AdamW.__init__(self, params, lr, betas, eps, weight_decay, fused=fused)
+        # Not by overriding `step`: torch may have put the hooks around its own too, and they would run twice.
+        self.register_step_pre_hook(_refuse_sparse)
 
     def _blank(self, parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
         device = parameter.device if group["fused"] or parameter.is_meta else torch.device("cpu")
@@ -118,3 +120,10 @@ class AdamW(Elementwise, torch.optim.AdamW):
         state["exp_avg"].copy_(first * (1 - beta1**steps))
         state["exp_avg_sq"].copy_(second * (1 - beta2**steps))
         self.state[parameter] = state
+
+
+def _refuse_sparse(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    del args, kwargs
+    for group in optimizer.param_groups:
+        for _ in options.dense_gradients("AdamW", group):
+            pass

@@ -12,6 +12,7 @@ from torch.optim.optimizer import ParamsT
 from dynaxx.core.methods import ModelOptimizer
 from dynaxx.errors import BadInput
 from dynaxx.numerics.polar import newton_schulz
+from dynaxx.optim import _many as many
 from dynaxx.optim import _options as options
 from dynaxx.optim._adam import adam_step, blank_moments
 from dynaxx.optim._elementwise import group_of
@@ -96,8 +97,8 @@ class Muon(Transportable, ModelOptimizer):
 
         Args:
             model: The model; frozen parameters are left out.
-            head: Paths of modules or parameters that make the outputs; None: the last `nn.Linear` in the order of
-                registration, unless it is the only matrix.
+            head: Paths of modules or parameters that make the outputs; None: the outermost `nn.Linear` with a
+                usual name (`lm_head`, `head`, `classifier`, …), else the last one registered; not the only matrix.
             adamw_lr: The rate of the AdamW groups; None: that of Muon.
             options: Those of the constructor.
 
@@ -273,10 +274,10 @@ def _muon_step(parts: list[_Part], group: Mapping[str, Any]) -> None:
     rate, momentum = float(group["lr"]), group["momentum"]
     buffers = [part.state["momentum_buffer"] for part in parts]
     gradients = [part.gradient.to(b.dtype) for part, b in zip(parts, buffers, strict=True)]
-    torch._foreach_lerp_(buffers, gradients, 1 - momentum)
-    looked = torch._foreach_lerp(gradients, buffers, momentum) if group["nesterov"] else buffers
+    many.lerp_(buffers, gradients, 1 - momentum)
+    looked = many.lerp(gradients, buffers, momentum) if group["nesterov"] else buffers
     if group["weight_decay"]:
-        torch._foreach_mul_([part.parameter for part in parts], 1 - rate * group["weight_decay"])
+        many.mul_([part.parameter for part in parts], 1 - rate * group["weight_decay"])
     pairs = [(part, x) for part, x in zip(parts, looked, strict=True) if x.numel()]
     for (rows, columns, _), alike in groupby(sorted(pairs, key=lambda pair: pair[0].kind), lambda pair: pair[0].kind):
         same = list(alike)
@@ -285,6 +286,6 @@ def _muon_step(parts: list[_Part], group: Mapping[str, Any]) -> None:
         if group["adjust"] == "original":
             scale = math.sqrt(max(1.0, rows / columns))
         updates = [d.to(wide(p.parameter.dtype)).view(p.parameter.shape) for (p, _), d in zip(same, directions)]
-        torch._foreach_add_([part.parameter for part, _ in same], updates, alpha=-rate * scale)
+        many.add_([part.parameter for part, _ in same], updates, alpha=-rate * scale)
     for part in parts:
         part.state["step"].add_(1)

@@ -223,8 +223,8 @@ class Instruments:
                 continue
             self._pending.append((instrument, before, instrument.stream, view.step, values))
             if not self.calibrated:
-                instrument.seconds.append(time.perf_counter() - start)
-                self._rare += 0.0 if instrument.signal.every_step else instrument.seconds[-1]
+                instrument.seconds.append(0.0)
+                self._charge(instrument, time.perf_counter() - start)
 
     def _measured(self, instrument: Instrument, view: StepView) -> tuple[Any, Sequence[Measurement]]:
         """A dear signal's measurement; nothing where there is no loss that is finite."""
@@ -241,11 +241,19 @@ class Instruments:
         instrument.spoke |= bool(values)
         return state, values
 
+    def _charge(self, instrument: Instrument, seconds: float) -> None:
+        """Add to the price of a measurement, and to what the step has spent on rare ones."""
+        instrument.seconds[-1] += seconds
+        self._rare += 0.0 if instrument.signal.every_step else seconds
+
     def commit(self) -> None:
         """The step is complete: its measurements go to the log."""
-        for _, _, stream, step, values in self._pending:
+        for instrument, _, stream, step, values in self._pending:
+            start = 0.0 if self.calibrated else time.perf_counter()
             if values:
                 self._recorder.add(stream, step, values)
+            if not self.calibrated:  # without it, all that is rare later would be charged to every step
+                self._charge(instrument, time.perf_counter() - start)
         self._pending.clear()
 
     def discard(self) -> None:

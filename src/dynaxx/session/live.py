@@ -12,6 +12,7 @@ from dynaxx.core.events import Event, StepBatch, StepTimes, StepView
 from dynaxx.core.parameters import Layout, is_sharded
 from dynaxx.core.task import first_tensor
 from dynaxx.numerics.flops import CountFlops
+from dynaxx.numerics.reductions import accumulated_square
 from dynaxx.runlog.recorder import Recorder
 from dynaxx.session.instruments import Instruments
 from dynaxx.session.no_grad import NoGrad
@@ -183,6 +184,8 @@ class Live:
         """Take what is known of the microbatches before their gradients are cleared."""
         start = self._enter()
         self.instruments.accumulated(self._view)
+        if self._view.microbatches is not None:
+            accumulated_square(self._view)
         self._leave(start)
 
     def clipping(self, threshold: float, total: torch.Tensor | None) -> None:

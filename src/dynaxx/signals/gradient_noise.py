@@ -16,6 +16,7 @@ from dynaxx.core.records import Column, Cost, Measurement
 from dynaxx.core.task import leading
 from dynaxx.errors import NotApplicable
 from dynaxx.numerics.gradient_noise import agreement, averaged, scale_of, unbiased
+from dynaxx.numerics.reductions import accumulated_square
 from dynaxx.numerics.space import Space
 
 PARTS = 4
@@ -105,8 +106,7 @@ class GradientNoise(Signal[dict[str, Any]]):
 
 def _accumulated(squares: list[Tensor], step: StepView) -> tuple[Tensor, Tensor]:
     """Mean ‖K·dᵢ‖² and ‖Σ dᵢ‖² of the K parts dᵢ that add up to the step's gradient."""
-    total = torch.stack([torch.linalg.vector_norm(g).float() for g in step.gradients if g is not None]).square().sum()
-    return torch.stack(squares).mean() * len(squares) ** 2, total
+    return torch.stack(squares).mean() * len(squares) ** 2, accumulated_square(step)
 
 
 def _probed(objective: Objective | None) -> tuple[Any, int, int]:

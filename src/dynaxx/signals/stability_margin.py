@@ -28,8 +28,8 @@ class StabilityMargin(Signal[dict[str, Any]]):
     """threshold / λ₁(D H D), D and the threshold from the optimizer in use and its state (Cohen 2021, 2022).
 
     Below 1 the linearised training diverges along the sharpest direction of the probe batch. D = (η P⁻¹)^(1/2) holds
-    rate and preconditioner; where it is one number, as for gradient descent, λ₁ is that of `sharpness` and costs
-    nothing more.
+    rate and preconditioner, and H the weight decay that goes through the gradient; where both are one number, as for
+    gradient descent, λ₁ follows from that of `sharpness` and costs nothing more.
     """
 
     at = Event.STEP_END
@@ -50,11 +50,12 @@ class StabilityMargin(Signal[dict[str, Any]]):
             if known is None:  # its price was that of borrowing: at this cadence it must not search by itself
                 return state, ()
             state, factor, found, products = {"borrows": True}, float(rule.scale[0]) ** 2, known, 0
+            shift = 0.0 if rule.decay is None else float(rule.decay[0])
         else:
             hints = gradient_row(step, objective_of(step), hessian.space) * rule.scale
             found, state = tracked(rule.operator(hessian), state, hints)
-            factor, products = 1.0, found.products
-        value, threshold = factor * float(found.values[0]), rule.threshold / step.rates.group
+            factor, shift, products = 1.0, 0.0, found.products
+        value, threshold = factor * (float(found.values[0]) + shift), rule.threshold / step.rates.group
         return state, (
             Measurement(column=_MARGIN, value=threshold / value),
             Measurement(column=_SHARPNESS, value=value),
@@ -65,5 +66,6 @@ class StabilityMargin(Signal[dict[str, Any]]):
 
 
 def _plain(rule: Preconditioning) -> bool:
-    """Whether the preconditioned Hessian is a multiple of the Hessian."""
-    return rule.sign > 0 and rule.decay is None and bool((rule.scale == rule.scale[0]).all())
+    """Whether D (H + W) D is a multiple of the Hessian plus a multiple of the identity."""
+    parts = [rule.scale] if rule.decay is None else [rule.scale, rule.decay]
+    return rule.sign > 0 and all(bool((part == part[0]).all()) for part in parts)

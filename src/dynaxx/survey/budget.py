@@ -26,10 +26,9 @@ SHARES: Mapping[str, float] = MappingProxyType({
     "slices": 0.04,
     "connectivity": 0.03,
 })  # fmt: skip
-"""A first split by what a probe tells. The learning rate decides most of what a plan can win, so the two probes of it
-have half. The fleet's runs are also those whose paths and spread are read. Noise and curvature say which batch and which
-method. Slices illustrate what the spectrum has said. It is a judgement, not a measurement; what a probe leaves is free
-for the next."""
+"""A first split by what a probe tells: a judgement, not a measurement. The learning rate decides most of what a plan
+can win, so the two probes of it have half; the fleet's runs give paths and spread; noise and curvature say which batch
+and which method; slices illustrate what the spectrum has said. What a probe leaves is free for the next."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -203,7 +203,9 @@ class _Board:
 
     def give_up(self) -> None:
         """No attempt is left: what has no result has failed."""
-        self.results |= {folder: lost for folder, lost in self._lost.items() if folder not in self.results}
+        for job in self.pending:
+            silent = Result(member=job.member, folder=job.folder, status="failed", why="the engine said nothing of it")
+            self.results[job.folder] = self._lost.get(job.folder, silent)
 
     def report(self) -> None:
         step, seconds = self._step(), time.monotonic() - self._began

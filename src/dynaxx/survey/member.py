@@ -116,8 +116,9 @@ class Member:
             The member.
         """
         known = {field.name for field in fields(cls)}
-        kept = {name: value for name, value in values.items() if name in known}
-        return cls(**{**kept, "signals": tuple(values["signals"])})
+        kept: dict[str, Any] = {name: value for name, value in values.items() if name in known}
+        kept["signals"] = tuple(values["signals"])
+        return cls(**kept)
 
 
 def product(

@@ -163,7 +163,11 @@ class Plan:
         """The plan as TOML."""
         plain = {"format": FORMAT, **_without_none(asdict(self))}
         plain["not_established"] = {"items": list(self.not_established)}
-        return tomli_w.dumps({key: value for key, value in plain.items() if value not in ({}, [], ())})
+        phases: list[dict[str, Any]] = plain.pop("phase")
+        # One table a phase, where the writer would put short ones on a line each.
+        text = "\n".join(f"[[phase]]\n{tomli_w.dumps(each)}" for each in phases)
+        rest = tomli_w.dumps({key: value for key, value in plain.items() if value not in ({}, [], ())})
+        return f"{rest}\n{text}" if text else rest
 
     @classmethod
     def read(cls, path: str | Path) -> "Plan":

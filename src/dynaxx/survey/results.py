@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from dynaxx.runlog.sealed import seal, unseal
 from dynaxx.survey.member import Member
 
 NAME = "result.json"
+_LOSSES = ("initial", "final", "best", "first_loss", "loss")
 TAIL = 0.1
 """Share of the steps, at the end, whose mean is the final training loss: one batch's loss is mostly noise."""
 
@@ -144,7 +145,7 @@ def read_result(folder: Path) -> Result | None:
         return None
     if not intact:
         return None
-    numbers = ("initial", "final", "best", "first_loss", "loss")
-    values: dict[str, Any] = {**plain, **{name: float(plain[name]) for name in numbers}}
-    result = Result(**{**values, "member": Member.from_dict(plain["member"]), "cost": Cost(**plain["cost"])})
-    return replace(result, folder=str(folder))  # where it is now, should the fleet have been moved
+    values: dict[str, Any] = {**plain, **{name: float(plain[name]) for name in _LOSSES}}  # NaN is kept as a word
+    values |= {"member": Member.from_dict(plain["member"]), "cost": Cost(**plain["cost"])}
+    values["folder"] = str(folder)  # where it is now, should the fleet have been moved
+    return Result(**values)

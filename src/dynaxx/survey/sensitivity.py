@@ -55,7 +55,7 @@ def sensitivity(
     task: str,
     dir: str | Path,
     *,
-    rates: Sequence[float] = grid(),  # noqa: B008  (a tuple of numbers)
+    rates: Sequence[float] = grid(),
     seeds: Sequence[int] = (0, 1, 2),
     steps: int = STEPS,
     engine: Engine | None = None,
@@ -86,7 +86,8 @@ def sensitivity(
         raise BadInput(f"sensitivity(rates=...) must be at least three increasing factors. Got {factors}.")
     if not seeds or len(set(seeds)) != len(seeds):
         raise BadInput(f"sensitivity(seeds=...) must be at least one seed, each once. Got {list(seeds)}.")
-    members = product(task, steps=steps, seeds=seeds, rates=factors, **{"signals": SIGNALS, "evaluations": 1, **common})
+    options: dict[str, Any] = {"signals": SIGNALS, "evaluations": 1, **common}
+    members = product(task, steps=steps, seeds=seeds, rates=factors, **options)
     fleet = run_fleet(members, dir, engine=engine, progress=progress)
     return read_scan(fleet, title=f"{Path(task.partition(':')[0]).stem} · {steps} steps")
 
@@ -244,8 +245,8 @@ def _panels(
             note="Trainings that diverged are missing from the lines of the seeds, and count as untrained in the mean.",
         ),
         HeatMap(
-            title="Final validation loss by learning rate and seed",
-            x=scan.rates,
+            title="Final validation loss by log₁₀ η (horizontal) and seed",
+            x=np.log10(scan.rates),
             rows=seeds,
             values=shown.T,
             value_label="validation loss",

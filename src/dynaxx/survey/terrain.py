@@ -88,7 +88,7 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
     ),
     FLAT_VALLEY: (
         Rule(reading="noise_ratio", words="the gradient is ruled by noise", above=10.0,
-             origin="noise scale over batch: beyond 10 a step keeps under a tenth of its signal (McCandlish et al. 2018)"),
+             origin="noise scale over batch: beyond 10 a step has under a tenth of a noiseless one's use"),
         Rule(reading="progress", words="the loss still falls", above=0.0, origin="any descent outside of the noise"),
         Rule(reading="sharpness_rate", words="far from the edge of stability", below=0.2,
              origin="λ₁·η over its threshold: rates could rise five times"),
@@ -116,7 +116,7 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
     ),
     EDGE: (
         Rule(reading="sharpness_rate", words="λ₁·η is at its threshold", above=0.8,
-             origin="full-batch training settles within 1.0-1.1 of it, mini-batches at 0.5-0.9 (Cohen et al. 2021, 2022)"),
+             origin="full batches settle at 1.0-1.1 of it, mini-batches at 0.5-0.9 (Cohen et al. 2021, 2022)"),
     ),
 }  # fmt: skip
 """By terrain. Rules whose reading a map lacks are left out and said."""

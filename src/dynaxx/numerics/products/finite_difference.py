@@ -37,7 +37,7 @@ class FiniteDifference:
             )
         self._objective = objective
         self._space = space
-        self._sides = sides
+        self.sides = sides
         self._shrink = shrink
         self._here: Tensor | None = None
         self.builds = 0
@@ -52,14 +52,14 @@ class FiniteDifference:
         point = space.flatten(self._objective.parameters)
         norms = space.norms(torch.cat([point[None], rows]))
         length = float(norms[0]) or 1.0
-        step = STEP[space.dtype][self._sides - 1] * self._shrink * length
+        step = STEP[space.dtype][self.sides - 1] * self._shrink * length
         out = torch.zeros_like(rows)
         for k, row in enumerate(rows):
             norm = float(norms[k + 1])
             if norm == 0.0:
                 continue
             move = row * (step / norm)
-            if self._sides == 1:
+            if self.sides == 1:
                 if self._here is None:
                     self._here = self._gradient(point)
                 out[k] = (self._gradient(point + move) - self._here) * (norm / step)

@@ -3,7 +3,7 @@
 from collections.abc import Generator, Sequence
 from typing import Any
 
-from dynaxx.errors import BadInput, DynaxxError
+from dynaxx.errors import BadInput
 from dynaxx.survey.engines._engine import TICK, Ended, Engine, Job, work
 
 
@@ -69,5 +69,3 @@ class Ray(Engine):
         except self._ray.exceptions.RayError as error:
             first = str(error).strip().partition("\n")[0]
             return Ended(job=job, status="lost", why=f"{type(error).__name__}: {first}")
-        except DynaxxError as error:
-            return Ended(job=job, status="failed", why=str(error))

@@ -1,0 +1,254 @@
+"""The stages of a map: how each probe is cut to what it is granted, and run where the others have led."""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dynaxx.core.contracts import Probe
+from dynaxx.core.isolation import isolated_random
+from dynaxx.core.records import Cost
+from dynaxx.errors import NotApplicable
+from dynaxx.landscape._point import Point
+from dynaxx.landscape._supplies import SUPPLIES
+from dynaxx.landscape.connectivity import Connectivity
+from dynaxx.landscape.gradient_noise import GradientNoise
+from dynaxx.landscape.lr_range import LrRange
+from dynaxx.landscape.slices import Slices
+from dynaxx.landscape.spectrum import Spectrum
+from dynaxx.landscape.trajectory_map import TrajectoryMap
+from dynaxx.survey._ground import Found, Ground, TooDear
+from dynaxx.survey.budget import SHARES, passes
+from dynaxx.survey.comparison import compare
+from dynaxx.survey.fleet import Fleet, member_steps, run_fleet
+from dynaxx.survey.member import Member, product
+from dynaxx.survey.results import Result
+from dynaxx.survey.sensitivity import SIGNALS, grid, read_scan
+
+Stage = Callable[[Ground, float], Found]
+"""`stage(ground, passes) -> Found`; raises `NotApplicable` where the passes, or what was found, do not suffice."""
+
+LEAST = {"lr_range": 36.0, "sensitivity": 130.0, "gradient_noise": 26.0, "spectrum": 60.0, "slices": 20.0,
+         "trajectory_map": 10.0}  # fmt: skip
+"""Passes below which a stage would say nothing, which it gets of a small budget before any gets its share. Together
+they are a little less than the floor of a map."""
+SHORTEST = 20
+"""Steps of a training below which warm-up and decay leave nothing between them."""
+LONG = 50
+"""Steps of a training from which on another seed tells more than more steps."""
+LONGEST = 0.25
+"""Of the planned steps, for one training of a scan: a map of a short training has few, long ones."""
+SEEDS = 2
+"""Of each optimizer that is compared: the least that shows a spread."""
+COMPARED = ("soap", "muon")
+"""Optimizers that a fleet tries beside the task's own: those that the field's yardsticks put first."""
+
+
+def granted(name: str, total: float) -> float:
+    """The share of the whole budget that a stage asks for.
+
+    Args:
+        name: The stage.
+        total: Passes of the whole budget.
+
+    Returns:
+        In (0, 1].
+    """
+    return min(1.0, max(SHARES.get(name, 0.02), LEAST.get(name, 0.0) / total))
+
+
+def lr_range(ground: Ground, total: float) -> Found:
+    """One sweep, and looks at single rates where there is enough for them; from a fresh model."""
+    there = ground.fresh(batches=1)
+    richest = ({"seeds": 3, "steps": 100, "looks": 8}, {"seeds": 1, "steps": 100, "looks": 6},
+               {"seeds": 1, "steps": 60, "looks": 0}, {"seeds": 1, "steps": 32, "looks": 0})  # fmt: skip
+    return _measured(ground, LrRange, richest, there, total)
+
+
+def sensitivity(ground: Ground, total: float) -> Found:
+    """Short whole trainings at rates around what the sweep showed, as long and over as many seeds as can be."""
+    rates = grid(_centre(ground), decades=2.0)
+    seeds, steps = 0, 0
+    for seeds in (3, 2, 1):
+        count = len(rates) * seeds
+        steps = member_steps(ground.task.steps, count, total - _evaluations(ground, count, 2), share=LONGEST)
+        if steps >= LONG:
+            break
+    if steps < SHORTEST:
+        raise TooDear(f"{len(rates)} trainings of at least {SHORTEST} steps are more than {total:.0f} passes.")
+    members = product(
+        ground.spec, steps=steps, seeds=range(seeds), rates=rates, size=ground.task.size, signals=SIGNALS, evaluations=1
+    )
+    done = run_fleet(members, ground.fleet, engine=ground.engine, progress=ground.progress)
+    return Found(chart=read_scan(done, title=_title(ground, steps)), members=_folders(done))
+
+
+def fleet(ground: Ground, total: float) -> Found:
+    """Other optimizers at the best rate, against the task's own, over seeds; each with its whole schedule."""
+    factor, rate = _best_rate(ground)
+    own = type(ground.task.optimizer(ground.task.model())).__name__.lower()
+    if "adam" not in own:
+        raise NotApplicable(
+            f"the task's optimizer is {own}, whose rates do not carry over to {' and '.join(COMPARED)}: "
+            "each would need a scan of its own."
+        )
+    count = SEEDS * (1 + len(COMPARED))
+    steps = member_steps(ground.task.steps, count, total - _evaluations(ground, count, 2))
+    if steps < LONG:
+        needed = count * LONG + _evaluations(ground, count, 2)
+        raise TooDear(f"to compare optimizers takes about {needed:.0f} passes; {total:.0f} are left for it.")
+    common: dict[str, Any] = {"steps": steps, "seeds": range(SEEDS), "size": ground.task.size, "evaluations": 1}
+    members = [
+        *product(ground.spec, rates=(factor,), **common),
+        *product(ground.spec, optimizers=tuple(f"{name}:lr={rate:.6g}" for name in COMPARED), **common),
+    ]
+    done = run_fleet(members, ground.fleet, engine=ground.engine, progress=ground.progress)
+    return Found(chart=compare(done, title=_title(ground, steps)), members=_folders(done))
+
+
+def gradient_noise(ground: Ground, total: float) -> Found:
+    """Noise of mini-batches where the best short training ended."""
+    there = ground.trained(batches=max(1, int(total) - 2))
+    options = ({"points": 2, "products": 16}, {"points": 0, "products": 8}, {"points": 0, "products": 0})
+    return _measured(ground, GradientNoise, options, there, total)
+
+
+def spectrum(ground: Ground, total: float) -> Found:
+    """Curvature where the best short training ended."""
+    options = (
+        {"eigenvalues": 5, "probes": 4, "steps": 60, "samples": 24},
+        {"eigenvalues": 3, "probes": 2, "steps": 40, "samples": 12},
+        {"eigenvalues": 1, "probes": 2, "steps": 20, "samples": 4},
+        {"eigenvalues": 1, "probes": 2, "steps": 8, "samples": 2},
+    )
+    return _measured(ground, Spectrum, options, ground.trained(batches=1), total)
+
+
+def slices(ground: Ground, total: float) -> Found:
+    """A plane, or lines where there is less, through the end of the best short training."""
+    options = (
+        {"dimensions": 2, "points": 560},
+        {"dimensions": 2, "points": 200, "resolution": 25},
+        {"dimensions": 1, "count": 3, "points": 21},
+        {"dimensions": 1, "count": 2, "points": 11, "curvature": False},
+    )
+    return _measured(ground, Slices, options, ground.trained(batches=1), total)
+
+
+def trajectory_map(ground: Ground, total: float) -> Found:
+    """The paths of the short trainings of the best kind, in their common principal components."""
+    best = ground.best()
+    same = [r for r in ground.results("sensitivity", "fleet") if _kind(r) == _kind(best)]
+    there = ground.trained(batches=1, along=[r.folder for r in same if r.folder != best.folder])
+    return _measured(ground, TrajectoryMap, ({"grid": 15}, {"grid": 9}, {"grid": 0}), there, total)
+
+
+def connectivity(ground: Ground, total: float) -> Found:
+    """Whether two seeds of the best kind end in one basin."""
+    best = ground.best()
+    others = [
+        r
+        for r in ground.results("sensitivity", "fleet")
+        if _kind(r) == _kind(best) and r.member.seed != best.member.seed
+    ]
+    if not others:
+        raise NotApplicable("the best short training was made with one seed only, so there is nothing to connect.")
+    there = ground.trained(batches=1, other=others[0].folder)
+    options = (
+        {"points": 11, "steps": 200, "curves": "bezier"},
+        {"points": 11, "curves": "none"},
+        {"points": 7, "curves": "none", "matching": "none", "repair": "none"},
+    )
+    return _measured(ground, Connectivity, options, there, total)
+
+
+ORDER: Mapping[str, Stage] = {
+    "lr_range": lr_range,
+    "sensitivity": sensitivity,
+    "fleet": fleet,
+    "gradient_noise": gradient_noise,
+    "spectrum": spectrum,
+    "slices": slices,
+    "trajectory_map": trajectory_map,
+    "connectivity": connectivity,
+}
+"""Rates first, since the other probes look at where a good rate leads."""
+
+
+def _measured(
+    ground: Ground, kind: type[Probe], options: Sequence[Mapping[str, Any]], there: Point, total: float
+) -> Found:
+    """A probe of a point, with the richest options whose price the grant covers."""
+    names = inspect.signature(kind).parameters
+    objects = {name: supply(there) for name, supply in SUPPLIES.items() if name in names}
+    batches = there.objective.weight / ground.weight
+    prices: list[float] = []
+    for each in options:
+        probe = kind(**objects, **each)
+        prices.append(passes(probe.price(there.objective), batches))
+        if prices[-1] <= total:
+            chart = probe.run(there.objective)
+            taken = chart.cost
+            return Found(
+                chart=replace(
+                    chart,
+                    cost=replace(
+                        taken,
+                        forwards=taken.forwards * batches,
+                        backwards=taken.backwards * batches,
+                        products=taken.products * batches,
+                    ),
+                )
+            )
+    raise TooDear(f"it takes at least {prices[-1]:.0f} passes; {total:.0f} are left for it.")
+
+
+def _centre(ground: Ground) -> float:
+    """Where to look for the rate, as a factor on the task's own: what the sweep showed, or the task's own."""
+    chart = ground.charts.get("lr_range")
+    if chart is None:
+        return 1.0
+    if "recommended" in chart.values:
+        rate = chart["recommended"]
+    elif "steepest" in chart.values:
+        # A rate held for a whole training must be below the one at which a single sweep still gains.
+        rate = math.sqrt(chart["steepest"] * chart["safe_maximum"])
+    else:
+        return 1.0
+    return rate / _own_rate(ground)
+
+
+def _own_rate(ground: Ground) -> float:
+    """Peak of the task's own learning rate: its largest group's."""
+    with isolated_random():
+        optimizer = ground.task.optimizer(ground.task.model())
+    return max(float(group["lr"]) for group in optimizer.param_groups)
+
+
+def _best_rate(ground: Ground) -> tuple[float, float]:
+    """The scan's best rate, as a factor on the task's own, and as it is."""
+    chart = ground.charts.get("sensitivity")
+    if chart is None:
+        raise NotApplicable("no scan of learning rates was made, so there is no rate to compare optimizers at.")
+    return chart["rate"], chart["learning_rate"]
+
+
+def _evaluations(ground: Ground, members: int, each: int) -> float:
+    """Passes that the members' evaluations take."""
+    validation = sum(ground.task.weight(batch) for batch in ground.task.batches("validation", 0))
+    return members * each * passes(Cost(forwards=validation / ground.weight))
+
+
+def _title(ground: Ground, steps: int) -> str:
+    return f"{Path(ground.spec.partition(':')[0]).stem} · {steps} steps"
+
+
+def _folders(done: Fleet) -> tuple[str, ...]:
+    return tuple(Path(result.folder).name for result in done.results)
+
+
+def _kind(result: Result) -> Member:
+    """What a training is but for its seed."""
+    return replace(result.member, seed=0)

@@ -1,0 +1,210 @@
+"""From what a map has found to a plan: each decision with its evidence, and what was not established."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dynaxx.core.chart import Chart
+from dynaxx.errors import BadInput
+from dynaxx.survey._ground import Ground
+from dynaxx.survey.comparison import CLEAR
+from dynaxx.survey.plan import Plan, PlannedBatch, PlannedOptimizer, PlannedPhase, PlannedRate, PlannedTask
+from dynaxx.survey.terrain import EDGE, FLAT_VALLEY, RAVINE, RUGGED, SHARP, SMOOTH_BOWL, Reading, Terrain
+
+SCULPTOR_PARAMETERS = 30e9
+"""Largest model for second-order preconditioning (the survey's specification, M13)."""
+SCULPTOR_MEMORY = 10.0
+"""Copies of the parameters, in float32, that SOAP's state takes at most; on small transformers it takes 9.4 to 9.7."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Circumstances:
+    """What a plan depends on besides the measurements.
+
+    Args:
+        production: Variance between runs cannot be accepted.
+        fine_tuning: The training begins from a good model.
+        memory: Memory for the optimizer's state, in gigabytes; None: ample.
+        passes: Passes per step that can be afforded; from 2 on, sharpness-aware steps at every step.
+
+    Raises:
+        BadInput: A number is out of its range.
+    """
+
+    production: bool = False
+    fine_tuning: bool = False
+    memory: float | None = None
+    passes: float = 1.25
+
+    def __post_init__(self) -> None:
+        if self.memory is not None and not self.memory > 0:
+            raise BadInput(f"map(memory=...) must be more than 0 gigabytes. Got {self.memory}.")
+        if not self.passes >= 1:
+            raise BadInput(f"map(passes=...) must be at least 1 pass per step. Got {self.passes}.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Approach:
+    """The recommended family of methods.
+
+    Args:
+        name: "Sculptor", "Explorer", "Perturber", a hybrid of them in phases, or "the task's own recipe".
+        why: The rules that led there.
+    """
+
+    name: str
+    why: tuple[str, ...]
+
+
+def advise(
+    ground: Ground,
+    found: Mapping[str, Reading],
+    terrain: Terrain,
+    circumstances: Circumstances,
+    left_out: Mapping[str, str],
+) -> Plan:
+    """The plan that follows from a map.
+
+    Args:
+        ground: The map's task and charts.
+        found: Readings.
+        terrain: The terrain.
+        circumstances: What else it depends on.
+        left_out: Probes without a chart, and why.
+
+    Returns:
+        The plan; decisions that the map does not support are left to the task, and said.
+    """
+    task, charts = ground.task, ground.charts
+    unknown = [f"{name}: {reason}" for name, reason in left_out.items()]
+    evidence: dict[str, str] = {}
+    evidence["terrain"] = _terrain_words(terrain)
+    if terrain.missing:
+        unknown.append(f"terrain: not measured: {', '.join(terrain.missing)}.")
+    approach = choose(terrain, circumstances, parameters=ground.parameters)
+    evidence["approach"] = f"{approach.name}: {'; '.join(approach.why)}."
+    optimizer = _optimizer(charts, evidence, unknown)
+    rate = _rate(charts, evidence, unknown)
+    batch = _batch(task.batch_size, charts, evidence, unknown)
+    unknown.append("weight_decay: its effect shows late in a training; the task's own is kept.")
+    return Plan(
+        task=PlannedTask(name=ground.spec, size=task.size, steps=task.steps),
+        optimizer=optimizer,
+        learning_rate=rate,
+        batch=batch,
+        phase=phases(approach, circumstances),
+        evidence=evidence,
+        not_established=tuple(unknown),
+    )
+
+
+def choose(terrain: Terrain, circumstances: Circumstances, *, parameters: int) -> Approach:
+    """The family of methods that suits terrain and circumstances (the rules of the specification, M13).
+
+    Args:
+        terrain: The terrain.
+        circumstances: What else it depends on.
+        parameters: Of the model.
+
+    Returns:
+        The approach.
+
+    Example:
+        >>> rugged = Terrain(name=RUGGED, confidence=0.5)
+        >>> choose(rugged, Circumstances(), parameters=10**6).name
+        'Perturber'
+    """
+    name = terrain.name
+    fits = circumstances.memory is None or SCULPTOR_MEMORY * 4 * parameters <= circumstances.memory * 1e9
+    if circumstances.fine_tuning or name in (RUGGED, SHARP, EDGE):
+        why = "fine-tuning" if circumstances.fine_tuning else f"the terrain is {name}"
+        return Approach(name="Perturber", why=(f"{why}: flat regions are to be found and kept",))
+    if circumstances.production:
+        return Approach(name="Explorer", why=("variance between runs cannot be accepted, and averages have the least",))
+    if name in (SMOOTH_BOWL, RAVINE, FLAT_VALLEY) and parameters <= SCULPTOR_PARAMETERS and fits:
+        return Approach(
+            name="Sculptor, then Explorer",
+            why=(
+                f"the terrain is {name}, so curvature can be followed",
+                "memory suffices" if circumstances.memory is not None else "memory was not said to be short",
+                "averaging costs nothing beside it",
+            ),
+        )
+    why = "memory does not suffice for a Sculptor" if not fits else "no class of terrain was established"
+    return Approach(name="Explorer", why=(f"{why}; averaging is the default wherever nothing speaks against it",))
+
+
+def phases(approach: Approach, circumstances: Circumstances) -> tuple[PlannedPhase, ...]:
+    """The phases of an approach: averages only where the rate has fallen far enough for them to have a centre.
+
+    Args:
+        approach: The approach.
+        circumstances: Passes that can be afforded.
+
+    Returns:
+        Phases; empty for one.
+    """
+    if approach.name == "Perturber":
+        every = 1 if circumstances.passes >= 2 else 5
+        # Every fifth step with 2.5 times the radius is as flat as every step, for 1.2 times the cost instead of 2.
+        perturb = "sam" if every == 1 else "sam:every=5,rho=0.125"
+        return (
+            PlannedPhase(name="descend", until=0.3),
+            PlannedPhase(name="flatten", until=1.0, perturb=perturb, averaging="ema"),
+        )
+    return (PlannedPhase(name="descend", until=0.5), PlannedPhase(name="stabilise", until=1.0, averaging="ema"))
+
+
+def _rate(charts: Mapping[str, Chart], evidence: dict[str, str], unknown: list[str]) -> PlannedRate:
+    scan, sweep = charts.get("sensitivity"), charts.get("lr_range")
+    if scan is not None:
+        best = scan.values
+        low, high = best["learning_rate_low"].value, best["learning_rate_high"].value
+        evidence["learning_rate"] = (
+            f"short trainings end lowest at {best['learning_rate'].value:.3g} ({low:.3g} to {high:.3g}); {scan.title}. "
+            + " ".join(scan.notes)
+        )
+        return PlannedRate(peak=best["learning_rate"].value, low=low, high=high)
+    if sweep is not None and "recommended" in sweep.values:
+        values = sweep.values
+        evidence["learning_rate"] = f"the range test recommends {values['recommended'].value:.3g}."
+        low, high = values["recommended_low"].value, values["recommended_high"].value
+        return PlannedRate(peak=values["recommended"].value, low=low, high=high)
+    unknown.append("learning_rate: no short training lowered the loss, so the task's own is kept.")
+    return PlannedRate()
+
+
+def _optimizer(charts: Mapping[str, Chart], evidence: dict[str, str], unknown: list[str]) -> PlannedOptimizer:
+    """Another optimizer only where it was measured to be ahead."""
+    chart = charts.get("fleet")
+    if chart is None:
+        unknown.append("optimizer: none was compared with the task's own, which is kept.")
+        return PlannedOptimizer()
+    finals = {name.partition(".")[2]: value.value for name, value in chart.values.items() if name.startswith("final.")}
+    best = min(finals, key=lambda name: finals[name])
+    said = ", ".join(f"{name} {value:.4g}" for name, value in finals.items())
+    if best != "task" and chart["lead"] >= CLEAR:
+        evidence["optimizer"] = f"{best} ends lowest by {chart['lead']:.1f} standard errors: {said}; {chart.title}."
+        return PlannedOptimizer(name=best)
+    evidence["optimizer"] = f"none is clearly ahead of the task's own, which is kept: {said}; {chart.title}."
+    return PlannedOptimizer()
+
+
+def _batch(own: int, charts: Mapping[str, Chart], evidence: dict[str, str], unknown: list[str]) -> PlannedBatch:
+    chart = charts.get("gradient_noise")
+    if chart is None or "recommended_low" not in chart.values:
+        unknown.append("batch: the noise of the gradient does not say, so the task's own is kept.")
+        return PlannedBatch()
+    low, high = chart["recommended_low"], chart["recommended_high"]
+    where = "within it" if low <= own <= high else "below it" if own < low else "above it"
+    evidence["batch"] = (
+        f"noise scale {chart['simple_scale']:.3g} examples; {low:.3g} to {high:.3g} waste neither steps nor examples. "
+        f"The task's own, {own}, is {where} and is kept: another needs another learning rate."
+    )
+    return PlannedBatch(low=low, high=high)
+
+
+def _terrain_words(terrain: Terrain) -> str:
+    if terrain.name is None:
+        return "no class fits what was measured."
+    words = [f"{terrain.name}, confidence {terrain.confidence:.0%}", *terrain.supporting, *terrain.opposing]
+    return "; ".join(words) + "."

@@ -1,0 +1,132 @@
+"""What a fleet asks of `train` beyond `dynaxx train`: rate, optimizer, order, horizon, start, fewer checkpoints."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dynaxx import catalog, open_run
+from dynaxx.checkpoints import CheckpointStore
+from dynaxx.errors import BadInput, UnknownName
+from dynaxx.session.optimizers import optimizer_for
+from dynaxx.session.train import train
+
+TASKS = Path(__file__).parents[1] / "survey" / "fleet_tasks.py"
+
+
+def run(folder: Path, name: str = "Noisy", **options):
+    options = {"steps": 30, "signals": ("lr", "update_norm"), **options}
+    outcome = train(catalog.task(f"{TASKS}:{name}"), folder, name=name, quiet=True, **options)
+    return outcome, open_run(folder)
+
+
+def column(view, name: str) -> np.ndarray:
+    return np.asarray(view[name], dtype=float)
+
+
+def test_rate_multiplies_the_whole_schedule(tmp_path):
+    _, plain = run(tmp_path / "a")
+    _, tripled = run(tmp_path / "b", rate=3.0)
+    # A one-cycle schedule overwrites the groups' rates at every step: scaling them once would be lost.
+    np.testing.assert_allclose(column(tripled, "lr.max"), 3 * column(plain, "lr.max"), rtol=1e-12)
+    assert column(tripled, "update_norm.total")[0] == pytest.approx(3 * column(plain, "update_norm.total")[0], rel=1e-5)
+    assert tripled.manifest["facts"]["rate"] == 3.0
+
+
+def test_rate_survives_a_resume_bit_for_bit(tmp_path):
+    whole, reference = run(tmp_path / "whole", rate=2.0)
+
+    class Cut(Exception):
+        pass
+
+    def cut(at):
+        if at.step == 17:
+            raise Cut
+
+    with pytest.raises(Cut):
+        run(tmp_path / "cut", rate=2.0, checkpoints=5, progress=cut)
+    outcome, view = run(tmp_path / "cut", rate=2.0, checkpoints=5, resume=True)
+    assert outcome.loss == whole.loss
+    np.testing.assert_array_equal(column(view, "loss"), column(reference, "loss"))
+    with pytest.raises(BadInput, match=r"rate = 2\.0, not 1\.0"):
+        run(tmp_path / "cut", resume=True)
+
+
+def test_order_seed_changes_the_order_alone(tmp_path):
+    _, a = run(tmp_path / "a", seed=0)
+    _, b = run(tmp_path / "b", seed=0, order_seed=5)
+    _, c = run(tmp_path / "c", seed=5)
+    first = [column(view, "loss")[0] for view in (a, b, c)]
+    assert len(set(first)) == 3  # same weights, other batch; other weights, that batch
+    torch.manual_seed(0)
+    _, d = run(tmp_path / "d", seed=0, order_seed=0)
+    np.testing.assert_array_equal(column(a, "loss"), column(d, "loss"))
+
+
+def test_horizon_keeps_the_schedule_of_the_long_training(tmp_path):
+    _, long = run(tmp_path / "long", steps=60)
+    _, short = run(tmp_path / "short", steps=20, horizon=60)
+    np.testing.assert_array_equal(column(short, "lr.max"), column(long, "lr.max")[:20])
+    np.testing.assert_array_equal(column(short, "loss"), column(long, "loss")[:20])
+    assert short["val_loss"].steps[-1] == 20
+
+
+def test_start_takes_the_weights_of_a_checkpoint(tmp_path):
+    run(tmp_path / "first", "Bowl", steps=20)
+    info = CheckpointStore(tmp_path / "first" / "checkpoints").load()[1]
+    _, view = run(tmp_path / "second", "Bowl", steps=1, start=info.path)
+    rates = 1 - 0.1 * np.array([1.0, 2.0, 4.0])
+    assert column(view, "loss")[0] == pytest.approx(0.5 * ([1, 2, 4] * rates**40).sum(), rel=1e-4)
+    with pytest.raises(BadInput, match="committed checkpoint"):
+        run(tmp_path / "third", "Bowl", start=tmp_path)
+    with pytest.raises(BadInput):  # names the tensors that differ
+        run(tmp_path / "fourth", "Noisy", start=info.path)
+
+
+@pytest.mark.parametrize(("steps", "evaluations", "seen"), [(100, 50, 50), (100, 5, 5), (7, 3, 3), (100, 1, 1)])
+def test_as_many_evaluations_as_wanted(tmp_path, steps, evaluations, seen):
+    _, view = run(tmp_path / "a", "Bowl", steps=steps, evaluations=evaluations)
+    at = list(view["val_loss"].steps)
+    assert abs(len(at) - seen) <= 1
+    assert at[-1] == steps
+
+
+def test_fewer_checkpoints(tmp_path):
+    _, view = run(tmp_path / "a", "Bowl", steps=100, checkpoints=2)
+    assert [event["step"] for event in view.events("checkpoint")] == [50, 100]
+
+
+def test_another_optimizer(tmp_path):
+    _, view = run(tmp_path / "a", "Bowl", optimizer="adam:lr=0.25")
+    assert view.manifest["optimizer"]["class"] == "Adam"
+    assert column(view, "lr.max")[0] == 0.25
+    # Adam's first update of each weight is its rate, whatever the gradient.
+    assert column(view, "update_norm.total")[0] == pytest.approx(0.25 * 3**0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("spec", "error", "word"),
+    [
+        ("adm", UnknownName, "adam"),
+        ("adam:lr", BadInput, "name:option=value"),
+        ("adam:learning_rate=1", BadInput, "learning_rate"),
+        ("adam:lr=-1.0", BadInput, "[Ii]nvalid learning rate"),
+        ("lbfgs", UnknownName, "lbfgs"),
+        (":lr=1", BadInput, "name:option=value"),
+    ],
+)
+def test_an_optimizer_that_cannot_be_made(spec, error, word):
+    with pytest.raises(error, match=word):
+        optimizer_for(spec, torch.nn.Linear(2, 1))
+
+
+@pytest.mark.parametrize(
+    ("option", "word"),
+    [({"rate": 0.0}, "rate"), ({"rate": float("inf")}, "rate"), ({"horizon": 10}, "horizon"),
+     ({"evaluations": 0}, "evaluations"), ({"checkpoints": 0}, "checkpoints"), ({"steps": 0}, "steps")],
+)  # fmt: skip
+def test_bad_openings(tmp_path, option, word):
+    with pytest.raises(BadInput, match=word):
+        run(tmp_path / "a", **option)
+    assert not (tmp_path / "a").exists()
