@@ -3,10 +3,11 @@
 `python benchmarks/map_surface.py` prints both tables; `--json FILE` keeps the figures; `--rounds N` takes more turns.
 loss-landscapes and landscaper are measured where they are installed (both want neither of their plotting parts here).
 
-Times are those of the processor, on one thread, so that other programs do not count. They are taken in rounds in which every tool has its turn, in an order that changes, on one network and one batch;
-medians of the ratios to Dynaxx of the same round are given with the smallest and largest. Errors are RMS distances from
-a plane of 121 × 121 losses on the same directions. A full grid is read off linearly, as contour plots do, and by the
-cubics that the adaptive one uses: where a surface is smooth, most of the gain is theirs.
+Times are those of the processor, on one thread, so that other programs do not count. They are taken in rounds in which
+every tool has its turn, in an order that changes, on one network and one batch; medians of the ratios to Dynaxx of the
+same round are given with the smallest and largest. Errors are RMS distances from a plane of 121 × 121 losses on equal
+directions. A full grid is read off linearly, as contour plots do, and by the cubics that the adaptive one uses: where a
+surface is smooth, most of the gain is theirs.
 """
 
 import argparse

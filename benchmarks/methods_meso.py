@@ -3,8 +3,8 @@
 `python benchmarks/methods_meso.py [--seeds 3] [--steps 200] [--tasks digits diabetes stdlib-lm]` prints a table: for
 each task the validation loss at the end with and without meso, each at the learning rate that is best for it among 0.5,
 1, 2 times the task's own (and further powers of two while the best one is at the edge, at most to 1/16 and 16), as mean
-and standard deviation over seeds; the difference is paired by seed, with twice its standard error. Meso wins outside the
-noise where the whole interval is below zero.
+and standard deviation over seeds; the difference is paired by seed, with twice its standard error. Meso wins outside
+the noise where the whole interval is below zero.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Step time and state of our optimizers against their peers', in turns on one net: `python benchmarks/methods_step.py`.
 
 SOAP against pytorch_optimizer's at equal frequency and block size (no side is cut), Muon against torch's, AdamW against
-torch's. Gradients are fixed and the steps alone are timed, in processor time, which waiting for other programs does not inflate;
-a row is the median of the ratios of paired turns, with the quartiles as spread.
+torch's. Gradients are fixed and the steps alone are timed, in processor time, which waiting for
+other programs does not inflate; a row is the median of the ratios of paired turns, with the quartiles as spread.
 """
 
 import argparse

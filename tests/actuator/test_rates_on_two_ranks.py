@@ -27,7 +27,7 @@ def train(model, folder, rank, world):
     rates = Rates(micro=Micro(period=5), meso=Meso(every=3, memory=6, strength=1.0))
     run = dynaxx.watch(model, optimizer, folder, quiet=True, rates=rates)
     run.apply("layer_rates", factors={"2": 0.5})
-    run.apply("adaptive_clip", warmup=4, limit=0.5)
+    run.apply("adaptive_clip", by="quantile", quantile=0.3, window=8, warmup=4)
     for i in range(STEPS):
         batch = torch.randn(8, 5, generator=torch.Generator().manual_seed(i)).double().chunk(world)[rank]
         model(batch).square().mean().backward()

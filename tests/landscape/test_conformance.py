@@ -13,7 +13,7 @@ from matplotlib.image import imread
 from torch import nn
 from torch.nn import functional
 
-from dynaxx import catalog
+from dynaxx import catalog, landscape
 from dynaxx.core.chart import Chart
 from dynaxx.core.isolation import isolated_random
 from dynaxx.core.objective import Objective
@@ -26,6 +26,7 @@ PROBES = catalog.names("probes")
 SHORT = {
     "connectivity": {"other": 2, "initial": 3, "steps": 5, "points": 5},
     "critical_points": {"starts": 1, "iterations": 5},
+    "lr_range": {"steps": 24, "seeds": 2, "looks": 3, "look_steps": 10},
     "trajectory_map": {"trajectory": (2, 3, 4), "grid": 5},
 }
 """Options with which a probe takes a few seconds; all others run with their defaults. Other points are seeds."""
@@ -185,5 +186,4 @@ def test_it_is_entered_whole(name):
     kind = catalog.get("probes", name)
     assert catalog.about("probes", name)
     assert "Args:" in (kind.__doc__ or "")  # the command line takes its options' help from there
-    function = vars(__import__(kind.__module__, fromlist=[name]))[name]
-    assert callable(function)
+    assert callable(vars(landscape)[name])

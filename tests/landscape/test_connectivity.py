@@ -238,6 +238,30 @@ def test_a_path_over_an_infinite_wall():
     found.plot()
 
 
+def test_a_mask_of_minus_infinity_is_no_unsound_checkpoint():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.head = nn.Linear(64, 6), nn.Linear(6, 10)
+            self.register_buffer("mask", torch.triu(torch.full((64, 64), -torch.inf), 1))
+
+        def forward(self, x):
+            return self.head(self.up(x + self.mask[-1]).tanh())
+
+    torch.manual_seed(0)
+    found = connectivity(Masked(), entropy, batches(), other=Masked().state_dict(), steps=5, points=3)
+    assert np.isfinite(found["weights_barrier"])
+
+
+def test_a_curve_that_cannot_be_trained_is_said(pair):
+    found = connectivity(
+        pair[0], entropy, batches(), other=pair[1].state_dict(), matching="none", curves="bezier", learning_rate=1e30,
+        steps=5, points=3,
+    )  # fmt: skip
+    assert "bezier_barrier" not in found.values
+    assert any("Bézier curve: not applicable" in note for note in found.notes)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "train", "test"), [(32, 5, 3), (128, 25, 10), (512, 100, 20)])
 def test_digits_barriers_of_the_reference(width, train, test):

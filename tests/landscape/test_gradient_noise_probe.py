@@ -39,17 +39,12 @@ def loss(model, x):
     return (model.h * (model.theta - x).square()).sum(1).mean() / 2
 
 
-def centred(x):
-    """Mean 0 exactly, so that the closed forms are about the noise alone."""
-    return x - x.mean(0)
-
-
 D, S = 40, 1.5
 
 
 def setting(examples, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    theta = torch.randn(D, generator=generator).abs() + 0.2
+    theta = (torch.randn(D, generator=generator).abs() + 0.2) * torch.linspace(2.0, 0.5, D)
     h = torch.linspace(0.3, 3.0, D)
     x = S * torch.randn(examples, D, generator=generator)
     return theta, h, x
@@ -58,10 +53,10 @@ def setting(examples, seed=0):
 def test_scales_equal_their_closed_forms_within_5_percent():
     theta, h, x = setting(16384)
     model = Bowl(theta, torch.ones(D))
-    chart = gradient_noise(model, loss, [x], points=0, products=0, batch=64)
+    chart = gradient_noise(model, loss, [x], points=0, products=0, batch=128)
     assert chart["simple_scale"] == pytest.approx(D * S**2 / float(theta.square().sum()), rel=0.05)
     assert chart["trace"] == pytest.approx(D * S**2, rel=0.05)
-    curved = gradient_noise(Bowl(theta, h), loss, [x], points=0, products=256, batch=64)
+    curved = gradient_noise(Bowl(theta, h), loss, [x], points=0, products=128, batch=128)
     simple = float((h * S).square().sum() / (h * theta).square().sum())
     critical = float((h**3 * S**2).sum() / (h**3 * theta**2).sum())
     assert abs(critical / simple - 1) > 0.1  # the two are told apart
@@ -77,7 +72,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     rng, hits = np.random.default_rng(0), np.zeros(2)
     truth = ((h * S).square().sum() / (h * theta).square().sum(), (h**3 * S**2).sum() / (h**3 * theta**2).sum())
     scale = h.double().numpy()
-    for _ in range(200):
+    for _ in range(120):
         rows = scale * (theta.double().numpy() - S / 2 * rng.standard_normal((64, D)))
         found = Gradients(
             rows=torch.tensor(rows), sizes=np.full(64, 4.0), mean=torch.tensor(rows.mean(0)), sketched=False
@@ -85,31 +80,29 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
         own, along = (rows[::4] ** 2 @ scale), (rows[::4] * scale) @ rows.mean(0)
         simple, critical = simple_scale(found), critical_scale(own, along, np.full(16, 4.0), 256.0, 64)
         hits += [simple.low < truth[0] < simple.high, critical.low < truth[1] < critical.high]
-    assert 0.9 <= hits[0] / 200 <= 0.99
-    assert hits[1] / 200 >= 0.9  # wider than it says: the noise shares less than the signal
+    assert 0.9 <= hits[0] / 120 <= 0.99
+    assert hits[1] / 120 >= 0.9  # wider than it says: the noise shares less than the signal
 
 
 def test_unequal_mini_batches_are_weighed_without_bias():
     theta, _, _ = setting(1)
     sizes = np.array([1.0, 2.0, 3.0, 10.0] * 8)
     rng, traces, squares = np.random.default_rng(1), [], []
-    for _ in range(400):
+    for _ in range(100):
         rows = theta.numpy() + S * rng.standard_normal((32, D)) / np.sqrt(sizes)[:, None]
         scale = simple_scale(Gradients(rows=torch.tensor(rows), sizes=sizes, mean=torch.zeros(D), sketched=False))
         traces.append(scale.trace.value)
         squares.append(scale.gradient.value)
     # The jackknife of ‖G‖² corrects no bias where there is none.
-    assert np.mean(traces) == pytest.approx(D * S**2, abs=4 * np.std(traces) / 20)
-    assert np.mean(squares) == pytest.approx(float(theta.square().sum()), abs=4 * np.std(squares) / 20)
+    assert np.mean(traces) == pytest.approx(D * S**2, abs=4 * np.std(traces) / 10)
+    assert np.mean(squares) == pytest.approx(float(theta.square().sum()), abs=4 * np.std(squares) / 10)
 
 
 def test_its_gradients_are_those_of_the_parts_and_it_splits_evenly():
     theta, h, x = setting(50)
     objective = Objective(Bowl(theta, h), loss, [x[:23], x[23:]])
     parts = minibatches(objective, 5)
-    assert [len(part.batch) for part in parts] == [5, 6, 6, 6, 5, 5, 6, 5, 6] or all(
-        5 <= len(part.batch) <= 6 for part in parts
-    )
+    assert [len(part.batch) for part in parts] == [5, 6, 6, 6, 5, 5, 6, 5, 6]
     assert torch.equal(torch.cat([part.batch for part in parts]), x)
     assert sum(part.size for part in parts) == pytest.approx(50)
     found = gradients(objective, parts)
@@ -138,7 +131,7 @@ def test_sketches_are_taken_where_gradients_do_not_fit(monkeypatch):
     assert sketch["trace"] == pytest.approx(whole["trace"], rel=0.05)
 
 
-def noisy(kind, seed, count=256):
+def noisy(kind, seed, count=144):
     """Per-example gradients θ − x with x Gaussian of unequal scales, or stable."""
     rng = np.random.default_rng(seed)
     scales = np.exp(rng.standard_normal(30))
@@ -152,7 +145,7 @@ def noisy(kind, seed, count=256):
 @pytest.mark.parametrize("kind", ["gaussian", "stable"])
 def test_heavy_tails_are_found_and_unequal_scales_are_not_heavy_tails(kind):
     model = Bowl(torch.ones(30), torch.ones(30))
-    said = [gradient_noise(model, loss, [noisy(kind, seed)], batch=1, products=0, points=0) for seed in range(4)]
+    said = [gradient_noise(model, loss, [noisy(kind, seed)], batch=1, products=0, points=0) for seed in range(2)]
     notes = ["\n".join(chart.notes) for chart in said]
     if kind == "gaussian":
         assert not any("heavier than Gaussian" in note or "not Gaussian" in note for note in notes)
@@ -166,7 +159,7 @@ def test_false_alarms_of_normality_are_as_frequent_as_its_p_value_says(monkeypat
     monkeypatch.setattr("dynaxx.landscape._noise.DRAWS", 40)
     rng = np.random.default_rng(2)
     scales = np.exp(rng.standard_normal(12))
-    p = np.array([normality(rng.standard_normal((40, 12)) * scales, seed).p_value for seed in range(150)])
+    p = np.array([normality(rng.standard_normal((40, 12)) * scales, seed).p_value for seed in range(100)])
     assert 0.03 < np.mean(p <= 0.1) < 0.18
     assert 0.42 < p.mean() < 0.6
     skewed = rng.exponential(size=(60, 1)) * np.ones(3) + 0.1 * rng.standard_normal((60, 3))
@@ -179,7 +172,7 @@ def test_noise_that_depends_on_the_point_is_told_from_noise_that_does_not():
     def quartic(model, batch):  # gradients θ x²: noise grows with θ
         return (model.theta * batch).square().sum(1).mean() / 2
 
-    here = gradient_noise(Bowl(torch.ones(D), torch.ones(D)), loss, [x], products=0)
+    here = gradient_noise(Bowl(torch.ones(D), torch.ones(D)), loss, [x], products=0, batch=16)
     assert any("No change" in note for note in here.notes)
     assert here.arrays["change_ratio"] == pytest.approx([1.0, 1.0], abs=1e-3)
     model = Bowl(torch.ones(D), torch.ones(D))
@@ -195,11 +188,11 @@ def test_noise_that_depends_on_the_point_is_told_from_noise_that_does_not():
 
 def test_variance_measured_on_groups_falls_as_one_over_the_batch():
     theta, h, x = setting(4096)
-    chart = gradient_noise(Bowl(theta, h), loss, [x], batch=16, points=0, products=0)
+    chart = gradient_noise(Bowl(theta, h), loss, [x], batch=64, points=0, products=0)
     batches, variances = chart.arrays["observed_batch"], chart.arrays["observed_variance"]
-    assert list(batches[:4]) == [16, 32, 64, 128]
-    assert variances[:4] * batches[:4] == pytest.approx(float((h * S).square().sum()), rel=0.15)
-    assert chart["variance"] == pytest.approx(chart["trace"] / 16)
+    assert list(batches[:4]) == [64, 128, 256, 512]
+    assert variances[:3] * batches[:3] == pytest.approx(float((h * S).square().sum()), rel=0.15)
+    assert chart["variance"] == pytest.approx(chart["trace"] / 64)
 
 
 def test_no_gradient_to_speak_of_is_said():

@@ -310,6 +310,8 @@ def test_bad_objects():
         lr_range(bowl, loss, data(), optimizer=sgd, training=[])
     with pytest.raises(NotApplicable, match="closure"):
         lr_range(bowl, loss, data(), optimizer=lambda m: torch.optim.LBFGS(m.parameters()))
+    with pytest.raises(NotApplicable, match="first training batch"):
+        lr_range(bowl, loss, data(), optimizer=sgd, training=[torch.full((8, 2), math.nan)])
     with torch.no_grad():  # the message names the parameter
         bowl.w.fill_(math.nan)
     with pytest.raises(BadInput, match=r"\bw\b"):

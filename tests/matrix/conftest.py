@@ -2,6 +2,8 @@
 
 import copy
 import random
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ import torch
 from torch import nn
 
 import dynaxx
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `_ranks`, which is a script of its own too
 
 
 def pytest_collection_modifyitems(items):
@@ -65,6 +69,24 @@ class Book:
         with np.errstate(invalid="ignore", divide="ignore"):
             self.ratios.append(update / norms)
         self.totals.append(np.linalg.norm(update) / np.linalg.norm(norms))
+
+    def take_step(self, model, optimizer):
+        """The optimizer's step once gradients are complete, with the truth of it, and gradients cleared."""
+        self.backward_done(model)
+        self.before_step(model)
+        optimizer.step()
+        self.after_step(model)
+        optimizer.zero_grad()
+
+    def train(self, model, optimizer, watch, batches, loss, **options):
+        """A whole loop, a step for each batch; `loss(batch)`."""
+        run = watch(model, optimizer, **options)
+        for batch in batches:
+            value = loss(batch)
+            value.backward()
+            self.take_step(model, optimizer)
+            run.log(loss=value)
+        return model, optimizer
 
     def note(self, name, value):
         self.values.setdefault(name, []).append(float(torch.as_tensor(value).detach()))

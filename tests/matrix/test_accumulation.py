@@ -21,11 +21,7 @@ def test_four_micro_batches_make_one_step(both, agrees, small, data):
             book.note("loss", loss)
             run.log(loss=loss)
             if (i + 1) % MICRO == 0:
-                book.backward_done(model)
-                book.before_step(model)
-                optimizer.step()
-                book.after_step(model)
-                optimizer.zero_grad()
+                book.take_step(model, optimizer)
         return model, optimizer
 
     view, book = both(loop)
@@ -44,11 +40,7 @@ def test_ragged_micro_batches_and_an_unfinished_last_one(both, agrees, small, da
         for i, (x, y) in enumerate(batches):
             functional.cross_entropy(model(x), y).backward()
             if i in (0, 2):  # one batch, then two; the last accumulation never becomes a step
-                book.backward_done(model)
-                book.before_step(model)
-                optimizer.step()
-                book.after_step(model)
-                optimizer.zero_grad()
+                book.take_step(model, optimizer)
         return model, optimizer
 
     view, book = both(loop)

@@ -171,11 +171,7 @@ def test_autocast_without_a_scaler(both, agrees, small, data, dtype):
             with torch.autocast("cpu", dtype=dtype):
                 loss = functional.cross_entropy(model(x), y)
             loss.backward()
-            book.backward_done(model)
-            book.before_step(model)
-            optimizer.step()
-            book.after_step(model)
-            optimizer.zero_grad()
+            book.take_step(model, optimizer)
         return model, optimizer
 
     agrees(*both(loop))

@@ -12,11 +12,7 @@ QUICK = {"test_parameters_changed_between_steps_are_no_update": ["2-data_swapped
 
 def take_step(model, optimizer, book, loss):
     loss.backward()
-    book.backward_done(model)
-    book.before_step(model)
-    optimizer.step()
-    book.after_step(model)
-    optimizer.zero_grad()
+    book.take_step(model, optimizer)
 
 
 CHANGES = {
@@ -109,11 +105,7 @@ def test_gradients_of_single_examples_by_function_transforms(both, agrees, data)
             each = vmap(grad(loss), in_dims=(None, 0, 0))(parameters, x, y)
             for name, parameter in model.named_parameters():
                 parameter.grad = each[name].mean(0)
-            book.backward_done(model)
-            book.before_step(model)
-            optimizer.step()
-            book.after_step(model)
-            optimizer.zero_grad()
+            book.take_step(model, optimizer)
         return model, optimizer
 
     view, book = both(loop)
@@ -138,11 +130,7 @@ def test_gradients_set_by_hand(both, agrees, small, data):
                 model.parameters(), torch.autograd.grad(loss, list(model.parameters())), strict=True
             ):
                 parameter.grad = g
-            book.backward_done(model)
-            book.before_step(model)
-            optimizer.step()
-            book.after_step(model)
-            optimizer.zero_grad()
+            book.take_step(model, optimizer)
             run.log(loss=loss)
         return model, optimizer
 

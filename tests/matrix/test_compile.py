@@ -97,11 +97,7 @@ def make_loop(data, order, backend="eager", dtype=None, steps=4, evaluate=False)
                 out = called(x)
             loss = functional.cross_entropy(out.float(), y)
             loss.backward()
-            book.backward_done(model)
-            book.before_step(model)
-            optimizer.step()
-            book.after_step(model)
-            optimizer.zero_grad()
+            book.take_step(model, optimizer)
             run.log(loss=loss)
             book.note("mean", out.detach().float().mean())
             if evaluate:
@@ -197,11 +193,7 @@ def test_the_whole_training_step_compiled(both, agrees, data):
 
         for x, y in data(3):
             losses(x, y).backward()
-            book.backward_done(model)
-            book.before_step(model)
-            optimizer.step()
-            book.after_step(model)
-            optimizer.zero_grad()
+            book.take_step(model, optimizer)
         return model, optimizer
 
     view, book = both(loop)

@@ -1,11 +1,5 @@
-"""Models of every shape: outputs of any kind, several forwards, failing ones, copies, twins, fast paths."""
+"""Models of every shape: outputs of any kind, several forwards, failing ones, scripted and checkpointed ones."""
 
-import copy
-import io
-import pickle
-import subprocess
-import sys
-import textwrap
 import types
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -22,23 +16,8 @@ import dynaxx
 QUICK = {
     "test_outputs_of_every_kind": ["dataclass", "nested"],
     "test_inputs_of_every_kind": ["dict"],
-    "test_recurrent_models": ["LSTM"],
     "test_activation_checkpointing": ["False-True"],
 }
-
-
-def steps(model, optimizer, watch, book, batches, loss, **options):
-    run = watch(model, optimizer, **options)
-    for batch in batches:
-        value = loss(batch)
-        value.backward()
-        book.backward_done(model)
-        book.before_step(model)
-        optimizer.step()
-        book.after_step(model)
-        optimizer.zero_grad()
-        run.log(loss=value)
-    return model, optimizer
 
 
 @dataclass
@@ -92,7 +71,7 @@ def test_outputs_of_every_kind(both, agrees, data, kind):
             book.note("largest", z.abs().max())
             return functional.cross_entropy(z, batch[1])
 
-        return steps(model, optimizer, watch, book, data(3), loss)
+        return book.train(model, optimizer, watch, data(3), loss)
 
     view, book = both(loop)
     agrees(view, book)
@@ -122,7 +101,7 @@ def test_inputs_of_every_kind(both, data, kind):
             "numbers_first": lambda x: model(7, x),
         }[kind]
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        return steps(model, optimizer, watch, book, data(2), lambda b: functional.cross_entropy(call(b[0]), b[1]))
+        return book.train(model, optimizer, watch, data(2), lambda b: functional.cross_entropy(call(b[0]), b[1]))
 
     view, _ = both(loop)
     assert view["effective_batch"].values.tolist() == [5.0] * 2
@@ -137,7 +116,7 @@ def test_several_forwards_before_one_backward(both, agrees, small, data):
             first, second = model(batch[0]), model(batch[0] + 0.1)
             return functional.cross_entropy(first, batch[1]) + (first - second).square().mean()
 
-        return steps(model, optimizer, watch, book, data(3), loss)
+        return book.train(model, optimizer, watch, data(3), loss)
 
     view, book = both(loop)
     agrees(view, book)
@@ -234,7 +213,7 @@ def test_a_model_that_returns_nothing(both, agrees, data):
             value, model.loss = model.loss, None
             return value
 
-        return steps(model, optimizer, watch, book, data(3), loss)
+        return book.train(model, optimizer, watch, data(3), loss)
 
     view, book = both(loop)
     agrees(view, book)
@@ -251,7 +230,7 @@ def test_scripted_models_take_no_hooks(both, agrees, data, whole):
         else:
             model[1] = torch.jit.script(model[1])
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        return steps(model, optimizer, watch, book, data(3), lambda b: functional.cross_entropy(model(b[0]), b[1]))
+        return book.train(model, optimizer, watch, data(3), lambda b: functional.cross_entropy(model(b[0]), b[1]))
 
     view, book = both(loop)
     agrees(view, book)
@@ -266,7 +245,7 @@ def test_fine_tuning_in_evaluation_mode(both, agrees, small, data):
     def loop(watch, book):
         model = small().eval()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        return steps(model, optimizer, watch, book, data(3), lambda b: functional.cross_entropy(model(b[0]), b[1]))
+        return book.train(model, optimizer, watch, data(3), lambda b: functional.cross_entropy(model(b[0]), b[1]))
 
     view, book = both(loop)
     agrees(view, book)
@@ -324,216 +303,11 @@ def test_activation_checkpointing(both, agrees, small, data, whole, early_stop):
             original = model[0].forward
             model[0].forward = lambda x: checkpoint(original, x, use_reentrant=False)
         with set_checkpoint_early_stop(early_stop):
-            return steps(
-                model, optimizer, watch, book, data(3), lambda b: functional.cross_entropy(forward(b[0]), b[1])
-            )
+            return book.train(model, optimizer, watch, data(3), lambda b: functional.cross_entropy(forward(b[0]), b[1]))
 
     view, book = both(loop)
     agrees(view, book)
     assert view["effective_batch"].values.tolist() == [5.0] * 3  # what is computed once more is no further example
-
-
-def test_copies_do_not_report(tmp_path, small, data):
-    """An exponential moving average, a deep copy that is trained on its own, and pickles."""
-    model = small()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    run = dynaxx.watch(model, optimizer, tmp_path / "run", quiet=True)
-    average = torch.optim.swa_utils.AveragedModel(model)
-    twin = copy.deepcopy(model)
-    its_optimizer = torch.optim.SGD(twin.parameters(), lr=0.1)
-    also = copy.deepcopy(optimizer)
-    for x, y in data(3):
-        functional.cross_entropy(model(x), y).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        average.update_parameters(model)
-        average(x)
-        functional.cross_entropy(twin(x), y).backward()
-        its_optimizer.step()
-        also.step()
-    assert run.step == 3
-    run.close()
-    assert run.view()["effective_batch"].values.tolist() == [5.0] * 3
-
-
-def test_a_pickled_model_needs_no_dynaxx(tmp_path, small, data):
-    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    run = dynaxx.watch(model, optimizer, tmp_path / "run", quiet=True)
-    model(torch.ones(2, 2)).sum().backward()
-    optimizer.step()
-    torch.save(model, tmp_path / "model.pt")
-    copied = pickle.loads(pickle.dumps(model))  # noqa: S301
-    assert torch.equal(copied[0].weight, model[0].weight)
-    buffer = io.BytesIO()
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, buffer)
-    buffer.seek(0)
-    torch.load(buffer, weights_only=True)
-    code = """
-        import sys, torch
-        sys.modules["dynaxx"] = None
-        model = torch.load(sys.argv[1], weights_only=False)
-        model(torch.ones(2, 2)).sum().backward()
-    """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "model.pt")], check=True)
-    run.close()
-
-
-def test_two_watched_models_that_train_each_other(both, agrees, data):
-    """A generator and a discriminator: each step belongs to its own run."""
-    generators, discriminators = [], []
-
-    def loop(watch, book):
-        g, d = (
-            nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 6)),
-            nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 1)),
-        )
-        og, od = torch.optim.Adam(g.parameters(), lr=1e-2), torch.optim.SGD(d.parameters(), lr=0.1)
-        run_g, run_d = watch(g, og), watch(d, od)
-        other = type(book)()
-        for x, _ in data(4):
-            fake = g(torch.randn(5, 4))
-            loss_d = functional.softplus(-d(x)).mean() + functional.softplus(d(fake.detach())).mean()
-            loss_d.backward()
-            other.backward_done(d)
-            other.before_step(d)
-            od.step()
-            other.after_step(d)
-            run_d.log(loss=loss_d)
-            loss_g = functional.softplus(-d(fake)).mean()
-            loss_g.backward()
-            book.backward_done(g)
-            book.before_step(g)
-            og.step()
-            book.after_step(g)
-            run_g.log(loss=loss_g)
-            og.zero_grad()
-            od.zero_grad()
-        generators[:], discriminators[:] = [book], [other]
-        return g, og, d, od
-
-    (view_g, view_d), _ = both(loop)
-    agrees(view_g, generators[0])
-    agrees(view_d, discriminators[0])
-    assert view_g["loss"].steps.tolist() == view_d["loss"].steps.tolist() == [1, 2, 3, 4]
-    assert view_g["effective_batch"].values.tolist() == [5.0] * 4
-    # The discriminator's forward for the generator's loss comes after its own step, so it counts for its next one.
-    assert view_d["effective_batch"].values.tolist() == [10.0, 15.0, 15.0, 15.0]
-
-
-def sequences(n, batch=3, length=7, width=6):
-    generator = torch.Generator().manual_seed(5)
-    return [torch.randn(batch, length, width, generator=generator) for _ in range(n)]
-
-
-@pytest.mark.parametrize("cell", [nn.RNN, nn.LSTM, nn.GRU])
-def test_recurrent_models(both, agrees, cell):
-    class Recurrent(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.core = cell(6, 8, num_layers=2, batch_first=True, dropout=0.1)
-            self.head = nn.Linear(8, 1)
-
-        def forward(self, x):
-            return self.head(self.core(x)[0])
-
-    def loop(watch, book):
-        model = Recurrent()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-        return steps(model, optimizer, watch, book, sequences(3), lambda x: model(x).square().mean())
-
-    view, book = both(loop)
-    agrees(view, book)
-    assert view["activations.mean"].labels == ("core", "head")
-
-
-class Encoder(nn.Module):
-    def __init__(self):
-        super().__init__()
-        layer = nn.TransformerEncoderLayer(6, 2, 12, batch_first=True)
-        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-        self.attend = nn.MultiheadAttention(6, 2, batch_first=True)
-        self.head = nn.Linear(6, 1)
-
-    def forward(self, x):
-        x = self.encoder(x)
-        return self.head(self.attend(x, x, x, need_weights=False)[0])
-
-
-def test_transformers_and_their_fast_path(both, agrees):
-    """In evaluation torch takes a fused path through encoder layers unless it finds hooks; it finds none of ours."""
-    fused = []
-
-    def loop(watch, book):
-        model = Encoder()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-        run = watch(model, optimizer)
-        taken, original = [], torch._transformer_encoder_layer_fwd
-
-        def counted(*args):
-            taken.append(True)
-            return original(*args)
-
-        torch._transformer_encoder_layer_fwd = counted
-        try:
-            for x in sequences(4):
-                loss = model(x).square().mean()
-                loss.backward()
-                book.backward_done(model)
-                book.before_step(model)
-                optimizer.step()
-                book.after_step(model)
-                optimizer.zero_grad()
-                model.eval()
-                with torch.no_grad():
-                    out = model(x)
-                model.train()
-                book.note("out", out.sum())
-                run.log(out=out.sum())
-        finally:
-            torch._transformer_encoder_layer_fwd = original
-        fused.append(len(taken))
-        return model, optimizer, out
-
-    view, book = both(loop)
-    agrees(view, book)
-    assert fused == [8, 8]
-    np.testing.assert_array_equal(view["out"].values, book.values["out"])
-    assert "attention.entropy" in view.columns
-    assert (view["attention.entropy"].values > 0).all()
-    assert (view["attention.entropy"].values <= np.log(7) + 1e-5).all()
-
-
-class Attending(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.project = nn.Linear(6, 18)
-
-    def forward(self, x):
-        q, k, v = self.project(x).unflatten(-1, (3, 2, 3)).permute(2, 0, 3, 1, 4)
-        self.seen = q.detach(), k.detach()
-        return functional.scaled_dot_product_attention(q, k, v)
-
-
-def test_attention_is_measured_in_full_precision_under_autocast(both):
-    """From the very queries and keys that the model uses, in 16 bits, but computed in 32."""
-
-    def loop(watch, book):
-        model = Attending()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-
-        def loss(x):
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                out = model(10 * x)
-            q, k = model.seen
-            assert q.dtype is torch.bfloat16
-            book.note("largest", (q.float() @ k.float().mT / 3**0.5).max())
-            return out.float().square().mean()
-
-        return steps(model, optimizer, watch, book, sequences(2), loss)
-
-    view, book = both(loop)
-    np.testing.assert_allclose(view["attention.logit_max"].values.max(1), book.values["largest"], rtol=1e-6)
 
 
 def test_a_look_that_fails_does_not_fail_the_forward(tmp_path, small, data, monkeypatch):
@@ -590,6 +364,6 @@ def test_an_unfinished_use_of_function_modes_around_the_model(both, agrees, smal
             with Counting(), Dispatching():
                 return functional.cross_entropy(model(batch[0]), batch[1])
 
-        return steps(model, optimizer, watch, book, data(4), loss)
+        return book.train(model, optimizer, watch, data(4), loss)
 
     agrees(*both(loop))

@@ -18,17 +18,7 @@ QUICK = {
 
 
 def train(model, optimizer, watch, book, batches, loss, **options):
-    run = watch(model, optimizer, **options)
-    for batch in batches:
-        value = loss(model, batch)
-        value.backward()
-        book.backward_done(model)
-        book.before_step(model)
-        optimizer.step()
-        book.after_step(model)
-        optimizer.zero_grad()
-        run.log(loss=value)
-    return model, optimizer
+    return book.train(model, optimizer, watch, batches, lambda batch: loss(model, batch), **options)
 
 
 def classify(model, batch):
@@ -62,11 +52,7 @@ def test_parameters_that_are_unfrozen_later(both, agrees, small, data):
             if i == 2:
                 model[0].requires_grad_(True)
             classify(model, (x, y)).backward()
-            book.backward_done(model)
-            book.before_step(model)
-            optimizer.step()
-            book.after_step(model)
-            optimizer.zero_grad()
+            book.take_step(model, optimizer)
         return model, optimizer
 
     view, book = both(loop)

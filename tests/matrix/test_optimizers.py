@@ -103,11 +103,7 @@ def test_wrappers_and_subclasses(both, agrees, small, data, kind):
         watch(model, optimizer)
         for x, y in data(12):
             functional.cross_entropy(model(x), y).backward()
-            book.backward_done(model)
-            book.before_step(model)
-            optimizer.step()
-            book.after_step(model)
-            optimizer.zero_grad()
+            book.take_step(model, optimizer)
         return model, optimizer
 
     agrees(*both(loop))

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from _ranks import WORLD, net
 from torch import nn
 
 import dynaxx
 
-WORLD = 2
 # Dimensions of 7, 3 and 1 do not divide by two: shards are uneven, and rank 1 holds none of the last layer.
 COLUMNS = {
     "grad_norm": 1e-5,
@@ -29,13 +29,6 @@ COLUMNS = {
     "precision.underflow": 0.0,
     "effective_batch": 0.0,
 }
-
-
-def net() -> nn.Module:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3), nn.LayerNorm(3), nn.Linear(3, 1))
-    model[2].bias.requires_grad_(False)
-    return model
 
 
 def loop(

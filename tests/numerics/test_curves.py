@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from dynaxx.core.objective import Objective
-from dynaxx.errors import BadInput
+from dynaxx.errors import NotApplicable
 from dynaxx.numerics.curves import Curve, coefficients, segment, train_curve
 
 
@@ -76,7 +76,7 @@ def test_the_same_again_and_a_rate_too_large():
     options = {"kind": "bezier", "steps": 20, "learning_rate": 0.05}
     one, two = (train_curve(objective, *ends, **options)[0] for _ in range(2))
     assert torch.equal(one.points[1]["w"], two.points[1]["w"])
-    with pytest.raises(BadInput, match="Take a smaller rate"):
+    with pytest.raises(NotApplicable, match="Take a smaller rate"):
         train_curve(objective, *ends, kind="bezier", steps=20, learning_rate=1e30)
 
 

@@ -167,3 +167,11 @@ def test_columns_have_no_axis(bench, quadratic):
     found = bench(quadratic, sgd(quadratic), "sharpness", "trace", "directional_curvature")
     stepped(found, quadratic)
     assert all(not isinstance(column.axis, Axis) for column in found.columns.values())
+
+
+def test_margin_borrows_the_sharpness_under_weight_decay_too(bench, quadratic):
+    """H + wI has the eigenvectors of H: no product of its own, and λ₁(D (H + W) D) = η (9 + w)."""
+    found = bench(quadratic, sgd(quadratic, lr=0.1, weight_decay=0.5), "sharpness", "stability_margin")
+    values = stepped(found, quadratic)
+    assert float(values["stability_margin.products"]) == 0
+    assert float(values["stability_margin.sharpness"]) == pytest.approx(0.1 * 9.5, rel=1e-2)

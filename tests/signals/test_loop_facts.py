@@ -56,7 +56,9 @@ def test_the_actuators_factor_is_in_the_rates_and_beside_them(measured):
 
 
 def test_rates_that_are_tensors(measured):
-    values = measured("lr", rates(torch.tensor(0.1), 0.3, torch.tensor([0.2], dtype=torch.float64)), rates=RateFactors(reactive=0.5))
+    values = measured(
+        "lr", rates(torch.tensor(0.1), 0.3, torch.tensor([0.2], dtype=torch.float64)), rates=RateFactors(reactive=0.5)
+    )
     assert values["lr"] == pytest.approx([float(torch.tensor(0.1)) / 2, 0.15, 0.1], rel=1e-15)
 
 

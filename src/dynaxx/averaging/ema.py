@@ -45,13 +45,9 @@ class Ema(RunningAverage):
         if decay is not None and not 0 <= decay < 1:
             raise BadInput(f"Ema(decay=...) must be at least 0 and below 1. Got {decay!r}.")
         super().__init__(model)
-        self.decay = (
-            0.999
-            if decay is None and half_life is None
-            else decay
-            if decay is not None
-            else 0.5 ** (1 / (half_life or 1))
-        )
+        if half_life is not None:
+            decay = 0.5 ** (1 / half_life)
+        self.decay = 0.999 if decay is None else decay
         """Kept of the average at each step, warm-up aside."""
         self._warmup = warmup
 

@@ -22,8 +22,8 @@ class FigureData:
     Args:
         name: The figure's file name.
         title: Its heading.
-        panels: One JSON-able header per panel; `kind` is "lines", "path", "heat", "field" or "table", and values that are
-            the name of an array stand under keys that end in `_array`.
+        panels: One JSON-able header per panel; `kind` is "lines", "path", "heat", "field" or "table", and values that
+            are the name of an array stand under keys that end in `_array`.
         arrays: The arrays by name: float64 positions, float32 values, uint16 codes of heat-maps.
         reason: Why there is nothing to show; empty where there are panels.
     """

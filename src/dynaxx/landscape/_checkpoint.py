@@ -46,7 +46,7 @@ def alike(objective: Objective, given: Mapping[str, Tensor], call: str) -> dict[
         Name in the model → tensor.
 
     Raises:
-        BadInput: Tensors are missing, unknown or of another shape, or an entry is not finite; the message says which.
+        BadInput: Tensors are missing, unknown or of another shape, or a parameter is not finite; it is named.
     """
     here = whole(objective, call.partition("(")[0])
     there = {bare_name(name): tensor.detach() for name, tensor in given.items()}
@@ -71,8 +71,8 @@ def alike(objective: Objective, given: Mapping[str, Tensor], call: str) -> dict[
             f"{call} is a checkpoint of another architecture: {len(problems)} tensors differ: "
             f"{'; '.join(problems[:SHOWN])}{more}. Give one of the same model."
         )
-    for name, tensor in found.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+    for name in objective.leaves():  # a buffer may be a mask that holds −∞
+        if found[name].is_floating_point() and not bool(torch.isfinite(found[name]).all()):
             raise BadInput(f"{call}: {bare_name(name)!r} is not finite. Give a sound checkpoint.")
     return found
 

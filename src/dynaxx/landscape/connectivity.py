@@ -175,7 +175,8 @@ class Connectivity(Probe):
         work.forwards += ((self._symmetry is None) + 2) * work.first
         for kind in self._matchings:
             if kind == "weights":
-                matched = match_weights(found, here, there, restarts=self._restarts, seed=self._seed)
+                own = {name: here[name] for name in objective.leaves()}
+                matched = match_weights(found, own, there, restarts=self._restarts, seed=self._seed)
                 notes.append(
                     f"Weight matching: ⟨θ₁, θ₂⟩ rose from {matched.start:.4g} to {matched.value:.4g} "
                     f"(the worst of {self._restarts} starts: {matched.spread:.4g})."
@@ -205,12 +206,16 @@ class Connectivity(Probe):
     ) -> None:
         """Curves trained between the two as they are."""
         for kind in self._kinds:
-            curves[kind], losses = train_curve(
-                objective, here, there, kind=kind, bends=1 if kind == "bezier" else self._bends, steps=self._steps,
-                learning_rate=self._learning_rate, seed=self._seed,
-            )  # fmt: skip
             work.forwards += self._steps / len(objective.batches)
             work.backwards += self._steps / len(objective.batches)
+            try:
+                curves[kind], losses = train_curve(
+                    objective, here, there, kind=kind, bends=1 if kind == "bezier" else self._bends, steps=self._steps,
+                    learning_rate=self._learning_rate, seed=self._seed,
+                )  # fmt: skip
+            except NotApplicable as reason:
+                notes.append(f"{NAMES[kind]}: not applicable. {reason}")
+                continue
             tenth = max(1, len(losses) // 10)
             first, last = float(np.mean(losses[:tenth])), float(np.mean(losses[-tenth:]))
             notes.append(f"{NAMES[kind]}: mean loss {first:.4g} in the first tenth of {self._steps} steps, {last:.4g} "

@@ -14,7 +14,7 @@ from dynaxx.core.objective import Objective
 from dynaxx.core.panels import Line, Lines
 from dynaxx.core.records import Cost
 from dynaxx.core.task import derive_seed
-from dynaxx.errors import BadInput
+from dynaxx.errors import BadInput, NotApplicable
 from dynaxx.landscape._common import Meter, title
 from dynaxx.landscape._lr_curve import LEAST_DESCENT, Descent, basin, descent, search, smoothed
 from dynaxx.landscape._training import OptimizerSource, Scratch, stretch
@@ -50,7 +50,7 @@ class _Sweep:
 
     @property
     def start(self) -> float:
-        return self.mean.start if self.mean else float(np.mean([part[0] for part in self.losses if len(part)]))
+        return self.mean.start if self.mean else float(np.mean([part[0] for part in self.losses]))
 
     @property
     def mean(self) -> Descent | None:
@@ -221,6 +221,10 @@ class LrRange(Probe):
     def _swept(self, objective: Objective, rates: np.ndarray) -> _Sweep:
         ends = [self._swept_once(objective, rates, index) for index in range(self._seeds)]
         losses = [losses for losses, _ in ends]
+        if not all(map(len, losses)):
+            raise NotApplicable(
+                "lr_range: the loss of a first training batch is not finite, before any step. Look for NaN in it."
+            )
         shortest = min(range(len(ends)), key=lambda i: len(losses[i]))
         return _Sweep(rates=rates, losses=losses, reason=ends[shortest][1])
 
@@ -346,25 +350,30 @@ def _sweep_panel(sweep: _Sweep, looks: _Looks | None) -> Lines:
         y_label="loss",
         x_scale="log",
         marks={name.replace("_", " "): values[name].value for name in names if name in values},
-        note="Losses that rose further above the start than they had fallen below it are cut off.",
+        note="A curve ends where it rose as far above the start as it had fallen below it.",
     )
 
 
 def _line(label: str, x: np.ndarray, y: np.ndarray, sweep: _Sweep, style: Literal["line", "faint"]) -> Line:
-    ceiling = sweep.start + max(
-        sweep.start - min(sweep.common.min(initial=sweep.start), sweep.start), 0.1 * abs(sweep.start)
-    )
-    return Line(label=label, x=x[: len(y)], y=np.where(y > ceiling, np.nan, y), style=style)
+    """A curve up to where it leaves the picture."""
+    fall = sweep.start - float(sweep.common.min(initial=sweep.start))
+    above = np.flatnonzero(y > sweep.start + max(fall, abs(sweep.start) / 10))
+    end = int(above[0]) if len(above) else len(y)
+    return Line(label=label, x=x[:end], y=y[:end], style=style)
 
 
 def _look_panel(looks: _Looks, steps: int) -> Lines:
-    ceiling = 2 * looks.before - float(looks.means.min())
-    shown = np.where(looks.losses > ceiling, np.nan, looks.losses)
+    ceiling = looks.before + abs(looks.before - float(looks.means.min()))
+
+    def curve(label: str, losses: np.ndarray, style: Literal["line", "points"]) -> Line:
+        kept = losses <= ceiling
+        return Line(label=label, x=looks.rates[kept], y=losses[kept], style=style)
+
     return Lines(
         title=f"Loss after {steps} annealed steps, by peak rate",
         lines=(
-            Line(label="mean", x=looks.rates, y=shown.mean(1)),
-            *(Line(label=f"order {i}", x=looks.rates, y=column, style="points") for i, column in enumerate(shown.T)),
+            curve("mean", looks.means, "line"),
+            *(curve(f"order {i}", column, "points") for i, column in enumerate(looks.losses.T)),
             Line(label="before", x=looks.rates, y=np.full(len(looks.rates), looks.before), style="dashed"),
         ),
         x_label="learning rate η",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dynaxx.core.objective import Objective
 from dynaxx.core.task import derive_seed
-from dynaxx.errors import BadInput
+from dynaxx.errors import NotApplicable
 from dynaxx.numerics.batch_statistics import normalisations
 
 Kind = Literal["bezier", "polygon"]
@@ -113,7 +113,7 @@ def train_curve(
         The curve, and the losses seen.
 
     Raises:
-        BadInput: The loss along the curve is not finite.
+        NotApplicable: The loss at a point of the curve is not finite.
     """
     line = segment(one, two)
     inner = [line.at(i / (bends + 1)) for i in range(1, bends + 1)]
@@ -131,9 +131,9 @@ def train_curve(
         here = Curve(kind=kind, points=(one, *({k: v.detach() for k, v in p.items()} for p in inner), two)).at(t)
         loss, gradient = _slope(objective, here, names, order.pop())
         if not math.isfinite(loss):
-            raise BadInput(
-                f"train_curve(learning_rate={learning_rate:g}): the loss at t = {t:.3f} of the {kind} is {loss} after "
-                f"{len(seen)} steps. Take a smaller rate."
+            raise NotApplicable(
+                f"the loss at t = {t:.3f} of the {kind} is {loss} after {len(seen)} steps with learning_rate="
+                f"{learning_rate:g}. Take a smaller rate where it was finite at first."
             )
         seen.append(loss)
         for k in range(bends):

@@ -112,14 +112,14 @@ def tracked(
         New bases, columns by falling Rayleigh quotient; which old column each came from (b, m); and which succeeded.
     """
     product = torch.bmm(factors, basis)
-    quotients = (basis * product).sum(-2)
-    order = quotients.argsort(dim=-1, descending=True, stable=True)
-    lift = 64 * basis.shape[-1] * torch.finfo(basis.dtype).eps * quotients.abs().amax(-1)
-    product = product + lift[:, None, None] * basis
+    along = (basis * product).sum(-2)
+    order = along.argsort(dim=-1, descending=True, stable=True)
+    lift = 64 * basis.shape[-1] * torch.finfo(basis.dtype).eps * along.abs().amax(-1)
+    product.addcmul_(basis, lift[:, None, None])
     product = product.gather(-1, order[:, None, :].expand_as(product))
     new, triangle = torch.linalg.qr(product)
-    done = new.isfinite().all(-1).all(-1) & (triangle.diagonal(dim1=-2, dim2=-1) != 0).all(-1)
-    return new, order, done
+    diagonal = triangle.diagonal(dim1=-2, dim2=-1)  # what is not finite in A is in here, at a fraction of its size
+    return new, order, ((diagonal != 0) & diagonal.isfinite()).all(-1)
 
 
 def quotients(factors: Float[Tensor, "b m m"], basis: Float[Tensor, "b m m"]) -> Float[Tensor, "b m"]:

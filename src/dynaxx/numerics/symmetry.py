@@ -1,6 +1,5 @@
 """Which hidden units of a network may be reordered, found by following every axis through one forward."""
 
-import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -269,16 +268,16 @@ def verify(objective: Objective, found: Symmetry, *, seed: int = 0) -> float:
 
 
 def _jittered(tensors: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """Parameters shifted, statistics scaled, each entry by an amount of its own."""
+    """Every entry shifted by an amount of its own; what is nowhere negative (a variance) is scaled and stays so."""
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point():
+        if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):  # masks hold −∞
             found[name] = tensor.clone()
             continue
         generator = torch.Generator().manual_seed(derive_seed(seed, "jitter", name))
         noise = JITTER * torch.randn(tensor.shape, generator=generator).to(tensor)
-        variance = re.search(r"var$|count|scale", name) is not None
-        found[name] = tensor * noise.exp() if variance else tensor + noise * (tensor.abs().mean() + JITTER)
+        positive = bool((tensor >= 0).all() and tensor.any())
+        found[name] = tensor * noise.exp() if positive else tensor + noise * (tensor.abs().mean() + JITTER)
     return found
 
 

@@ -176,36 +176,34 @@ class KroneckerEigen(Transportable, ModelOptimizer):
         """New eigenbases; returns the last ones by side, and which old axis each new one continues where QR tells."""
         last: dict[str, tuple[Tensor, Tensor | None]] = {}
         for side in stack.sides:
-            factors, old = stack.all(side), stack.all(f"{side}_basis").clone()
-            self._refuse_non_finite(stack, factors)
+            factors, old = stack.all(side), stack.all(f"{side}_basis")
             if exact or group["decomposition"] == "eigh":
                 _, new, done = eigenpairs(factors)
                 order = None
             else:
                 new, order, done = tracked(factors, old)
-                if not bool(done.all()):
-                    new[~done], again = eigenpairs(factors[~done])[1:]
-                    done[~done] = again
+            if not bool(done.all()):  # waits for the device, every `every` steps
+                self._refuse_non_finite(stack, factors)
+                if order is not None:
+                    new[~done], done[~done] = eigenpairs(factors[~done])[1:]
                     order = None
+                new = torch.where(done[:, None, None], new, old)
             self._tolerate(stack, done)
-            new = torch.where(done[:, None, None], new, old)
-            for piece, part in zip(stack.each(f"{side}_basis"), new.split(stack.counts), strict=True):
-                piece.copy_(part)
+            stack.replace(f"{side}_basis", new)
             last[side] = old, order
         return last
 
     def _refuse_non_finite(self, stack: Stack, factors: Tensor) -> None:
-        if bool(factors.isfinite().all()):  # waits for the device, every `every` steps
-            return
         bad = [
             piece.work.name
             for piece, part in zip(stack.pieces, factors.split(stack.counts), strict=True)
             if not bool(part.isfinite().all())
         ]
-        raise BadInput(
-            f"{type(self).__name__}.step(): the Kronecker factor of {bad[0]} is not finite, so one of its last "
-            "gradients was not. Resume from the last checkpoint, and skip non-finite gradients or lower the rate."
-        )
+        if bad:
+            raise BadInput(
+                f"{type(self).__name__}.step(): the Kronecker factor of {bad[0]} is not finite, so one of its last "
+                "gradients was not. Resume from the last checkpoint, and skip non-finite gradients or lower the rate."
+            )
 
     def _tolerate(self, stack: Stack, done: Tensor) -> None:
         for piece, part in zip(stack.pieces, done.split(stack.counts), strict=True):

@@ -95,6 +95,19 @@ class Stack:
         """
         return joined(self.each(key))
 
+    def replace(self, key: str, blocks: Tensor) -> None:
+        """Put new blocks in the place of a state tensor; what `all` returned before stays as it was.
+
+        Args:
+            key: Without the rectangle's number.
+            blocks: Shape (blocks, …); not to be used afterwards.
+        """
+        if len(self.pieces) == 1:
+            self.pieces[0].work.state[f"{key}_{self.pieces[0].number}"] = blocks.contiguous()
+            return
+        for kept, part in zip(self.each(key), blocks.split(self.counts), strict=True):
+            kept.copy_(part)
+
     def bases(self) -> tuple[Tensor | None, Tensor | None]:
         """Q_L and Q_R of all blocks; None for a side that is not rotated."""
         left = self.all("left_basis") if self.tile.rows else None

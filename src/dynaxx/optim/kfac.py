@@ -61,7 +61,8 @@ class KFAC(ModelOptimizer):
         "damping": options.POSITIVE, "decay": options.SHARE, "every": options.COUNT,
         "clip": options.optional(options.POSITIVE), "corrected": options.FLAG,
         "fisher": options.one_of("empirical", "sampled"), "sharing": options.one_of("expand", "reduce"),
-        "loss_per": options.one_of("example", "position"), "reduction": options.one_of("mean", "sum"), "accumulate": options.COUNT,
+        "loss_per": options.one_of("example", "position"), "reduction": options.one_of("mean", "sum"),
+        "accumulate": options.COUNT,
         "betas": options.SHARES, "eps": options.NOT_NEGATIVE, "rule": options.one_of("kfac", "adamw"),
     }  # fmt: skip
 
@@ -92,7 +93,8 @@ class KFAC(ModelOptimizer):
             {
                 "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "damping": damping, "decay": decay,
                 "every": every, "clip": clip, "corrected": corrected, "fisher": fisher, "sharing": sharing,
-                "loss_per": loss_per, "reduction": reduction, "accumulate": accumulate, "betas": betas, "eps": eps, "rule": "adamw",
+                "loss_per": loss_per, "reduction": reduction, "accumulate": accumulate,
+                "betas": betas, "eps": eps, "rule": "adamw",
             },
         )  # fmt: skip
 
@@ -307,8 +309,8 @@ class KFAC(ModelOptimizer):
             values, vectors, done = eigenpairs(state[key][None] / bias_correction)
             if not bool(done.all()):  # waits for the device, every `every` steps
                 raise BadInput(
-                    f"KFAC.step(): the factor of the {key} of {capture.name!r} could not be decomposed; one of its last "
-                    "batches was not finite. Resume from the last checkpoint, and lower the rate or raise the damping."
+                    f"KFAC.step(): the factor of the {key} of {capture.name!r} could not be decomposed; one of its "
+                    "last batches was not finite. Resume from a checkpoint, and lower the rate or raise the damping."
                 )
             if "diagonal" in state:  # second moments are by axis: carried into the new ones by the Hadamard rule
                 turn = (state[f"{key}_basis"].T @ vectors[0]).square()

@@ -285,7 +285,9 @@ def _muon_step(parts: list[_Part], group: Mapping[str, Any]) -> None:
         scale = 0.2 * math.sqrt(max(rows, columns))
         if group["adjust"] == "original":
             scale = math.sqrt(max(1.0, rows / columns))
-        updates = [d.to(wide(p.parameter.dtype)).view(p.parameter.shape) for (p, _), d in zip(same, directions)]
+        updates = [
+            d.to(wide(p.parameter.dtype)).view(p.parameter.shape) for (p, _), d in zip(same, directions, strict=True)
+        ]
         many.add_([part.parameter for part, _ in same], updates, alpha=-rate * scale)
     for part in parts:
         part.state["step"].add_(1)

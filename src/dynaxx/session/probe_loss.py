@@ -13,7 +13,9 @@ from dynaxx.core.task import leading
 from dynaxx.errors import NotApplicable
 
 EXAMPLES = 128
-"""Examples of the probe batch at most: a gradient on it is then cheaper than one of most training steps."""
+"""Examples of the probe batch at most: a gradient on it is then cheaper than one of most training steps. Fewer would be
+another loss: on the digits task, after 80 steps, λ₁ on 128 is 1.7 ± 0.4 times that on 512, on 64 2.3 ± 1.4 times, on 32
+4.7 ± 0.9 times (4 batches each)."""
 BYTES = 2**24
 """Its size at most, since it goes into every checkpoint: a resumed run must go on with the same one."""
 

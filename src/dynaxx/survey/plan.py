@@ -161,9 +161,9 @@ class Plan:
 
     def to_toml(self) -> str:
         """The plan as TOML."""
-        plain = {"format": FORMAT, **_without_none(asdict(self))}
+        plain: dict[str, Any] = {"format": FORMAT, **_without_none(asdict(self))}
         plain["not_established"] = {"items": list(self.not_established)}
-        phases: list[dict[str, Any]] = plain.pop("phase")
+        phases = plain.pop("phase")
         # One table a phase, where the writer would put short ones on a line each.
         text = "\n".join(f"[[phase]]\n{tomli_w.dumps(each)}" for each in phases)
         rest = tomli_w.dumps({key: value for key, value in plain.items() if value not in ({}, [], ())})

@@ -1,10 +1,16 @@
 """A Ray cluster: one task per member; a worker or a machine that is lost costs one attempt of its members."""
 
+import signal
+import socket
+import threading
 from collections.abc import Generator, Sequence
 from typing import Any
 
 from dynaxx.errors import BadInput
 from dynaxx.survey.engines._engine import TICK, Ended, Engine, Job, work
+
+ANSWER = 10.0
+"""Seconds that the head of a cluster has to take a connection; Ray itself tries for minutes."""
 
 
 class Ray(Engine):
@@ -57,10 +63,14 @@ class Ray(Engine):
         """Whether this engine made the connection, and is to end it."""
         if self._ray.is_initialized():
             return False
+        usual = signal.getsignal(signal.SIGTERM)
         try:
+            _answers(self._address)
             self._ray.init(address=self._address, log_to_driver=False, **self._options)
-        except (ConnectionError, ValueError) as error:
+        except (OSError, ValueError) as error:
             raise BadInput(f"Ray(address={self._address!r}): no cluster answers there. {error}") from error
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, usual)  # Ray's own handler would exit with code 15
         return True
 
     def _ended(self, reference: Any, job: Job) -> Ended:
@@ -69,3 +79,10 @@ class Ray(Engine):
         except self._ray.exceptions.RayError as error:
             first = str(error).strip().partition("\n")[0]
             return Ended(job=job, status="lost", why=f"{type(error).__name__}: {first}")
+
+
+def _answers(address: str) -> None:
+    """Raise `OSError` where an address with a port takes no connection."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER).close()
