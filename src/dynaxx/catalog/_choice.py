@@ -29,11 +29,12 @@ class Choice:
         """The entry's class."""
         return get(self.family, self.name)
 
-    def build(self, *subjects: Any) -> Any:
+    def build(self, *subjects: Any, **named: Any) -> Any:
         """Construct the entry.
 
         Args:
-            subjects: What the caller supplies: the model, or the planned steps.
+            subjects: What the caller supplies: the model.
+            named: The same by name: the planned steps.
 
         Returns:
             The entry; an optimizer is made by `for_model`.
@@ -42,7 +43,7 @@ class Choice:
             BadInput: An option breaks one of the entry's rules.
         """
         make = self.kind.for_model if self.family == "optim" else self.kind
-        return make(*subjects, **self.options)
+        return make(*subjects, **named, **self.options)
 
     def __str__(self) -> str:
         words = ",".join(f"{key}={value!r}" for key, value in self.options.items())

@@ -8,23 +8,30 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from safetensors.torch import save_model
 
+from dynaxx.averaging import recompute_batch_norm
 from dynaxx.checkpoints import CheckpointStore
 from dynaxx.checkpoints.model_state import check_model, restore_model
 from dynaxx.core.loop import epoch_seed, evaluate, train_steps, validation_seed
+from dynaxx.core.methods import Averager
 from dynaxx.core.task import Task, derive_seed, first_tensor
 from dynaxx.errors import BadInput
 from dynaxx.runlog import open_run
-from dynaxx.session.optimizers import optimizer_for
+from dynaxx.session.recipe import Method, Recipe
 from dynaxx.session.run import Due, Run
 from dynaxx.session.watch import watch
 
+AVERAGED = "averaged.safetensors"
+"""The averaged model of a run that finished: what it found besides the last weights."""
+STATISTICS = 16
+"""Training batches from which statistics of batch normalisation are taken for averaged weights: a thousand examples."""
 OFTEN: Mapping[Due, int] = {"evaluation": 50, "checkpoint": 20}
 """How many of each `Run.due` grants in a training."""
 
@@ -92,13 +99,11 @@ def train(
     seed: int = 0,
     steps: int | None = None,
     accumulate: int = 1,
-    clip: float | None = None,
+    recipe: Recipe | None = None,
     resume: bool = False,
     budget: float = 0.02,
     quiet: bool = False,
     spec: str | None = None,
-    rate: float = 1.0,
-    optimizer: str | None = None,
     order_seed: int | None = None,
     horizon: int | None = None,
     start: str | Path | None = None,
@@ -116,14 +121,11 @@ def train(
         seed: Determines initialisation, data order and every other random draw.
         steps: Optimizer steps; None: the task's own number.
         accumulate: Batches per optimizer step.
-        clip: Clip the total gradient norm at this value; None: do not clip.
+        recipe: The methods; None: the task's own.
         resume: Go on from the folder's latest checkpoint; where there is none, begin.
         budget: Share of the step time that measuring may take.
         quiet: Do not print the self-test's line.
         spec: How the task is found again ("digits", "/path/file.py:Class"), for who probes the run later.
-        rate: Multiplies the learning rate of every group and its schedule in proportion, as the action
-            `learning_rate` does; another such action takes its place.
-        optimizer: Another optimizer than the task's own, as `optimizer_for` reads it ("adamw:lr=3e-4").
         order_seed: Determines the order of the training data instead of `seed`.
         horizon: Optimizer steps that the task's schedule is made for, where the training ends earlier; None: `steps`.
         start: A checkpoint's folder, whose weights the model begins from, with a fresh optimizer.
@@ -139,7 +141,8 @@ def train(
         BadInput: An argument, the task or its data breaks a rule; or a resumed run was begun with other settings.
     """
     steps = task.steps if steps is None else steps
-    _check(steps, horizon, rate, evaluations, checkpoints)
+    _check(steps, horizon, evaluations, checkpoints)
+    recipe = recipe or Recipe()
     task.steps = horizon or steps  # what the task's schedule reads
     settings: dict[str, Any] = {
         "task": name,
@@ -149,8 +152,7 @@ def train(
         "order_seed": seed if order_seed is None else order_seed,
         "accumulate": accumulate,
         "batch_size": task.batch_size,
-        "rate": rate,
-        "optimizer": optimizer,
+        "recipe": recipe.settings(),
         "horizon": task.steps,
         "start": None if start is None else str(start),
     }
@@ -166,35 +168,38 @@ def train(
     model = task.model()
     if start is not None:
         begin_from(Path(start), model)
-    method = task.optimizer(model) if optimizer is None else optimizer_for(optimizer, model)
-    scheduler = task.scheduler(method)
+    method = recipe.method(task, model, task.steps)
     run = watch(
         model,
-        method,
+        method.optimizer,
         dir,
         loss=task.loss,
-        scheduler=scheduler,
+        scheduler=method.scheduler,
+        state=method.state,
         steps=steps,
         resume=resume,
         signals=signals,
         budget=budget,
+        rates=method.rates,
         facts={**settings, "spec": spec or name, "data": dict(task.facts())},
         quiet=quiet,
     )
-    if clip is not None and run.step == 0:
-        run.apply("gradient_clip", max_norm=clip, reason="asked for by the configuration")
-    if rate != 1.0 and run.step == 0:
-        run.apply("learning_rate", factor=rate, reason="asked for by the configuration")
+    if method.averager is not None:
+        method.averager.attach(method.optimizer)  # after the run's own hook, which may scale the update by layer
+    if recipe.clip is not None and run.step == 0:
+        run.apply("gradient_clip", max_norm=recipe.clip, reason="asked for by the configuration")
     plan = _Plan(
         steps=steps,
         seed=seed,
         order_seed=settings["order_seed"],
-        rate=rate,
         accumulate=accumulate,
         times={"evaluation": evaluations, "checkpoint": checkpoints},
     )
     with run, _signals() as interrupted:
-        outcome = _loop(task, run, plan, model, method, scheduler, interrupted, progress)
+        outcome = _loop(task, run, plan, model, method, interrupted, progress)
+        if outcome.status == "finished" and method.averager is not None and method.averager.ready:
+            with averaged(task, model, method.averager, plan.order_seed):
+                save_model(model, str(run.dir / AVERAGED))
         run.close(outcome.status)
     return replace(outcome, best=_best(run.dir))
 
@@ -206,7 +211,6 @@ class _Plan:
     steps: int
     seed: int
     order_seed: int
-    rate: float
     accumulate: int
     times: Mapping[Due, int]
 
@@ -216,13 +220,11 @@ class _Plan:
         return run.due(what) and (run.step == self.steps or run.step % wanted < own)
 
 
-def _check(steps: int, horizon: int | None, rate: float, evaluations: int, checkpoints: int) -> None:
+def _check(steps: int, horizon: int | None, evaluations: int, checkpoints: int) -> None:
     if steps < 1:
         raise BadInput(f"train(steps=...) must be at least 1. Got {steps}.")
     if horizon is not None and horizon < steps:
         raise BadInput(f"train(horizon=...) must be at least steps, {steps}: the schedule must last. Got {horizon}.")
-    if not (math.isfinite(rate) and rate > 0):
-        raise BadInput(f"train(rate=...) must be positive and finite. Got {rate}.")
     for name, times in (("evaluations", evaluations), ("checkpoints", checkpoints)):
         if times < 1:
             raise BadInput(f"train({name}=...) must be at least 1: the last step always has one. Got {times}.")
@@ -252,8 +254,7 @@ def _loop(
     run: Run,
     plan: _Plan,
     model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scheduler: Any,
+    method: Method,
     interrupted: threading.Event,
     progress: Callable[[Progress], None],
 ) -> Outcome:
@@ -263,7 +264,8 @@ def _loop(
     empty = 0
     loss: torch.Tensor | None = None
     status: Literal["finished", "interrupted", "stopped"] = "finished"
-    rate = _rate(optimizer) * plan.rate
+    optimizer, averager = method.optimizer, method.averager
+    rate = _rate(optimizer) * method.factor
     model.train()
     for epoch in count():
         if run.step >= plan.steps or status != "finished":
@@ -271,7 +273,13 @@ def _loop(
         before, done = run.step, epoch < run.epoch
         loader = () if done else task.batches("train", epoch_seed(plan.order_seed, epoch))
         for loss in train_steps(
-            task, model, optimizer, run.batches(loader), scheduler=scheduler, accumulate=plan.accumulate
+            task,
+            model,
+            optimizer,
+            run.batches(loader),
+            scheduler=method.scheduler,
+            accumulate=plan.accumulate,
+            perturber=method.perturber,
         ):
             run.log(loss=loss)
             if run.step == 1:
@@ -279,12 +287,16 @@ def _loop(
             fresh = plan.due(run, "evaluation")
             if fresh:
                 latest = {f"val_{k}": v for k, v in evaluate(task, model, validation).items()}
+                if averager is not None and averager.ready:
+                    with averaged(task, model, averager, plan.order_seed):
+                        both = evaluate(task, model, validation)
+                    latest |= {f"averaged_val_{k}": v for k, v in both.items()}
                 run.log(**latest)
             status = "interrupted" if interrupted.is_set() else "stopped" if run.stopping else status
             if plan.due(run, "checkpoint") or status != "finished":
                 run.save(**latest)
             progress(Progress(step=run.step, steps=plan.steps, loss=loss, rate=rate, validation=latest, fresh=fresh))
-            rate = _rate(optimizer) * plan.rate  # the scheduler has moved on: this is the next step's
+            rate = _rate(optimizer) * method.factor  # the scheduler has moved on: this is the next step's
             if run.step >= plan.steps or status != "finished":
                 break
         # A resumed run may have had the last batch of its epoch already: only a second empty epoch is a mistake.
@@ -302,6 +314,22 @@ def _loop(
         overhead=run.overhead,
         why=run.stopping,
     )
+
+
+@contextmanager
+def averaged(task: Task, model: torch.nn.Module, averager: Averager, order_seed: int) -> Generator[None]:
+    """The averaged weights in the model, with statistics of batch normalisation of their own.
+
+    Args:
+        task: Gives the batches for the statistics.
+        model: The model.
+        averager: The average; it is ready.
+        order_seed: Of the training data.
+    """
+    batches = islice(iter(task.batches("train", epoch_seed(order_seed, 0))), STATISTICS)
+    with averager.swapped():
+        recompute_batch_norm(model, batches, task.loss)
+        yield
 
 
 def _rate(optimizer: torch.optim.Optimizer) -> float:

@@ -13,6 +13,7 @@ from dynaxx.core.isolation import isolated_random
 from dynaxx.core.loop import epoch_seed, evaluate, validation_seed
 from dynaxx.core.task import Task, derive_seed
 from dynaxx.errors import BadInput, NotApplicable
+from dynaxx.session.recipe import Recipe
 from dynaxx.session.train import Progress, begin_from, train
 from dynaxx.survey.member import Member
 from dynaxx.survey.results import measure, write_result
@@ -116,8 +117,7 @@ def _train(job: Job) -> Ended:
         steps=member.steps,
         resume=True,
         quiet=True,
-        rate=member.rate,
-        optimizer=member.optimizer,
+        recipe=Recipe(rate=member.rate, optimizer=member.optimizer),
         order_seed=member.order_seed,
         horizon=member.horizon,
         start=member.start,

@@ -1,0 +1,148 @@
+"""How a task is trained where it is not the task's own way: optimizer, rates, averages, perturbed steps."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from dynaxx import catalog
+from dynaxx.core.methods import Averager, Curve, Perturber
+from dynaxx.core.task import Task
+from dynaxx.errors import BadInput
+from dynaxx.schedules import Meso, Micro, Rates, as_scheduler
+from dynaxx.session.optimizers import optimizer_for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """The methods of a training, in the words of the command line; what is None is as the task has it.
+
+    Args:
+        optimizer: "name:option=value,…" of `dynaxx list optim`, or of torch ("adamw:lr=3e-4").
+        peak: Learning rate of the largest group before its schedule; the others' stay in proportion.
+        rate: Multiplies the learning rate of every group and its schedule in proportion.
+        schedule: A curve of `dynaxx list schedules` in place of the task's own ("wsd:warmup=0.05").
+        averaging: An averager of `dynaxx list averaging` ("ema:half_life=200"); it is evaluated beside the model, and
+            its weights are the training's second result.
+        perturb: A perturber of `dynaxx list perturb` ("sam:rho=0.05,every=5").
+        micro: A periodic modulation of the rates ("period=100,amplitude=0.1").
+        meso: Rates by layer, with this ratio between the highest and the lowest at most.
+        clip: Clip the total gradient norm at this value.
+
+    Raises:
+        BadInput: A number is out of its range, or words cannot be read. UnknownName: there is no such method.
+    """
+
+    optimizer: str | None = None
+    peak: float | None = None
+    rate: float = 1.0
+    schedule: str | None = None
+    averaging: str | None = None
+    perturb: str | None = None
+    micro: str | None = None
+    meso: float | None = None
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("peak", self.peak), ("rate", self.rate), ("clip", self.clip), ("meso", self.meso)):
+            if value is not None and not 0 < value < float("inf"):
+                raise BadInput(f"train({name}=...) must be positive and finite. Got {value}.")
+        for family, words in (("schedules", self.schedule), ("averaging", self.averaging), ("perturb", self.perturb)):
+            if words is not None:
+                catalog.choice(family, words)
+        if self.micro is not None:
+            _micro(self.micro)
+
+    def settings(self) -> dict[str, Any]:
+        """What determines the run, for its manifest: the words that were given."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def method(self, task: Task, model: nn.Module, steps: int) -> "Method":
+        """Everything that takes steps, made for a model.
+
+        Args:
+            task: Gives what the recipe leaves to it.
+            model: The model to train.
+            steps: Planned optimizer steps, which curves are made for.
+
+        Returns:
+            The method.
+
+        Raises:
+            BadInput: An option breaks a rule of the method that it is for.
+        """
+        optimizer = task.optimizer(model) if self.optimizer is None else optimizer_for(self.optimizer, model)
+        own = max(float(group.get("lr", 0.0)) for group in optimizer.param_groups)
+        if self.peak is not None and not own > 0:
+            raise BadInput(f"train(peak={self.peak}): {type(optimizer).__name__} has no learning rate to scale.")
+        factor = self.rate if self.peak is None else self.rate * self.peak / own
+        scheduler = (
+            task.scheduler(optimizer)
+            if self.schedule is None
+            else as_scheduler(optimizer, catalog.choice("schedules", self.schedule).build(steps=steps))
+        )
+        macro = None if factor == 1.0 else _Proportion(steps=steps, share=factor)
+        micro = None if self.micro is None else _micro(self.micro)
+        meso = None if self.meso is None else Meso(spread=self.meso)
+        scaled = any(part is not None for part in (macro, micro, meso))
+        return Method(
+            optimizer=optimizer,
+            scheduler=scheduler,
+            averager=None if self.averaging is None else catalog.choice("averaging", self.averaging).build(model),
+            perturber=None if self.perturb is None else catalog.choice("perturb", self.perturb).build(model),
+            rates=Rates(macro=macro, micro=micro, meso=meso) if scaled else None,
+            factor=factor,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """What takes the steps of a training.
+
+    Args:
+        optimizer: The optimizer.
+        scheduler: Its scheduler, or None.
+        averager: The average of the weights, or None.
+        perturber: What perturbs the steps, or None.
+        rates: Factors on the learning rates, or None.
+        factor: The constant one among them.
+    """
+
+    optimizer: Optimizer
+    scheduler: Any
+    averager: Averager | None
+    perturber: Perturber | None
+    rates: Rates | None
+    factor: float
+
+    @property
+    def state(self) -> Mapping[str, Any]:
+        """What belongs in checkpoints besides optimizer, scheduler and rates."""
+        parts = {"averager": self.averager, "perturber": self.perturber}
+        return {name: part for name, part in parts.items() if part is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Proportion(Curve):
+    """A constant factor: it scales any schedule, also one whose rates are absolute."""
+
+    steps: int
+    share: float
+
+    def factor(self, step: int) -> float:
+        del step
+        return self.share
+
+
+def _micro(words: str) -> Micro:
+    form = "period=100,amplitude=0.1,shape=cosine"
+    try:
+        given = dict(part.strip().split("=", 1) for part in words.split(","))
+        kinds: dict[str, Any] = {"period": int, "amplitude": float, "shape": str}
+        return Micro(**{key: kinds[key](value) for key, value in given.items()})
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, BadInput):
+            raise
+        raise BadInput(f"train(micro={words!r}) cannot be read. Write it {form}.") from None
