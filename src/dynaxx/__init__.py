@@ -29,6 +29,8 @@ _HOME = {
     "write_report": "dynaxx.report",
 }
 
+_PACKAGES = {"averaging", "errors", "landscape", "optim", "perturb", "schedules", "survey"}
+
 __all__ = [
     "BadInput",
     "CorruptData",
@@ -46,10 +48,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "landscape":
-        return import_module("dynaxx.landscape")
-    if name == "errors":  # the import binds the name here
-        return import_module("dynaxx.errors")
+    if name in _PACKAGES:  # the import binds the name here
+        return import_module(f"dynaxx.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'dynaxx' has no attribute {name!r}")
     value = getattr(import_module(_HOME[name]), name)

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dynaxx.core.progress import listening
 from dynaxx.core.records import Cost
 from dynaxx.session.train import Progress as Position
+from dynaxx.survey.fleet import FleetProgress
 
 REFRESH = 0.5
 """Seconds between updates of the bar: reading the loss waits for an accelerator, so it is not done every step."""
@@ -125,3 +126,50 @@ def working(label: str, price: Cost, *, batches: int, json: bool, quiet: bool) -
 
         with listening(heard):
             yield
+
+
+@contextmanager
+def fleet_reporter(
+    label: str, *, json: bool, quiet: bool
+) -> Generator[tuple[Callable[[str], None], Callable[[FleetProgress], None]]]:
+    """What a map calls with a line after each probe, and as its short trainings proceed.
+
+    Args:
+        label: The task.
+        json: Keep standard output free for the one JSON object: progress goes to standard error.
+        quiet: Show nothing.
+
+    Yields:
+        Both callables.
+    """
+    console = Console(stderr=json or sys.stdout.isatty())
+    if quiet:
+        yield lambda _: None, lambda _: None
+        return
+    if not console.is_terminal:
+        stream = sys.stderr if json else sys.stdout
+        yield lambda line: print(f"{label}  {line}", file=stream, flush=True), _FleetLines(stream)
+        return
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[facts]}"),
+        console=console, transient=True,
+    ) as bar:  # fmt: skip
+        row = bar.add_task(label, total=None, facts="")
+
+        def moved(at: FleetProgress) -> None:
+            bar.update(row, total=at.steps, completed=at.step, facts=str(at))
+
+        yield bar.console.print, moved
+
+
+class _FleetLines:
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._shown = time.monotonic()
+
+    def __call__(self, at: FleetProgress) -> None:
+        for line in at.said:
+            print(line, file=self._stream, flush=True)
+        if time.monotonic() - self._shown > LINES:
+            self._shown = time.monotonic()
+            print(str(at), file=self._stream, flush=True)

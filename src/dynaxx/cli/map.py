@@ -9,7 +9,7 @@ import click
 
 
 class _Share(click.ParamType):
-    """"10%" or 0.1."""
+    """A share as 10% or as 0.1."""
 
     name = "share"
 
@@ -26,8 +26,11 @@ class _Share(click.ParamType):
 @click.option("--size", help="One of the task's sizes: tiny, small, medium.")
 @click.option("--steps", type=click.IntRange(min=1), help="Steps of the planned training; the task's own by default.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Determines models and data orders.")
-@click.option("--budget", type=_Share(),
-              help="Share of the planned training that the map may take; 10%, at least 300 passes, by default.")
+@click.option(
+    "--budget",
+    type=_Share(),
+    help="Share of the planned training that the map may take; 10%, at least 300 passes, by default.",
+)
 @click.option("--workers", type=click.IntRange(min=1), help="Processes of this machine; one per core by default.")
 @click.option("--ray", metavar="ADDRESS", help='Train on a Ray cluster: its address, "auto", or "local".')
 @click.option("--slurm", is_flag=True, help="Train on a SLURM cluster.")
@@ -75,7 +78,7 @@ def command(
             steps=steps,
             seed=seed,
             budget=budget,
-            engine=_engine(workers, ray, slurm),
+            engine=_engine(workers, ray, slurm, folder),
             circumstances=Circumstances(production=production, fine_tuning=fine_tuning, memory=memory, passes=passes),
             said=said,
             progress=progress,
@@ -87,7 +90,7 @@ def command(
     click.echo(_words(made, page, time.perf_counter() - began))
 
 
-def _engine(workers: int | None, ray: str | None, slurm: bool) -> Any:
+def _engine(workers: int | None, ray: str | None, slurm: bool, folder: Path) -> Any:
     from dynaxx.errors import BadInput
 
     chosen = [flag for flag, on in (("--workers", workers), ("--ray", ray), ("--slurm", slurm)) if on]
@@ -97,7 +100,7 @@ def _engine(workers: int | None, ray: str | None, slurm: bool) -> Any:
 
     if ray is not None:
         return Ray(ray)
-    return Slurm() if slurm else Processes(workers)
+    return Slurm(folder / "slurm") if slurm else Processes(workers)
 
 
 def _words(made: Any, page: Path, seconds: float) -> str:

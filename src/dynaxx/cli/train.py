@@ -14,7 +14,16 @@ import click
 @click.option("--steps", type=click.IntRange(min=1), help="Optimizer steps; the task's own number by default.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Determines every random draw.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Examples in a batch.")
-@click.option("--accumulate", type=click.IntRange(min=1), default=1, show_default=True, help="Batches per step.")
+@click.option("--accumulate", type=click.IntRange(min=1), help="Batches per step; 1 by default.")
+@click.option("--plan", type=click.Path(path_type=Path), help="A plan of `dynaxx map`; further options override it.")
+@click.option("--optimizer", help="Another than the task's: soap, adamw:lr=3e-4; see dynaxx list optim.")
+@click.option("--peak", type=float, help="Learning rate of the largest group before its schedule.")
+@click.option("--rate", type=float, help="Multiplies all learning rates.")
+@click.option("--macro", "schedule", help="Another schedule: wsd:warmup=0.05; see dynaxx list schedules.")
+@click.option("--micro", help="Modulate the rates: period=100,amplitude=0.1.")
+@click.option("--meso", type=float, metavar="SPREAD", help="Rates by layer, with at most this ratio between them.")
+@click.option("--explorer", "averaging", help="Average the weights: ema:half_life=200; see dynaxx list averaging.")
+@click.option("--perturber", "perturb", help="Perturb the steps: sam:rho=0.05,every=5; see dynaxx list perturb.")
 @click.option("--clip", type=float, help="Clip the total gradient norm at this value.")
 @click.option("--out", type=click.Path(path_type=Path), help="The run's own folder; runs/<task>-<utc> by default.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, bit for bit; begin where there is none.")
@@ -29,13 +38,14 @@ def command(
     steps: int | None,
     seed: int,
     batch_size: int | None,
-    accumulate: int,
-    clip: float | None,
+    accumulate: int | None,
+    plan: Path | None,
     out: Path | None,
     resume: bool,
     budget: float,
     as_json: bool,
     quiet: bool,
+    **methods: Any,
 ) -> int:
     """Train TASK, a built-in name or file.py:Class, with every instrument on.
 
@@ -49,8 +59,19 @@ def command(
         raise BadInput("dynaxx train --resume needs --out DIR: the folder of the run to go on with.")
     from dynaxx import catalog
     from dynaxx.cli._progress import reporter
+    from dynaxx.session.recipe import Recipe
     from dynaxx.session.train import train
+    from dynaxx.survey.plan import Plan
 
+    given = {name: value for name, value in methods.items() if value is not None}
+    recipe = Recipe(**given)
+    if plan is not None:
+        planned = Plan.read(plan).for_task(task)
+        recipe = planned.recipe(**given)
+        size = planned.task.size if size is None else size
+        steps = planned.task.steps if steps is None else steps
+        batch_size = planned.batch.size if batch_size is None else batch_size
+        accumulate = planned.batch.accumulate if accumulate is None else accumulate
     work = catalog.task(task, size)
     if batch_size is not None:
         work.batch_size = batch_size
@@ -63,8 +84,8 @@ def command(
             name=label,
             seed=seed,
             steps=steps,
-            accumulate=accumulate,
-            clip=clip,
+            accumulate=accumulate or 1,
+            recipe=recipe,
             resume=resume,
             budget=budget,
             quiet=quiet or as_json,

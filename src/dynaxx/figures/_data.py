@@ -1,6 +1,6 @@
 """A run's figures as JSON-able headers and arrays, which the report and the live dashboard draw."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,10 +53,24 @@ def data(view: RunView) -> list[FigureData]:
         except NotApplicable as reason:
             figures.append(FigureData(name=name, title=figure.title, reason=str(reason)))
             continue
-        arrays: dict[str, np.ndarray] = {}
-        headers = tuple(_header(panel, f"{name}.{i}", arrays) for i, panel in enumerate(panels))
-        figures.append(FigureData(name=name, title=figure.title, panels=headers, arrays=arrays))
+        figures.append(of_panels(name, figure.title, panels))
     return figures
+
+
+def of_panels(name: str, title: str, panels: Sequence[Panel]) -> FigureData:
+    """Panels as a figure that is ready to be sent.
+
+    Args:
+        name: The figure's name.
+        title: Its heading.
+        panels: What it shows.
+
+    Returns:
+        The figure.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    headers = tuple(_header(panel, f"{name}.{i}", arrays) for i, panel in enumerate(panels))
+    return FigureData(name=name, title=title, panels=headers, arrays=arrays)
 
 
 def _header(panel: Panel, key: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import unwrap
 from typing import Any, NamedTuple
 
 import torch
@@ -88,7 +89,7 @@ def preconditioning(optimizer: Optimizer, space: Space) -> Preconditioning:
     P = (1 + (t − 1) decay)(√Σg² + ε). Decoupled weight decay w turns the 2 into 2 − ηw.
 
     Args:
-        optimizer: One of torch's own of these names, not a subclass, which may step otherwise.
+        optimizer: One of torch's own of these names, or a subclass with the same `step`.
         space: The parameters that curvature is taken over; those that the optimizer does not move have D = 0.
 
     Returns:
@@ -104,7 +105,9 @@ def preconditioning(optimizer: Optimizer, space: Space) -> Preconditioning:
         >>> found.threshold, found.scale
         (3.0, tensor([0.5000, 0.5000]))
     """
-    make = _RULES.get(type(optimizer))
+    # Subclasses that leave the step as it is count; torch wraps `step` once for each class.
+    steps = {unwrap(kind.step): rule for kind, rule in _RULES.items()}
+    make = steps.get(unwrap(type(optimizer).step))
     if make is None:
         raise NotApplicable(
             f"preconditioning(optimizer): {type(optimizer).__name__} has no known stability threshold. "

@@ -18,15 +18,15 @@ from dynaxx.runlog import RunView
 _SLOT = re.compile(r"\{\{(\w+)\}\}")
 
 
-def page(views: Sequence[RunView], content: Mapping[str, Any], arrays: bytes) -> str:
+def page(content: Mapping[str, Any], arrays: bytes, pictures: Sequence[str]) -> str:
     """The report as HTML.
 
     Only the bundle may run, by its hash; nothing may be loaded from anywhere.
 
     Args:
-        views: The runs, for the pictures without scripts.
         content: The JSON-able part of the payload.
         arrays: The compressed arrays.
+        pictures: HTML for browsers without scripts, one for each run of the content.
 
     Returns:
         The page.
@@ -41,7 +41,7 @@ def page(views: Sequence[RunView], content: Mapping[str, Any], arrays: bytes) ->
         "payload": to_json(content),
         "arrays": base64.b64encode(arrays).decode(),
         "script": script,
-        "plain": "\n".join(_plain(view, run) for view, run in zip(views, content["runs"], strict=True)),
+        "plain": "\n".join(_plain(run, picture) for run, picture in zip(content["runs"], pictures, strict=True)),
     }
     return _SLOT.sub(lambda slot: slots[slot[1]], static("page.html"))
 
@@ -58,15 +58,23 @@ def static(name: str) -> str:
     return (files("dynaxx.report") / "static" / name).read_text(encoding="utf-8")
 
 
-def _plain(view: RunView, run: Mapping[str, Any]) -> str:
+def _plain(run: Mapping[str, Any], picture: str) -> str:
     facts = "".join(
         f"<dt>{html.escape(fact['label'])}</dt><dd>{html.escape(fact['value'])} {html.escape(fact['detail'])}</dd>"
         for fact in run["summary"]
     )
-    return f"<h2>{html.escape(run['name'])}</h2><dl>{facts}</dl>{_drawn(view)}"
+    return f"<h2>{html.escape(run['name'])}</h2><dl>{facts}</dl>{picture}"
 
 
-def _drawn(view: RunView) -> str:
+def drawn(view: RunView) -> str:
+    """A run's loss as a picture that needs no script.
+
+    Args:
+        view: The run.
+
+    Returns:
+        SVG, or the reason why there is none.
+    """
     try:
         picture = figures.draw(view, "loss")
     except NotApplicable as reason:
@@ -79,5 +87,5 @@ def _drawn(view: RunView) -> str:
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "dynaxx"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         picture.savefig(buffer, format="svg", metadata=nameless)
-    drawn = buffer.getvalue()
-    return drawn[drawn.index("<svg") :]
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dynaxx import figures
-from dynaxx.report._summary import summary
+from dynaxx.report._summary import Fact, summary
 from dynaxx.runlog import RunView
 
 FORMAT = 1
@@ -58,19 +58,32 @@ def payload(views: Sequence[RunView]) -> tuple[dict[str, Any], bytes]:
     Returns:
         The JSON-able part, in which arrays are named, and the compressed arrays.
     """
+    pages = [(name, summary(view), figures.data(view)) for view, name in zip(views, names(views), strict=True)]
+    return assembled(pages)
+
+
+def assembled(
+    pages: Sequence[tuple[str, Sequence[Fact], Sequence[figures.FigureData]]],
+) -> tuple[dict[str, Any], bytes]:
+    """What the front end draws, from figures.
+
+    Args:
+        pages: The runs.
+
+    Returns:
+        As `payload`.
+    """
     block = Block()
-    runs: list[dict[str, Any]] = []
-    for view, name in zip(views, names(views), strict=True):
-        drawn = figures.data(view)
-        runs.append(
-            {
-                "name": name,
-                "summary": [asdict(fact) for fact in summary(view)],
-                "figures": [{"name": f.name, "title": f.title, "panels": f.panels} for f in drawn if f.panels],
-                "missing": [{"title": f.title, "reason": f.reason} for f in drawn if f.reason],
-                "arrays": {key: block.add(_narrow(a)) for f in drawn for key, a in f.arrays.items()},
-            }
-        )
+    runs = [
+        {
+            "name": name,
+            "summary": [asdict(fact) for fact in facts],
+            "figures": [{"name": f.name, "title": f.title, "panels": f.panels} for f in drawn if f.panels],
+            "missing": [{"title": f.title, "reason": f.reason} for f in drawn if f.reason],
+            "arrays": {key: block.add(_narrow(a)) for f in drawn for key, a in f.arrays.items()},
+        }
+        for name, facts, drawn in pages
+    ]
     return {"format": FORMAT, "runs": runs}, block.compressed()
 
 

@@ -1,13 +1,15 @@
-"""write_report: runs in, one HTML file out."""
+"""write_report and write_map: runs or a map in, one HTML file out."""
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from dynaxx.errors import BadInput
-from dynaxx.report._page import page
+from dynaxx.report._map import map_payload
+from dynaxx.report._page import drawn, page
 from dynaxx.report._payload import payload
 from dynaxx.runlog import RunView
+from dynaxx.survey.map import Map
 
 
 def write_report(views: RunView | Sequence[RunView], path: str | Path) -> Path:
@@ -27,14 +29,38 @@ def write_report(views: RunView | Sequence[RunView], path: str | Path) -> Path:
         BadInput: There is no run, or the path is a folder.
     """
     views = [views] if isinstance(views, RunView) else list(views)
-    target = Path(path)
     if not views:
         raise BadInput("write_report(views=[]): a report shows at least one run. Give one.")
+    target = _file("write_report", path)
+    return _put(target, page(*payload(views), [drawn(view) for view in views]))
+
+
+def write_map(made: Map, path: str | Path) -> Path:
+    """Write the page of a map: verdict, plan and every chart.
+
+    Args:
+        made: The map.
+        path: The HTML file; missing folders are made.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        BadInput: The path is a folder.
+    """
+    target = _file("write_map", path)
+    return _put(target, page(*map_payload(made), [""]))
+
+
+def _file(call: str, path: str | Path) -> Path:
+    target = Path(path)
     if target.is_dir():
-        raise BadInput(
-            f"write_report(path={str(path)!r}) must be a file, and this is a folder. Add a name: report.html."
-        )
-    text = page(views, *payload(views))
+        raise BadInput(f"{call}(path={str(path)!r}) must be a file, and this is a folder. Add a name: report.html.")
+    return target
+
+
+def _put(target: Path, text: str) -> Path:
+    """The file holds the text or what it held before."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     partial.write_text(text, encoding="utf-8")

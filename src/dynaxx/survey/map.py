@@ -33,6 +33,8 @@ class Map:
         terrain: The terrain, with evidence.
         plan: The plan.
         budget: The account in words.
+        spent: Passes that it took.
+        granted: Passes that it could take.
         left_out: Probe → why it has no chart.
         reused: Probes whose chart is from before.
     """
@@ -42,6 +44,8 @@ class Map:
     terrain: Terrain
     plan: Plan
     budget: str
+    spent: float
+    granted: float
     left_out: Mapping[str, str] = field(default_factory=dict[str, str])
     reused: tuple[str, ...] = ()
 
@@ -118,6 +122,8 @@ def map_task(
         terrain=judged,
         plan=plan,
         budget=purse.summary(),
+        spent=purse.spent,
+        granted=purse.passes,
         left_out=here.left_out,
         reused=tuple(here.reused),
     )

@@ -10,6 +10,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import tomli_w
 
 from dynaxx.errors import BadInput, UnknownName
+from dynaxx.session.recipe import Recipe
 
 FORMAT = 1
 
@@ -150,6 +151,46 @@ class Plan:
         ends = [phase.until for phase in self.phase]
         if ends and (ends[-1] != 1 or any(b <= a for a, b in zip([0.0, *ends], ends, strict=False))):
             raise BadInput(f"plan: the phases' until must rise from above 0 to 1. Got {', '.join(map(str, ends))}.")
+
+    def for_task(self, task: str) -> "Plan":
+        """This plan, if it is one for that task.
+
+        Args:
+            task: A built-in task, or file.py:Class.
+
+        Returns:
+            The plan.
+
+        Raises:
+            BadInput: It is for another task.
+        """
+        own, other = (name.rpartition("/")[2] for name in (self.task.name, task))
+        if own.replace("_", "-") != other.replace("_", "-"):
+            raise BadInput(f"plan: it is for {self.task.name!r}, not for {task!r}. Map that task, or edit [task] name.")
+        return self
+
+    def recipe(self, **instead: Any) -> Recipe:
+        """The methods of a training by this plan.
+
+        Args:
+            instead: Arguments of `Recipe` that override the plan's.
+
+        Returns:
+            The recipe.
+
+        Raises:
+            BadInput: A method's words cannot be read. UnknownName: there is no such method.
+        """
+        planned: dict[str, Any] = {
+            "optimizer": None if self.optimizer.name == "task" else self.optimizer.name,
+            "peak": self.learning_rate.peak,
+            "schedule": None if self.learning_rate.schedule == "task" else self.learning_rate.schedule,
+            "averaging": self.optimizer.averaging,
+            "perturb": self.optimizer.perturb,
+            "meso": self.meso.spread if self.meso.on else None,
+            "clip": self.optimizer.clip,
+        }
+        return Recipe(**{**planned, **instead})
 
     def write(self, path: str | Path) -> None:
         """Write the plan as TOML; what is None is left out.
