@@ -85,7 +85,7 @@ export function heatCard(run: Run, panel: HeatPanel, colours: [number, number], 
     row = line;
     const column = cells.column(x);
     const last = Math.max(cells.x[column]!, cells.x[column + 1]! - 1);
-    const steps = panel.pooled > 1 && last > cells.x[column]! ? `steps ${cells.x[column]}–${last}` : `step ${cells.x[column]}`;
+    const steps = panel.pooled > 1 && last > cells.x[column]! ? `steps ${cells.x[column]}–${last}` : `${panel.x_label} ${num(cells.x[column]!)}`;
     const value = cells.value(cells.code(line, column));
     const text = Number.isNaN(value) ? "no value" : Number.isFinite(value) ? num(value) : "not finite";
     return tip.show(chart.plot, [steps, panel.rows[line]!, text]);
@@ -95,7 +95,7 @@ export function heatCard(run: Run, panel: HeatPanel, colours: [number, number], 
     return {
       title: panel.title,
       height: Math.min(560, Math.max(150, 50 + 15 * count)),
-      xLabel: "step",
+      xLabel: panel.x_label,
       yLabel: "",
       log: false,
       data: [[cells.x[0]!, cells.x[cells.columns]!], [0, count]],
@@ -212,5 +212,5 @@ function toCsv(cells: Cells, group: Group): string {
     const values = cells.panel.rows.map((_, row) => cells.value(cells.code(row, column)));
     rows.push([cells.x[column]!, ...values.map((v) => (Number.isNaN(v) ? null : Number(v.toPrecision(4))))]);
   }
-  return csv(["step", ...cells.panel.rows], rows);
+  return csv([cells.panel.x_label, ...cells.panel.rows], rows);
 }

@@ -110,7 +110,12 @@ function cards(shown: Shown<Panel>, several: boolean, arrays: Arrays, steps: Gro
       const colours: Range = full.length
         ? [Math.min(...full.map((panel) => panel.colours[0])), Math.max(...full.map((panel) => panel.colours[1]))]
         : [0, 0];
-      return panels.map(([run, panel]) => heatCard(run, panel, colours, subtitle(run), arrays, steps));
+      return panels.map(([run, panel]) => {
+        // Only steps are one axis throughout the page; any other is the panel's own.
+        const x = arrays.get(run, panel.x_array);
+        const group = panel.x_label === "step" ? steps : new Group([x[0]!, x[x.length - 1]!]);
+        return heatCard(run, panel, colours, subtitle(run), arrays, group);
+      });
     }
     case "field":
       return (shown as Shown<FieldPanel>).map(([run, panel]) => fieldCard(run, panel, subtitle(run), arrays));

@@ -31,6 +31,7 @@ export interface HeatPanel {
   kind: "heat";
   title: string;
   note: string;
+  x_label: string;
   value_label: string;
   scale: Scale;
   rows: string[];

@@ -55,13 +55,14 @@ class Lines:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeatMap:
-    """A matrix over steps and the entries of an axis (layers), first entry on top.
+    """A matrix over steps (or another number) and the entries of an axis (layers), first entry on top.
 
     Args:
         title: What is shown, with its unit.
-        x: Steps of the columns.
+        x: Positions of the columns, increasing.
         rows: Names of the rows.
         values: Shape (columns, rows); NaN where nothing was measured.
+        x_label: Name of the horizontal axis.
         value_label: Name and unit of the values.
         scale: "log" for what spans decades; zeros and negatives are then drawn as missing.
         note: How to read it, in one sentence.
@@ -71,6 +72,7 @@ class HeatMap:
     x: Float[np.ndarray, " columns"]
     rows: tuple[str, ...]
     values: Float[np.ndarray, "columns rows"]
+    x_label: str = "step"
     value_label: str = ""
     scale: Scale = "linear"
     note: str = ""

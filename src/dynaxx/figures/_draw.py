@@ -236,7 +236,7 @@ def _heat(axes: "Axes", panel: HeatMap) -> None:
     axes.invert_yaxis()
     every = max(1, -(-len(panel.rows) // 30))
     axes.set_yticks(range(0, len(panel.rows), every), [_plain(_short(r, 32)) for r in panel.rows[::every]], fontsize=7)
-    axes.set_xlabel("step")
+    axes.set_xlabel(_plain(panel.x_label))
 
 
 def _short(name: str, most: int) -> str:

@@ -200,13 +200,14 @@ class Run:
         """
         self._actuator.lift(name, self.step)
 
-    def save(self, **facts: Any) -> CheckpointInfo | None:
+    def save(self, *, keep: int = 3, **facts: Any) -> CheckpointInfo | None:
         """Commit a full-state checkpoint of this step; call it after `log`, outside an accumulation.
 
         Under several ranks it is a collective: every rank must call it, at the same step, and rank 0 writes. A disk
-        that is full or gone costs the checkpoint and a warning, not the training. The last three are kept.
+        that is full or gone costs the checkpoint and a warning, not the training.
 
         Args:
+            keep: How many of the latest checkpoints stay, this one included.
             facts: What a reader should know of it, as JSON: metrics, reasons.
 
         Returns:
@@ -233,7 +234,7 @@ class Run:
         self.flush(fsync=True)
         try:
             info = self._store.save(self.step, state, facts=facts)
-            self._store.prune(keep=3)
+            self._store.prune(keep=keep)
         except (BadInput, NotApplicable, NotSaved) as error:
             self._warn(f"No checkpoint was written at step {self.step}; training goes on. {error}")
             return None

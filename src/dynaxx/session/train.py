@@ -2,7 +2,6 @@
 
 import math
 import random
-import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -24,6 +23,7 @@ from dynaxx.core.methods import Averager
 from dynaxx.core.task import Task, derive_seed, first_tensor
 from dynaxx.errors import BadInput
 from dynaxx.runlog import open_run
+from dynaxx.session.interrupts import interruptible
 from dynaxx.session.recipe import Method, Recipe
 from dynaxx.session.run import Due, Run
 from dynaxx.session.watch import watch
@@ -110,6 +110,7 @@ def train(
     signals: Sequence[str] | None = None,
     evaluations: int = OFTEN["evaluation"],
     checkpoints: int = OFTEN["checkpoint"],
+    keep: int = 3,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> Outcome:
     """Train a task, evaluate it on the way, and write checkpoints, so that `resume` goes on bit for bit.
@@ -132,6 +133,7 @@ def train(
         signals: Names of the signals to measure; None: the default ones.
         evaluations: About how many evaluations there are, the last step's included; at most 50.
         checkpoints: About how many checkpoints, likewise; at most 20.
+        keep: How many of the latest checkpoints stay.
         progress: Called after every step.
 
     Returns:
@@ -193,9 +195,10 @@ def train(
         seed=seed,
         order_seed=settings["order_seed"],
         accumulate=accumulate,
+        keep=keep,
         times={"evaluation": evaluations, "checkpoint": checkpoints},
     )
-    with run, _signals() as interrupted:
+    with run, interruptible() as interrupted:
         outcome = _loop(task, run, plan, model, method, interrupted, progress)
         if outcome.status == "finished" and method.averager is not None and method.averager.ready:
             with averaged(task, model, method.averager, plan.order_seed):
@@ -212,6 +215,7 @@ class _Plan:
     seed: int
     order_seed: int
     accumulate: int
+    keep: int
     times: Mapping[Due, int]
 
     def due(self, run: Run, what: Due) -> bool:
@@ -294,7 +298,7 @@ def _loop(
                 run.log(**latest)
             status = "interrupted" if interrupted.is_set() else "stopped" if run.stopping else status
             if plan.due(run, "checkpoint") or status != "finished":
-                run.save(**latest)
+                run.save(keep=plan.keep, **latest)
             progress(Progress(step=run.step, steps=plan.steps, loss=loss, rate=rate, validation=latest, fresh=fresh))
             rate = _rate(optimizer) * method.factor  # the scheduler has moved on: this is the next step's
             if run.step >= plan.steps or status != "finished":
@@ -373,27 +377,3 @@ def _same_settings(folder: Path, wanted: Mapping[str, Any]) -> bool:
             )
     last = view.attempts[-1] if view.attempts else None
     return last is not None and last.status == "finished"
-
-
-@contextmanager
-def _signals() -> Generator[threading.Event]:
-    """The first SIGINT or SIGTERM sets the event, so that the step is completed and saved; a second one is as usual."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    usual = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-
-    def first(number: int, frame: Any) -> None:
-        del frame
-        event.set()
-        for each, handler in usual.items():
-            signal.signal(each, handler)
-
-    for each in usual:
-        signal.signal(each, first)
-    try:
-        yield event
-    finally:
-        for each, handler in usual.items():
-            signal.signal(each, handler)

@@ -83,8 +83,8 @@ class Member:
 
     @property
     def checkpoints(self) -> int:
-        """How many it writes: one every `SAVE_EVERY` steps, and the last."""
-        return max(1, self.steps // SAVE_EVERY)
+        """How many it writes and keeps, for its path: one every `SAVE_EVERY` steps, and of a short one eight."""
+        return max(1, min(8, self.steps // 4), self.steps // SAVE_EVERY)
 
     def build(self) -> Task:
         """The task, in the size, width and batch size that are asked for."""

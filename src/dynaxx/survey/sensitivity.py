@@ -245,8 +245,9 @@ def _panels(
             note="Trainings that diverged are missing from the lines of the seeds, and count as untrained in the mean.",
         ),
         HeatMap(
-            title="Final validation loss by log₁₀ η (horizontal) and seed",
+            title="Final validation loss by learning rate and seed",
             x=np.log10(scan.rates),
+            x_label="log₁₀ η",
             rows=seeds,
             values=shown.T,
             value_label="validation loss",

@@ -115,8 +115,10 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
              origin="progressive sharpening at least doubles λ₁ before the edge (Cohen et al. 2021)"),
     ),
     EDGE: (
-        Rule(reading="sharpness_rate", words="λ₁·η is at its threshold", above=0.8,
+        Rule(reading="sharpness_rate", words="λ₁·η is up to its threshold", above=0.8,
              origin="full batches settle at 1.0-1.1 of it, mini-batches at 0.5-0.9 (Cohen et al. 2021, 2022)"),
+        Rule(reading="sharpness_rate", words="λ₁·η is not far beyond it", below=1.5,
+             origin="beyond, the rate that λ₁ was measured after must have been lower: the schedule had ended"),
     ),
 }  # fmt: skip
 """By terrain. Rules whose reading a map lacks are left out and said."""
