@@ -47,9 +47,7 @@ def group_options(optimizer: ModelOptimizer, groups: Sequence[dict[str, Any]]) -
         Options by common group.
     """
     own = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-    return [
-        {key: value for key, value in own[id(group["params"][0])].items() if key not in _OWN} for group in groups
-    ]
+    return [{key: value for key, value in own[id(group["params"][0])].items() if key not in _OWN} for group in groups]
 
 
 def keep_decay(

@@ -69,14 +69,15 @@ def lr_range(ground: Ground, total: float) -> Found:
 
 def sensitivity(ground: Ground, total: float) -> Found:
     """Short whole trainings at rates around what the sweep showed, as long and over as many seeds as can be."""
-    rates = grid(_centre(ground), decades=2.0)
+    rates, planned = grid(_centre(ground), decades=2.0), ground.task.steps
+    share = max(LONGEST, min(1.0, SHORTEST / planned))
     seeds, steps = 0, 0
     for seeds in (3, 2, 1):
         count = len(rates) * seeds
-        steps = member_steps(ground.task.steps, count, total - _evaluations(ground, count, 2), share=LONGEST)
+        steps = member_steps(planned, count, total - _evaluations(ground, count, 2), share=share)
         if steps >= LONG:
             break
-    if steps < SHORTEST:
+    if steps < min(SHORTEST, planned):
         raise TooDear(f"{len(rates)} trainings of at least {SHORTEST} steps are more than {total:.0f} passes.")
     members = product(
         ground.spec, steps=steps, seeds=range(seeds), rates=rates, size=ground.task.size, signals=SIGNALS, evaluations=1

@@ -41,6 +41,7 @@ class Rule:
         above: The reading is above this in such a terrain; or
         below: below this.
         origin: Where the threshold comes from.
+        needed: Without it there is no such terrain, whatever else fits.
     """
 
     reading: str
@@ -48,6 +49,7 @@ class Rule:
     above: float | None = None
     below: float | None = None
     origin: str
+    needed: bool = False
 
     def score(self, reading: Reading) -> float:
         """How well the reading fits: 1 where its whole interval does, −1 where none of it does, between in proportion.
@@ -73,15 +75,15 @@ PLATEAU, RUGGED, SHARP, EDGE = "plateau", "rugged", "sharp and narrow", "at the 
 
 RULES: Mapping[str, tuple[Rule, ...]] = {
     SMOOTH_BOWL: (
-        Rule(reading="convexity", words="lines through the point are convex", above=0.9,
+        Rule(reading="convexity", words="lines through the point are convex", needed=True, above=0.9,
              origin="a convex function has 1; nets trained without normalisation or skips fall below 0.8"),
-        Rule(reading="negative_share", words="hardly any negative curvature", below=0.05,
+        Rule(reading="negative_share", words="hardly any negative curvature", needed=True, below=0.05,
              origin="|λ_min| / λ₁; at trained minima 0.01-0.05, at initialisation 0.1-0.5 (Sagun et al. 2017)"),
         Rule(reading="anisotropy", words="curvature alike in all directions", below=30.0,
              origin="d·λ₁ / tr H; a Gaussian random bowl (Marchenko-Pastur, ratio 1) has 4"),
     ),
     RAVINE: (
-        Rule(reading="anisotropy", words="a few directions are far steeper than the mean", above=100.0,
+        Rule(reading="anisotropy", words="a few directions are far steeper than the mean", needed=True, above=100.0,
              origin="d·λ₁ / tr H; hundreds to thousands where outliers stand off the bulk (Ghorbani et al. 2019)"),
         Rule(reading="roughness", words="lines are smooth", below=0.1,
              origin="the same bound as of rugged terrain, from the other side"),
@@ -89,24 +91,25 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
     FLAT_VALLEY: (
         Rule(reading="noise_ratio", words="the gradient is ruled by noise", above=10.0,
              origin="noise scale over batch: beyond 10 a step has under a tenth of a noiseless one's use"),
-        Rule(reading="progress", words="the loss still falls", above=0.0, origin="any descent outside of the noise"),
+        Rule(reading="progress", words="the loss still falls", above=0.0, needed=True,
+             origin="any descent at all"),
         Rule(reading="sharpness_rate", words="far from the edge of stability", below=0.2,
              origin="λ₁·η over its threshold: rates could rise five times"),
     ),
     PLATEAU: (
-        Rule(reading="progress", words="short trainings do not lower the loss", below=0.0,
+        Rule(reading="progress", words="short trainings do not lower the loss", needed=True, below=0.0,
              origin="no descent outside of the noise, at the best of all rates tried"),
         Rule(reading="descending_rates", words="no rate of the sweep descends", below=0.5,
              origin="0 of them, or 1: the sweep either found a descent or did not"),
     ),
     RUGGED: (
-        Rule(reading="roughness", words="lines go up and down", above=0.1,
+        Rule(reading="roughness", words="lines go up and down", needed=True, above=0.1,
              origin="share of a line's rise and fall that a smooth trend does not explain; skip connections keep it "
              "below 0.05 (Li et al. 2018)"),
         Rule(reading="seed_spread", words="seeds end at different losses", above=0.1,
              origin="standard deviation over mean of the final losses; below 0.03 on well-behaved tasks"),
-        Rule(reading="convexity", words="lines through the point are not convex", below=0.6,
-             origin="by chance half of the second differences of noise are negative"),
+        Rule(reading="convexity", words="lines through the point are not convex", below=0.8,
+             origin="of noise a half is, of planted hills finer than the line's points 0.68, of bowls all"),
     ),
     SHARP: (
         Rule(reading="worst_case", words="a small step uphill multiplies the loss", above=1.0,
@@ -115,9 +118,9 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
              origin="progressive sharpening at least doubles λ₁ before the edge (Cohen et al. 2021)"),
     ),
     EDGE: (
-        Rule(reading="sharpness_rate", words="λ₁·η is up to its threshold", above=0.8,
+        Rule(reading="sharpness_rate", words="λ₁·η is up to its threshold", needed=True, above=0.8,
              origin="full batches settle at 1.0-1.1 of it, mini-batches at 0.5-0.9 (Cohen et al. 2021, 2022)"),
-        Rule(reading="sharpness_rate", words="λ₁·η is not far beyond it", below=1.5,
+        Rule(reading="sharpness_rate", words="λ₁·η is not far beyond it", needed=True, below=1.5,
              origin="beyond, the rate that λ₁ was measured after must have been lower: the schedule had ended"),
     ),
 }  # fmt: skip
@@ -146,7 +149,7 @@ class Terrain:
 
 
 def terrain(readings: Mapping[str, Reading], rules: Mapping[str, Sequence[Rule]] = RULES) -> Terrain:
-    """Judge the terrain: each class scores the mean of its rules, Σ score / number of rules read.
+    """Judge the terrain: each class scores the mean of its rules that could be read, at most what a needed one scores.
 
     Args:
         readings: What was measured, by name; values that are not finite count as not measured.
@@ -162,7 +165,7 @@ def terrain(readings: Mapping[str, Reading], rules: Mapping[str, Sequence[Rule]]
     """
     known = {name: reading for name, reading in readings.items() if math.isfinite(reading.value)}
     scores = {
-        name: sum(rule.score(known[rule.reading]) for rule in read) / len(read)
+        name: _score(read, known)
         for name, each in rules.items()
         if (read := [rule for rule in each if rule.reading in known])
     }
@@ -181,6 +184,12 @@ def terrain(readings: Mapping[str, Reading], rules: Mapping[str, Sequence[Rule]]
         opposing=tuple(_said(rule, known[rule.reading]) for rule in read if rule.score(known[rule.reading]) <= 0),
         missing=missing,
     )
+
+
+def _score(read: Sequence[Rule], known: Mapping[str, Reading]) -> float:
+    scores = [rule.score(known[rule.reading]) for rule in read]
+    needed = [score for rule, score in zip(read, scores, strict=True) if rule.needed and score <= 0]
+    return min([sum(scores) / len(scores), *needed])
 
 
 def _said(rule: Rule, reading: Reading) -> str:
