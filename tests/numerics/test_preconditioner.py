@@ -176,6 +176,15 @@ def test_parameters_that_do_not_move_have_no_scale():
         preconditioning(optimizer, Space([r]))
 
 
+def test_a_subclass_with_the_same_step_has_the_same_threshold():
+    class Named(SGD):
+        pass
+
+    p = nn.Parameter(torch.ones(2))
+    for _ in range(2):  # torch wraps the step of each class once, when one is made
+        assert preconditioning(Named([p], lr=0.1, momentum=0.5), Space([p])).threshold == pytest.approx(3.0)
+
+
 def test_what_has_no_threshold_says_so():
     p, q = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
     space = Space([p, q])
@@ -185,7 +194,8 @@ def test_what_has_no_threshold_says_so():
         preconditioning(AdamW([p]), space)
 
     class Mine(SGD):
-        pass
+        def step(self, closure=None):
+            return super().step(closure)
 
     with pytest.raises(NotApplicable, match="Mine has no known"):
         preconditioning(Mine([p], lr=0.1), space)

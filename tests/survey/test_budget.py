@@ -69,3 +69,13 @@ def test_share_out_of_range(share):
 
 def test_the_first_split_is_whole():
     assert math.fsum(SHARES.values()) == pytest.approx(1.0)
+
+
+def test_what_a_closed_grant_has_left_is_not_promised_twice():
+    budget = Budget(300)
+    assert budget.grant("spectrum", 0.2) == 60
+    budget.close("spectrum")
+    budget.spend("other", Cost(forwards=200, backwards=200))
+    budget.close("other")
+    assert budget.grant("spectrum", 1.0) == pytest.approx(100)
+    assert budget.free == pytest.approx(0, abs=1e-9)

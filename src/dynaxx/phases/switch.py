@@ -17,7 +17,7 @@ from dynaxx.optim.lars import Lars
 from dynaxx.optim.sgd import SGD
 from dynaxx.phases._dry_run import step_lengths
 
-WITHIN = (0.5, 1.5)
+LONGEST = 1.5
 """A first step of so many times the steady length is left as it is (issue: "within 0.5–1.5 of steady").
 
 On a small transformer transported moments gave 0.8 to 0.9, and a naive switch, whose loss rose by 0.04 to 0.06 nats,
@@ -210,6 +210,4 @@ def _hand_over(
 
 
 def _factor(steady: float, first: float) -> float:
-    if not (steady > 0 and first > 0) or WITHIN[0] <= first / steady <= WITHIN[1]:
-        return 1.0
-    return steady / first
+    return steady / first if steady > 0 and first > steady else 1.0

@@ -84,7 +84,7 @@ def advise(
     evidence["approach"] = f"{approach.name}: {'; '.join(approach.why)}."
     optimizer = _optimizer(charts, evidence, unknown)
     rate = _rate(charts, evidence, unknown)
-    batch = _batch(task.batch_size, charts, evidence, unknown)
+    batch = _batch(task.batch_size, ground.weight / task.batch_size, charts, evidence, unknown)
     unknown.append("weight_decay: its effect shows late in a training; the task's own is kept.")
     return Plan(
         task=PlannedTask(name=ground.spec, size=task.size, steps=task.steps),
@@ -189,15 +189,18 @@ def _optimizer(charts: Mapping[str, Chart], evidence: dict[str, str], unknown: l
     return PlannedOptimizer()
 
 
-def _batch(own: int, charts: Mapping[str, Chart], evidence: dict[str, str], unknown: list[str]) -> PlannedBatch:
+def _batch(
+    own: int, weight: float, charts: Mapping[str, Chart], evidence: dict[str, str], unknown: list[str]
+) -> PlannedBatch:
+    """The range in examples of `Task.batch_size`; a chart counts in the task's weights, such as tokens."""
     chart = charts.get("gradient_noise")
     if chart is None or "recommended_low" not in chart.values:
         unknown.append("batch: the noise of the gradient does not say, so the task's own is kept.")
         return PlannedBatch()
-    low, high = chart["recommended_low"], chart["recommended_high"]
+    low, high, scale = (chart[name] / weight for name in ("recommended_low", "recommended_high", "simple_scale"))
     where = "within it" if low <= own <= high else "below it" if own < low else "above it"
     evidence["batch"] = (
-        f"noise scale {chart['simple_scale']:.3g} examples; {low:.3g} to {high:.3g} waste neither steps nor examples. "
+        f"noise scale {scale:.3g} examples; {low:.3g} to {high:.3g} waste neither steps nor examples. "
         f"The task's own, {own}, is {where} and is kept: another needs another learning rate."
     )
     return PlannedBatch(low=low, high=high)

@@ -151,7 +151,8 @@ class Budget:
                 f"{name}: nothing is left of the map's {self.passes:.0f} passes. Raise the budget, or leave probes out."
             )
         before = self._entries.get(name, Entry())
-        self._entries[name] = Entry(granted=before.granted + passes, spent=before.spent)
+        held = before.granted if before.open else before.spent  # what a closed grant left has been free since
+        self._entries[name] = Entry(granted=held + passes, spent=before.spent)
         return self._entries[name].granted
 
     def spend(self, name: str, cost: Cost, batches: float = 1.0) -> float:

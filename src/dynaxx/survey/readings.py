@@ -40,7 +40,7 @@ def readings(ground: Ground) -> dict[str, Reading]:
         reading = _sharpness_rate(ground, charts["spectrum"], charts["sensitivity"]["learning_rate"])
         found |= {} if reading is None else {"sharpness_rate": reading}
     if "gradient_noise" in charts:
-        found["noise_ratio"] = _noise_ratio(charts["gradient_noise"], ground.task.batch_size)
+        found["noise_ratio"] = _noise_ratio(charts["gradient_noise"], ground.weight)
     return found
 
 
@@ -116,7 +116,7 @@ def _progress(result: Result) -> Reading:
     return Reading(value=fallen, source="short trainings")
 
 
-def _noise_ratio(chart: Chart, batch: int) -> Reading:
+def _noise_ratio(chart: Chart, batch: float) -> Reading:
     low, high = chart["simple_low"] / batch, chart["simple_high"] / batch
     return Reading(value=chart["simple_scale"] / batch, low=low, high=high, source="gradient_noise")
 
