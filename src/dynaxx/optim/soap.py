@@ -128,10 +128,12 @@ class SOAP(KroneckerEigen):
             turns = {side: old.mT @ stack.all(f"{side}_basis") for side, (old, _) in last.items()}
             second = carried(second, turns.get("left"), turns.get("right"))
         else:
+            orders = {side: order for side, (_, order) in last.items() if order is not None}
+            if not orders:  # nothing was sorted anew, so every moment is in its place
+                return
             for side, dim in (("left", -2), ("right", -1)):
-                order = last[side][1] if side in last else None
-                if order is not None:
-                    second = second.gather(dim, order.unsqueeze(-3 - dim).expand_as(second))
+                if side in orders:
+                    second = second.gather(dim, orders[side].unsqueeze(-3 - dim).expand_as(second))
         for view, part in zip(stack.views("exp_avg_sq"), stack.split(second), strict=True):
             view.copy_(part)
 

@@ -57,7 +57,8 @@ class Recipe:
 
     def settings(self) -> dict[str, Any]:
         """What determines the run, for its manifest: the words that were given."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        plain = {name: value for name, value in asdict(self).items() if value is not None}
+        return {name: value for name, value in plain.items() if (name, value) != ("rate", 1.0)}
 
     def method(self, task: Task, model: nn.Module, steps: int) -> "Method":
         """Everything that takes steps, made for a model.
