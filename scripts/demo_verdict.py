@@ -9,10 +9,11 @@ import dynaxx
 from dynaxx import catalog
 from dynaxx.tasks._bigram import bits_per_byte
 
-run = Path(sys.argv[1])
+run, drawn = map(Path, sys.argv[1:])
 view = dynaxx.open_run(run)
 model = float(np.asarray(view["val_bits_per_byte"])[-1])
 bigram = bits_per_byte(catalog.task("stdlib-lm", "tiny"))
 print(f"validation bits per byte: model {model:.2f}, bigram baseline {bigram:.2f}")
-print(f"report: {(run / 'report.html').resolve().as_uri()}")
+for what, page in (("map", drawn), ("report", run)):
+    print(f"{what}: {(page / 'report.html').resolve().as_uri()}")
 sys.exit(0 if model < bigram else 1)

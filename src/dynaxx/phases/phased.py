@@ -118,6 +118,11 @@ class Phased(Optimizer):
         own = self._options[self.phase]
         return tuple(float(o["lr"]) / f if f else 1.0 for o, f in zip(own, self._first_rates, strict=True))
 
+    @property
+    def factors(self) -> tuple[float, ...]:
+        """By what the coming step is multiplied in each layer, so soon behind a switch that it is still matched."""
+        return tuple(self._release.factors)
+
     def in_grace(self, step: int) -> bool:
         """Whether a step is so soon behind a switch that its loss and norms may be a transient.
 

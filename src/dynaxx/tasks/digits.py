@@ -45,8 +45,13 @@ class Digits(Task):
         )
 
     def optimizer(self, model: nn.Module) -> Optimizer:
-        """SGD with momentum 0.9 and weight decay 5e-4."""
-        return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+        """SGD with momentum 0.9 and weight decay 5e-4.
+
+        Final validation loss of `tiny` over five seeds, mean ± standard error: 0.035 ± 0.004 at a rate of 0.1,
+        0.023 ± 0.001 at 0.3, 0.026 ± 0.002 (three seeds) at 0.5 and at 0.8, 0.020 ± 0.001 at 1.6. It is the smaller of
+        the two best.
+        """
+        return torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9, weight_decay=5e-4)
 
     def scheduler(self, optimizer: Optimizer) -> LRScheduler:
         """Linear warm-up over 5 % of the steps, then half a cosine to zero."""
