@@ -234,7 +234,7 @@ def test_one_count_a_step_under_watch_and_the_log_tells_the_phase(net, tmp_path)
     run.close()
     assert torch.equal(truth, torch.cat([p.detach().flatten() for p in model.parameters()]))
     view = dynaxx.open_run(tmp_path / "run")
-    phase = [float(v) for v in view["phase"]]
+    phase = view["phase"].values.tolist()
     assert phase == [0.0] * 20 + [1.0] * 20 + [2.0] * 5
     rates = view["phase.rate"]
     assert list(rates.steps) == list(range(21, 41))
