@@ -204,7 +204,7 @@ def test_by_signal_and_by_hand(net):
     assert (optimizer.name, optimizer.switches[0].step, optimizer.switches[0].gradients) == ("b", 14, 4)
     assert not optimizer.in_grace(14)
     assert optimizer.in_grace(15)
-    assert optimizer.in_grace(14 + 80)  # 2 × 2 / (1 − 0.95)
+    assert optimizer.in_grace(14 + 80)  # twice 2 / (1 − 0.95)
     assert not optimizer.in_grace(14 + 81)
     loop(model, optimizer, scheduler, [14])
     assert optimizer.averager.step == 1
@@ -220,7 +220,9 @@ def test_by_signal_and_by_hand(net):
 
 def test_one_count_a_step_under_watch_and_the_log_tells_the_phase(net, tmp_path):
     model, optimizer, scheduler = build(net)
-    run = dynaxx.watch(model, optimizer, tmp_path / "run", scheduler=scheduler, steps=STEPS, quiet=True)
+    run = dynaxx.watch(
+        model, optimizer, tmp_path / "run", scheduler=scheduler, steps=STEPS, quiet=True, signals=["phase", "lr"]
+    )
     loop(model, optimizer, scheduler, range(30))
     assert run.step == 30
     run.save()
@@ -228,7 +230,16 @@ def test_one_count_a_step_under_watch_and_the_log_tells_the_phase(net, tmp_path)
     run.close()
     truth = torch.cat([p.detach().flatten() for p in model.parameters()])
     model, optimizer, scheduler = build(net)
-    run = dynaxx.watch(model, optimizer, tmp_path / "run", scheduler=scheduler, steps=STEPS, quiet=True, resume=True)
+    run = dynaxx.watch(
+        model,
+        optimizer,
+        tmp_path / "run",
+        scheduler=scheduler,
+        steps=STEPS,
+        quiet=True,
+        signals=["phase", "lr"],
+        resume=True,
+    )
     assert (run.step, optimizer.name) == (30, "sculpt")
     loop(model, optimizer, scheduler, range(30, 45))
     run.close()
@@ -241,6 +252,67 @@ def test_one_count_a_step_under_watch_and_the_log_tells_the_phase(net, tmp_path)
     assert set(rates.values.tolist()) == {0.5}
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_precisions_and_kernels_and_frozen_parameters(dtype):
+    """State stays in float32 at least, and comes back in it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 4, 5)).to(dtype)
+    model[0].bias.requires_grad_(False)
+    plan = [Phase(name=name, until=(i + 1) / 3, optimizer=name) for i, name in enumerate(("adamw", "soap", "muon"))]
+    optimizer = Phased(model, plan, steps=24)
+    x, frozen = torch.randn(4, 3, 4, 4, dtype=dtype), model[0].bias.detach().clone()
+    for _ in range(20):
+        model(x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert [s.target for s in optimizer.switches] == ["soap", "muon"]
+    assert all(math.isfinite(f) and 0 < f <= 1 for s in optimizer.switches for f in s.factors)
+    assert torch.equal(frozen, model[0].bias)
+    saved = deepcopy(optimizer.state_dict())
+    optimizer.load_state_dict(saved)
+    wide = torch.promote_types(dtype, torch.float32)
+    assert {s["momentum_buffer"].dtype for s in optimizer.state.values() if "momentum_buffer" in s} == {wide}
+    again = optimizer.state_dict()["state"]
+    for index in range(len(again) - 1):
+        torch.testing.assert_close(again[index], saved["state"][index], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.01, total_steps=STEPS),
+        lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, STEPS),
+        lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda n: 0.99**n),
+    ],
+)
+def test_schedulers_of_torch_write_the_rates_they_mean(net, make):
+    """Those that multiply the last rate, and those that start from the base, as without phases."""
+    model = net()
+    optimizer = Phased(model, FOUR, steps=STEPS)
+    twin = torch.optim.SGD([{"params": [p]} for p in net().parameters()][:3], lr=1e-2, momentum=0.9)
+    scheduler, other = make(optimizer), make(twin)
+    for n in range(STEPS - 1):
+        loop(model, optimizer, scheduler, [n])
+        twin.step()
+        other.step()
+        ours = [group["lr"] for group in optimizer.param_groups]
+        assert ours == pytest.approx([group["lr"] for group in twin.param_groups], rel=1e-12)
+
+
+def test_under_a_gradient_scaler_a_step_that_is_left_out_does_not_count(net):
+    model = net()
+    plan = [Phase(name="a", until=0.5, optimizer="adamw:fused=True"), Phase(name="b", optimizer="soap")]
+    optimizer, scaler = Phased(model, plan, steps=20), torch.amp.GradScaler("cpu", init_scale=8.0)
+    for n in range(12):
+        loss = model(torch.full((4, 6), torch.inf if n == 3 else 0.1 * n)).square().mean()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+    assert (optimizer.taken, optimizer.name) == (11, "b")
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
+
+
 def test_bad_plans(net):
     model = net()
 
@@ -249,11 +321,15 @@ def test_bad_plans(net):
             Phased(model, list(phases), **{"steps": 10, **options})
 
     a = Phase(name="a", until=0.5, optimizer="adamw")
+    refused("must be a list of Phase. Got 'adamw'", "adamw")
     refused("first phase must name an optimizer. Got no phase")
     refused("Got optimizer=None in 'a'", Phase(name="a"))
     refused("name of its own. Got 'a' again", a, Phase(name="a"))
     refused(r"in \(0.5, 1\] of the steps. Got until=0.5", a, Phase(name="b", until=0.5))
+    refused("Got until='half'", Phase(name="b", until="half", optimizer="sgd"))
+    refused("Got until=nan", Phase(name="b", until=math.nan, optimizer="sgd"))
     refused("Got until=1.5", Phase(name="b", until=1.5, optimizer="sgd"))
+    refused("'b' has no step of its own, from 0.5 to 0.54 of 10 steps", a, Phase(name="b", until=0.54))
     refused("No optimizer is named 'adamx'. Did you mean 'adamw'", Phase(name="a", optimizer="adamx"), kind=UnknownName)
     refused("No averager is named", Phase(name="a", optimizer="sgd", averaging="emma"), kind=UnknownName)
     refused(r"AdamW\(lr=...\)", Phase(name="a", optimizer="adamw:lr=-1.0"))
@@ -265,6 +341,8 @@ def test_bad_plans(net):
         optimizer.switch("c")
     with pytest.raises(BadInput, match="this is the present phase"):
         optimizer.switch("a")
+    with pytest.raises(BadInput, match="cannot be copied or pickled"):
+        deepcopy(optimizer)
     with pytest.raises(BadInput, match="groups are those of all phases"):
         optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
     with pytest.raises(BadInput, match="not the state of a Phased"):

@@ -162,7 +162,7 @@ def test_without_any_gradient_what_begins_cold_is_warmed_up(net):
     old.zero_grad()
     found = transport(old, Lamb.for_model(model), model=model)
     assert set(found.carried.values()) == {"nothing"}
-    assert found.warmup == warmup_steps(Lamb.for_model(model))
+    assert found.warmup == warmup_steps(Lamb.for_model(model).param_groups)
     assert found.factors == (1 / found.warmup,) * 3
     assert found.steady == ()
 

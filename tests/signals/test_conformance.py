@@ -18,6 +18,7 @@ from dynaxx.core.events import UPDATE_COST, Event, Need, StepBatch, StepTimes, S
 from dynaxx.core.objective import Objective
 from dynaxx.core.parameters import Layout
 from dynaxx.numerics.hessian import Hessian
+from dynaxx.phases import Phase, Phased
 from dynaxx.session.instruments import Instruments
 
 NAMES = catalog.names("signals")
@@ -133,7 +134,7 @@ def test_it_changes_nothing_and_says_finite_numbers(name, tmp_path, bare):
     run.close()
     view = dynaxx.open_run(tmp_path / "run")
     found = [column for column in view.columns if column == name or column.startswith(f"{name}.")]
-    if name == "grad_nonfinite":  # speaks when there is something to say
+    if name in ("grad_nonfinite", "phase"):  # they speak when there is something to say
         assert found == []
         return
     assert found
@@ -188,7 +189,11 @@ def taken(bench, name, model=None, make=torch.optim.Adam, steps=1):
 @pytest.mark.parametrize("name", NAMES)
 def test_columns_are_named_after_the_file_and_described(name, bench):
     model = Everything()
-    found = taken(bench, name, model)
+
+    def in_phases(parameters, lr):
+        return Phased(model, [Phase(name="all", optimizer=f"adamw:lr={lr}")], steps=STEPS)
+
+    found = taken(bench, name, model, in_phases if name == "phase" else torch.optim.Adam)
     if name == "grad_nonfinite":
         model.head.weight.grad[0, 0] = torch.nan
         found.step()

@@ -14,7 +14,7 @@ from dynaxx.core.batches import examples as examples_in
 from dynaxx.core.batches import split
 from dynaxx.core.chosen import bare_model, chosen, is_managed
 from dynaxx.core.finite import explain
-from dynaxx.core.isolation import RandomState
+from dynaxx.core.isolation import RandomState, seed_streams
 from dynaxx.core.parameters import aligned, is_compiled, is_sharded, local, widest
 from dynaxx.core.progress import report
 from dynaxx.core.ranks import Ranks
@@ -226,7 +226,7 @@ class Objective:
         Args:
             i: Index of the (micro)batch.
         """
-        torch.manual_seed(derive_seed("objective", i, self.ranks.rank))
+        seed_streams(derive_seed("objective", i, self.ranks.rank))
 
     @contextmanager
     def at(self, tensors: Sequence[Tensor], buffers: Mapping[str, Tensor] | None = None) -> Generator[None]:

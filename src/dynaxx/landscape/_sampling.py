@@ -11,7 +11,6 @@ from dynaxx.core.batches import examples, split
 from dynaxx.core.displaced import Displaced
 from dynaxx.core.objective import Objective
 from dynaxx.core.progress import report
-from dynaxx.core.task import derive_seed
 from dynaxx.errors import NotApplicable
 from dynaxx.numerics.space import Space
 
@@ -140,11 +139,7 @@ class Sampler:
 
 
 class _Quick(Displaced):
-    """The moved point, its tensors views of one vector, and its seeds taken beforehand.
-
-    Numbers are the same. `torch.manual_seed` formats a traceback while CUDA is not in use, which takes four forwards of
-    a small net; copies tensor by tensor take one.
-    """
+    """The moved point, its tensors views of one vector: to copy tensor by tensor takes a forward of a small net."""
 
     def __init__(self, base: Objective, space: Space, origin: Tensor) -> None:
         super().__init__(base)
@@ -154,16 +149,6 @@ class _Quick(Displaced):
             for parameter, view in zip(self.parameters, space.split(self.flat), strict=True):
                 parameter.data = view
                 parameter.requires_grad_(False)  # nothing is differentiated here, and autograd's dispatch costs time
-        self._seeds = [derive_seed("objective", i, self.ranks.rank) for i in range(len(self.batches))]
-
-    def seed(self, i: int) -> None:
-        """As the base does."""
-        if self.parameters[0].device.type not in ("cpu", "cuda"):
-            super().seed(i)
-            return
-        torch.default_generator.manual_seed(self._seeds[i])
-        if torch.cuda.is_initialized():
-            torch.cuda.manual_seed_all(self._seeds[i])
 
 
 class Spread:

@@ -44,4 +44,5 @@ def _lengths(optimizer: Optimizer, named: Mapping[str, Tensor], gradients: Mappi
     optimizer.step()
     moves = [p.detach() - w for p, w in zip(named.values(), before, strict=True)]
     device = moves[0].device
-    return torch.stack([torch.linalg.vector_norm(m, dtype=torch.float32).to(device) for m in moves])
+    norms = [torch.linalg.vector_norm(m, dtype=torch.promote_types(m.dtype, torch.float32)) for m in moves]
+    return torch.stack([norm.to(device, torch.float32) for norm in norms])

@@ -1,6 +1,7 @@
 """Parameter groups that last through all phases: no optimizer's groups cut across them."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from dynaxx.core.methods import ModelOptimizer
 from dynaxx.optim.lars import Lars
 from dynaxx.optim.sgd import SGD
+from dynaxx.phases.phase import Stage
 
 _OWN = ("params", "param_names")
 
@@ -36,33 +38,56 @@ def common_groups(model: nn.Module, optimizers: Sequence[ModelOptimizer]) -> lis
     return [{"params": named} for named in found.values()]
 
 
-def group_options(optimizer: ModelOptimizer, groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What an optimizer's own groups say of each common group.
+Options = list[dict[str, Any]]
+"""What an optimizer is told, by group."""
+
+
+def options_by_phase(
+    stages: Sequence[Stage], optimizers: Sequence[ModelOptimizer], groups: Sequence[Mapping[str, Any]]
+) -> list[Options]:
+    """What the optimizer of each phase says of each common group.
+
+    Weight decay that a phase does not name is such that the share η λ which a step takes of the weights stays as it was
+    in the phase before.
 
     Args:
-        optimizer: The optimizer, with the groups that it was made with.
+        stages: The phases.
+        optimizers: Theirs, with the groups that they were made with.
         groups: Common groups, as torch keeps them.
 
     Returns:
-        Options by common group.
+        Options by phase and group.
     """
-    own = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-    return [{key: value for key, value in own[id(group["params"][0])].items() if key not in _OWN} for group in groups]
+    found: list[Options] = []
+    for i, (stage, optimizer) in enumerate(zip(stages, optimizers, strict=True)):
+        if i and stage.optimizer == stages[i - 1].optimizer:
+            found.append(found[-1])
+            continue
+        own = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        found.append([{k: v for k, v in own[id(g["params"][0])].items() if k not in _OWN} for g in groups])
+        # SGD's decay goes through its momentum: it is another quantity.
+        coupled = any(isinstance(each, SGD | Lars) for each in optimizers[max(0, i - 1) : i + 1])
+        if i and not coupled and "weight_decay" not in stage.optimizer.options:
+            for old, new in zip(found[-2], found[-1], strict=True):
+                if float(new["lr"]) > 0:
+                    new["weight_decay"] = float(old["weight_decay"]) * float(old["lr"]) / float(new["lr"])
+    return found
 
 
-def keep_decay(
-    before: tuple[ModelOptimizer, Sequence[dict[str, Any]]], after: tuple[ModelOptimizer, Sequence[dict[str, Any]]]
-) -> None:
-    """Weight decay of the later options such that the share η λ that a step takes of the weights stays as it was.
-
-    Between decoupled decays only: SGD's goes through its momentum.
+@contextmanager
+def multiplied(groups: Sequence[dict[str, Any]], factors: Sequence[float]) -> Generator[None]:
+    """Rates times a factor by group, put back exactly: schedulers never see it.
 
     Args:
-        before: Optimizer, and its options by common group.
-        after: The same of the one that follows; changed in place.
+        groups: Of an optimizer.
+        factors: One a group.
     """
-    if any(isinstance(optimizer, SGD | Lars) for optimizer, _ in (before, after)):
-        return
-    for old, new in zip(before[1], after[1], strict=True):
-        if float(new["lr"]) > 0:
-            new["weight_decay"] = float(old["weight_decay"]) * float(old["lr"]) / float(new["lr"])
+    held = [group["lr"] for group in groups]
+    for group, factor in zip(groups, factors, strict=True):
+        if factor != 1.0:
+            group["lr"] = group["lr"] * factor
+    try:
+        yield
+    finally:
+        for group, rate in zip(groups, held, strict=True):
+            group["lr"] = rate

@@ -1,6 +1,5 @@
 """A phase of a training, and a plan of them read from words."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -74,6 +73,9 @@ def stages(phases: Sequence[Phase], steps: int) -> tuple[Stage, ...]:
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise BadInput(f"Phased(steps=...) must be a whole number of at least 1. Got {steps!r}.")
+    for phase in phases:
+        if not isinstance(phase, Phase):
+            raise BadInput(f"Phased(phases=...) must be a list of Phase. Got {phase!r}. Write Phase(name=..., ...).")
     if not phases or phases[0].optimizer is None:
         got = "no phase" if not phases else f"optimizer=None in {phases[0].name!r}"
         raise BadInput(f"Phased(phases=...): the first phase must name an optimizer. Got {got}. Write 'adamw'.")
@@ -83,17 +85,22 @@ def stages(phases: Sequence[Phase], steps: int) -> tuple[Stage, ...]:
         if phase.name in {stage.name for stage in found} or not phase.name:
             raise BadInput(f"Phased(phases=...): every phase needs a name of its own. Got {phase.name!r} again.")
         if phase.until is not None:
-            if not (math.isfinite(phase.until) and last < phase.until <= 1):
+            if not (isinstance(phase.until, int | float) and last < phase.until <= 1):  # neither holds of NaN
                 raise BadInput(
                     f"Phased(phases=...): {phase.name!r} must end behind the phase before it, in ({last:g}, 1] of the "
                     f"steps. Got until={phase.until!r}."
+                )
+            if round(phase.until * steps) <= round(last * steps):
+                raise BadInput(
+                    f"Phased(phases=...): {phase.name!r} has no step of its own, from {last:g} to {phase.until:g} of "
+                    f"{steps} steps. Give it more, or leave it out."
                 )
             last = phase.until
         before = found[-1] if found else None
         found.append(
             Stage(
                 name=phase.name,
-                end=None if phase.until is None else max(1, round(phase.until * steps)),
+                end=None if phase.until is None else round(phase.until * steps),
                 optimizer=before.optimizer
                 if phase.optimizer is None and before is not None
                 else choice("optim", phase.optimizer or ""),

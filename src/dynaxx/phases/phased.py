@@ -1,7 +1,6 @@
 """One optimizer object for a training in phases: schedulers, checkpoints and `dynaxx.watch` see a single one."""
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, replace
 from typing import Any, cast
@@ -9,13 +8,12 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dynaxx.catalog import Choice
 from dynaxx.core.methods import Averager, ModelOptimizer, Perturber
 from dynaxx.core.parameters import Layout
 from dynaxx.errors import BadInput, UnknownName
-from dynaxx.phases._groups import common_groups, group_options, keep_decay
+from dynaxx.phases._groups import common_groups, multiplied, options_by_phase
 from dynaxx.phases._release import Release
-from dynaxx.phases.phase import Phase, stages
+from dynaxx.phases.phase import Phase, Stage, stages
 from dynaxx.phases.switch import Switch, refuse_unsound, transport, warmup_steps
 
 _RECORD = "phased"
@@ -83,8 +81,7 @@ class Phased(Optimizer):
             if after is not before:
                 refuse_unsound(type(before), type(after), model, force=force)
         super().__init__(common_groups(model, list(made.values())), {})
-        self._options = self._all_options()
-        self._first_rates = [float(options["lr"]) for options in self._options[0]]
+        self._options = options_by_phase(self._stages, self._made, self.param_groups)
         self.phase, self.taken = 0, 0
         self.averager: Averager | None = None
         """The averager in force."""
@@ -97,7 +94,7 @@ class Phased(Optimizer):
         self._kept: list[dict[str, Tensor]] = []
         self._release = Release(self._layout)
         self._use(self._made[0], self._options[0])
-        self._engage(None, self._stages[0].averaging, self._stages[0].perturb, None)
+        self._engage(None, self._stages[0])
         self._hook = self.register_step_post_hook(self._behind)
 
     # ------------------------------------------------------------------------------------------------ what it is doing
@@ -115,8 +112,7 @@ class Phased(Optimizer):
     @property
     def rates(self) -> tuple[float, ...]:
         """η_phase / η₁ by group: by what the coming step multiplies the groups' rates."""
-        own = self._options[self.phase]
-        return tuple(float(o["lr"]) / f if f else 1.0 for o, f in zip(own, self._first_rates, strict=True))
+        return self._rates(self.phase)
 
     @property
     def factors(self) -> tuple[float, ...]:
@@ -154,7 +150,7 @@ class Phased(Optimizer):
         # Behind every other hook, whoever came first: they measure, undo and average what is this phase's.
         self._hook.remove()
         self._hook = self.register_step_post_hook(self._behind)
-        with self._rates_in_force(), self._release.slowed():
+        with multiplied(self.param_groups, self.rates), self._release.slowed():
             found = self.inner.step() if closure is None else self.inner.step(closure)
         if self._gathering():
             pairs = zip(self._layout.names, self._layout.parameters, strict=True)
@@ -243,13 +239,14 @@ class Phased(Optimizer):
         stage = self._stages[record["phase"]]
         self._leave()
         self.phase, self.taken, self._since = record["phase"], record["taken"], record["since"]
-        self._grace_until, self._wanted, self._kept = record["grace_until"], record["wanted"], record["gradients"]
+        self._grace_until, self._wanted = record["grace_until"], record["wanted"]
+        named = dict(zip(self._layout.names, self._layout.parameters, strict=True))
+        self._kept = [{n: g.to(named[n].device) for n, g in each.items()} for each in record["gradients"]]
         self.switches = [Switch(**_tuples(each)) for each in record["switches"]]
         self._use(self._made[self.phase], self._options[self.phase])
         self._load_inner(state_dict)
         self._release.load_state_dict(record["release"])
-        self.averager = self.perturber = None
-        self._engage(None, stage.averaging, stage.perturb, None)
+        self._engage(None, stage)
         for part, saved in ((self.averager, record["averager"]), (self.perturber, record["perturber"])):
             if part is not None:
                 part.load_state_dict(saved)
@@ -270,6 +267,12 @@ class Phased(Optimizer):
              None if s.perturb is None else str(s.perturb)]
             for s in self._stages
         ]  # fmt: skip
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise BadInput(
+            "Phased cannot be copied or pickled: its optimizers hold the model's own parameters. Make another one for "
+            "the other model, and give it state_dict()."
+        )
 
     # ------------------------------------------------------------------------------------------------ switching
 
@@ -306,40 +309,34 @@ class Phased(Optimizer):
 
     def _go_on(self) -> None:
         assert self._wanted is not None
-        source, target = self._stages[self.phase], self._stages[self._wanted]
-        incoming, options = self._made[self._wanted], self._options[self._wanted]
-        window = warmup_steps(incoming)
+        target, self._wanted = self._wanted, None
+        before, after, incoming = self._stages[self.phase], self._stages[target], self._made[target]
+        window = 0
+        if incoming is not self.inner or (after.perturb is not None and after.perturb != before.perturb):
+            window = warmup_steps(self._options[target])
         if incoming is not self.inner:
-            window = self._hand_over(incoming, source.name, target.name)
-        self.phase, self._since, self._wanted = self._wanted, self.taken, None
-        self._grace_until = self.taken + 2 * window
-        self._kept.clear()
-        if incoming is not self.inner:
+            found = self._hand_over(target)
+            self.switches.append(replace(found, source=before.name, target=after.name, step=self.taken))
+            self._release.begin(found.factors, found.warmup)
             self._leave()
-            self._use(incoming, options)
-        self._engage(source.averaging, target.averaging, target.perturb, source.perturb)
+            self._use(incoming, self._options[target])
+        self.phase, self._since, self._grace_until = target, self.taken, self.taken + 2 * window
+        self._kept.clear()
+        self._engage(before, after)
 
-    def _hand_over(self, incoming: ModelOptimizer, source: str, target: str) -> int:
-        """Transport at the rates of the coming step; returns the steps of the re-warm-up."""
-        assert self._wanted is not None
-        before = self._release.factors
-        ahead, first = self._options[self._wanted], self._first_rates
+    def _hand_over(self, target: int) -> Switch:
+        incoming, groups = self._made[target], zip(self.param_groups, self._options[target], strict=True)
         incoming.param_groups = [
-            {**_parameters(group), **options, "lr": group["lr"] * (float(options["lr"]) / f if f else 1.0)}
-            for group, options, f in zip(self.param_groups, ahead, first, strict=True)
+            {**options, "params": g["params"], "param_names": g["param_names"], "lr": g["lr"]} for g, options in groups
         ]
-        with self._rates_in_force():
-            found = transport(
-                self.inner, incoming, self._kept, model=self._model, factors=before, force=self._force
-            )  # fmt: skip
-        window = warmup_steps(incoming)
-        end = self._stages[self._wanted].end
-        if end is not None and end > self.taken:  # at least half of a phase is at its own rate
-            window = max(10, min(window, (end - self.taken) // 2))
-        found = replace(found, source=source, target=target, step=self.taken, warmup=min(found.warmup, window))
-        self.switches.append(found)
-        self._release.begin(found.factors, found.warmup)
-        return window
+        with multiplied(self.param_groups, self.rates), multiplied(incoming.param_groups, self._rates(target)):
+            return transport(
+                self.inner, incoming, self._kept, model=self._model, factors=self.factors, force=self._force
+            )
+
+    def _rates(self, phase: int) -> tuple[float, ...]:
+        pairs = zip(self._options[phase], self._options[0], strict=True)
+        return tuple(float(own["lr"]) / float(first["lr"]) if float(first["lr"]) else 1.0 for own, first in pairs)
 
     def _leave(self) -> None:
         """Drop what the optimizer in force holds."""
@@ -356,42 +353,14 @@ class Phased(Optimizer):
         optimizer.param_groups = self.param_groups
         self.inner, self.state, self.defaults = optimizer, optimizer.state, optimizer.defaults
 
-    def _engage(
-        self, averaged: Choice | None, averaging: Choice | None, perturb: Choice | None, perturbed: Choice | None
-    ) -> None:
+    def _engage(self, before: Stage | None, after: Stage) -> None:
         """Averager and perturber of a phase: kept ones go on (the averages from nothing), others are made."""
-        if averaging is None or averaging != averaged or self.averager is None:
-            self.averager = None if averaging is None else averaging.build(self._model)
-        else:
+        if before is None or after.averaging != before.averaging:
+            self.averager = None if after.averaging is None else after.averaging.build(self._model)
+        elif self.averager is not None:
             self.averager.restart()
-        if perturb is None or perturb != perturbed or self.perturber is None:
-            self.perturber = None if perturb is None else perturb.build(self._model)
-
-    def _all_options(self) -> list[list[dict[str, Any]]]:
-        found: list[list[dict[str, Any]]] = []
-        for i, (stage, optimizer) in enumerate(zip(self._stages, self._made, strict=True)):
-            options = group_options(optimizer, self.param_groups)
-            if i and optimizer is not self._made[i - 1] and "weight_decay" not in stage.optimizer.options:
-                keep_decay((self._made[i - 1], found[-1]), (optimizer, options))
-            found.append(found[-1] if i and optimizer is self._made[i - 1] else options)
-        return found
-
-    @contextmanager
-    def _rates_in_force(self) -> Generator[None]:
-        """The groups' rates times those of the phase; put back exactly, so that schedulers never see them."""
-        held = [group["lr"] for group in self.param_groups]
-        for group, factor in zip(self.param_groups, self.rates, strict=True):
-            if factor != 1.0:
-                group["lr"] = group["lr"] * factor
-        try:
-            yield
-        finally:
-            for group, rate in zip(self.param_groups, held, strict=True):
-                group["lr"] = rate
-
-
-def _parameters(group: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: group[key] for key in ("params", "param_names")}
+        if before is None or after.perturb != before.perturb:
+            self.perturber = None if after.perturb is None else after.perturb.build(self._model)
 
 
 def _tuples(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +26,8 @@ class Switch:
     Args:
         outgoing: Class of the optimizer that ends.
         incoming: Class of the one that begins.
-        carried: Parameter → "both moments", "first moment" (the second was made from gradients, or is not kept),
-            "from gradients" or "nothing".
+        carried: Parameter → what was offered of the outgoing optimizer's: "both moments", "first moment", "from
+            gradients" (it had neither) or "nothing" (the incoming one begins afresh). Each takes what it keeps.
         layers: Names of the layers.
         steady: Length ‖Δθ_l‖ of the outgoing optimizer's steps; empty where there was no gradient to find it with.
         first: The same of the incoming one, at its own rate.
@@ -101,7 +102,7 @@ def transport(
     steady: list[float] = []
     first: list[float] = []
     found = [1.0] * len(layout.layers)
-    warmup = warmup_steps(incoming)
+    warmup = warmup_steps(incoming.param_groups)
     if any(shown):
         lengths = step_lengths(outgoing, layout, shown)
         steady = [length * f for length, f in zip(lengths, factors or found, strict=True)]
@@ -155,21 +156,21 @@ def refuse_unsound(outgoing: type[Optimizer], incoming: type[Optimizer], model: 
     )
 
 
-def warmup_steps(optimizer: Optimizer) -> int:
+def warmup_steps(groups: Sequence[Mapping[str, Any]]) -> int:
     """max(10, 2 / (1 − β₂)): twice the memory of the second moment (Ma and Yarats 2021 for Adam), or 10 without one.
 
     Args:
-        optimizer: Any.
+        groups: Of an optimizer.
 
     Returns:
         Steps.
 
     Example:
-        >>> warmup_steps(torch.optim.AdamW([torch.zeros(1)], betas=(0.9, 0.95)))
+        >>> warmup_steps([{"lr": 0.1, "betas": (0.9, 0.95)}])
         40
     """
-    memories = [float(group["betas"][1]) for group in optimizer.param_groups if "betas" in group]
-    return max([10, *(math.ceil(2 / (1 - beta) - 1e-9) for beta in memories)])
+    memories = [float(group["betas"][1]) for group in groups if "betas" in group]
+    return max([10, *(math.ceil(2 / (1 - beta) - 1e-9) for beta in memories)])  # 2 / (1 − 0.95) is above 40
 
 
 def _named(outgoing: Optimizer, incoming: Optimizer, layout: Layout) -> dict[str, Tensor]:
