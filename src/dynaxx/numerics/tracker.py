@@ -34,8 +34,8 @@ class CurvatureTracker:
             on the same space, as a preconditioned one has to be.
         k: How many eigenvalues.
         extra: How many vectors besides; 0 saves their products and may miss an overtaking.
-        tolerance: On the bound of a value's error, relative. Errors are far smaller: with 0.02 below 1e-3 in the median,
-            for 3 products at every 20 steps and 7 at every 100; with 0.01 a fifth of that, for one product more.
+        tolerance: On the bound of a value's error, relative. Errors are far smaller: at 0.02 below 1e-3 in the median,
+            for 3 products at every 20 steps and 7 at every 100; at 0.01 a fifth of that, for one product more.
         max_products: At most so many a measurement; the first, which starts from nothing, has ten times that.
 
     Raises:
