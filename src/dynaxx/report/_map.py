@@ -17,6 +17,7 @@ TITLES = {
     "gradient_noise": "Gradient noise and batch size",
     "spectrum": "Curvature",
     "slices": "Slices of the loss",
+    "flatness": "Flatness",
     "trajectory_map": "Paths of the short trainings",
     "connectivity": "Connectivity of two seeds",
 }

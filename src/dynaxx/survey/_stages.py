@@ -14,6 +14,7 @@ from dynaxx.errors import NotApplicable
 from dynaxx.landscape._point import Point
 from dynaxx.landscape._supplies import SUPPLIES
 from dynaxx.landscape.connectivity import Connectivity
+from dynaxx.landscape.flatness import Flatness
 from dynaxx.landscape.gradient_noise import GradientNoise
 from dynaxx.landscape.lr_range import LrRange
 from dynaxx.landscape.slices import Slices
@@ -127,6 +128,12 @@ def spectrum(ground: Ground, total: float) -> Found:
     return _measured(ground, Spectrum, options, ground.trained(batches=1), total)
 
 
+def flatness(ground: Ground, total: float) -> Found:
+    """How far a small step uphill raises the loss, where the best short training ended."""
+    options = ({}, {"steps": 5, "pairs": 2, "samples": 2, "draws": 2})
+    return _measured(ground, Flatness, options, ground.trained(batches=1), total)
+
+
 def slices(ground: Ground, total: float) -> Found:
     """A plane, or lines where there is less, through the end of the best short training."""
     options = (
@@ -172,6 +179,7 @@ ORDER: Mapping[str, Stage] = {
     "gradient_noise": gradient_noise,
     "spectrum": spectrum,
     "slices": slices,
+    "flatness": flatness,
     "trajectory_map": trajectory_map,
     "connectivity": connectivity,
 }

@@ -27,7 +27,7 @@ def readings(ground: Ground) -> dict[str, Reading]:
     Returns:
         Name → reading: `convexity`, `roughness`, `anisotropy` d·λ₁/tr H, `negative_share` −λ_min/λ₁, `noise_ratio`
         noise scale over batch, `progress` relative fall of the loss in the best short training, `descending_rates` 1 or
-        0, `seed_spread`, `sharpness_rate` λ₁·η over its threshold.
+        0, `seed_spread`, `worst_case` rise over the loss, `sharpness_rate` λ₁·η over its threshold.
     """
     charts = ground.charts
     found: dict[str, Reading] = {}
@@ -88,6 +88,13 @@ def _negative_share(charts: Mapping[str, Chart]) -> Reading | None:
     return Reading(value=max(0.0, -chart["smallest_eigenvalue"]) / chart["largest_eigenvalue"], source="spectrum")
 
 
+def _worst_case(charts: Mapping[str, Chart]) -> Reading | None:
+    chart = charts.get("flatness")
+    if chart is None or not chart["loss"] > 0:
+        return None
+    return Reading(value=chart["worst_case"] / chart["loss"], source="flatness")
+
+
 def _descending(charts: Mapping[str, Chart]) -> Reading | None:
     chart = charts.get("lr_range")
     return None if chart is None else Reading(value=float("steepest" in chart.values), source="lr_range")
@@ -100,6 +107,7 @@ _OF_CHARTS: Mapping[str, Callable[[Mapping[str, Chart]], Reading | None]] = {
     "anisotropy": _anisotropy,
     "negative_share": _negative_share,
     "descending_rates": _descending,
+    "worst_case": _worst_case,
 }
 
 
