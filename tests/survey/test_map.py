@@ -135,6 +135,8 @@ def test_the_approach_follows_terrain_and_circumstances():
     assert name(ravine, parameters=10**11) == "Explorer"
     assert name(ravine, fine_tuning=True) == "Perturber"
     assert name(rugged) == "Perturber"
+    assert choose(ravine, Circumstances(), parameters=small, ahead=False).name == "Explorer"
+    assert choose(ravine, Circumstances(), parameters=small, ahead=True).name == "Sculptor, then Explorer"
     assert name(Terrain(name=None, confidence=0.0)) == "Explorer"
 
 

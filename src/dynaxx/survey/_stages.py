@@ -139,6 +139,7 @@ def slices(ground: Ground, total: float) -> Found:
     options = (
         {"dimensions": 2, "points": 560},
         {"dimensions": 2, "points": 200, "resolution": 25},
+        {"dimensions": 2, "points": 96, "resolution": 17},
         {"dimensions": 1, "count": 3, "points": 21},
         {"dimensions": 1, "count": 2, "points": 11, "curvature": False},
     )

@@ -80,9 +80,10 @@ def advise(
     evidence["terrain"] = _terrain_words(terrain)
     if terrain.missing:
         unknown.append(f"terrain: not measured: {', '.join(terrain.missing)}.")
-    approach = choose(terrain, circumstances, parameters=ground.parameters)
-    evidence["approach"] = f"{approach.name}: {'; '.join(approach.why)}."
     optimizer = _optimizer(charts, evidence, unknown)
+    ahead = None if "fleet" not in charts else optimizer.name != "task"
+    approach = choose(terrain, circumstances, parameters=ground.parameters, ahead=ahead)
+    evidence["approach"] = f"{approach.name}: {'; '.join(approach.why)}."
     rate = _rate(charts, evidence, unknown)
     batch = _batch(task.batch_size, ground.weight / task.batch_size, charts, evidence, unknown)
     unknown.append("weight_decay: its effect shows late in a training; the task's own is kept.")
@@ -97,13 +98,14 @@ def advise(
     )
 
 
-def choose(terrain: Terrain, circumstances: Circumstances, *, parameters: int) -> Approach:
+def choose(terrain: Terrain, circumstances: Circumstances, *, parameters: int, ahead: bool | None = None) -> Approach:
     """The family of methods that suits terrain and circumstances (the rules of the specification, M13).
 
     Args:
         terrain: The terrain.
         circumstances: What else it depends on.
         parameters: Of the model.
+        ahead: Whether a method of second order was measured to be ahead of the task's own; None: none was tried.
 
     Returns:
         The approach.
@@ -120,6 +122,9 @@ def choose(terrain: Terrain, circumstances: Circumstances, *, parameters: int) -
         return Approach(name="Perturber", why=(f"{why}: flat regions are to be found and kept",))
     if circumstances.production:
         return Approach(name="Explorer", why=("variance between runs cannot be accepted, and averages have the least",))
+    if ahead is False:
+        why = "no method of second order was ahead of the task's own in short trainings; averaging is the default"
+        return Approach(name="Explorer", why=(why,))
     if name in (SMOOTH_BOWL, RAVINE, FLAT_VALLEY) and parameters <= SCULPTOR_PARAMETERS and fits:
         return Approach(
             name="Sculptor, then Explorer",

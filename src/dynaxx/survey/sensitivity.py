@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dynaxx.core.chart import Chart, Estimate
-from dynaxx.core.panels import HeatMap, Line, Lines, Panel
+from dynaxx.core.panels import HeatMap, Line, Lines, Panel, Scale
 from dynaxx.errors import BadInput, NotApplicable
 from dynaxx.survey.engines import Engine
 from dynaxx.survey.fleet import Fleet, FleetProgress, run_fleet
@@ -233,17 +233,21 @@ def _panels(
     start = Line(label="before training", x=scan.rates, y=np.full(len(scan.rates), scan.initial.mean()), style="dashed")
     each = tuple(Line(label=name, x=scan.rates, y=y, style="faint") for name, y in zip(seeds, shown, strict=True))
     mean = Line(label="mean, at most the loss before training", x=scan.rates, y=scan.capped.mean(axis=0))
+    scale: Scale = "log" if (scan.capped > 0).all() else "linear"
+    curves = Lines(
+        title="Final validation loss by learning rate",
+        lines=(mean, *each, start),
+        x_label="learning rate η (peak of the schedule)",
+        y_label="validation loss",
+        y_scale=scale,
+        x_scale="log",
+        marks=marks,
+        note="Trainings that diverged are missing from the lines of the seeds, and count as untrained in the mean.",
+    )
+    if len(rows) == 1:
+        return (curves,)
     return (
-        Lines(
-            title="Final validation loss by learning rate",
-            lines=(mean, *each, start),
-            x_label="learning rate η (peak of the schedule)",
-            y_label="validation loss",
-            y_scale="log" if (scan.capped > 0).all() else "linear",
-            x_scale="log",
-            marks=marks,
-            note="Trainings that diverged are missing from the lines of the seeds, and count as untrained in the mean.",
-        ),
+        curves,
         HeatMap(
             title="Final validation loss by learning rate and seed",
             x=np.log10(scan.rates),
@@ -251,7 +255,7 @@ def _panels(
             rows=seeds,
             values=shown.T,
             value_label="validation loss",
-            scale="log" if (scan.capped > 0).all() else "linear",
+            scale=scale,
             note="Empty: diverged.",
         ),
     )
