@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 from dynaxx import catalog, open_run
 from dynaxx.cli import run as command
 from dynaxx.errors import BadInput, UnknownName
+from dynaxx.phases.phase import read_phases
+from dynaxx.session.optimizers import in_words
 from dynaxx.session.recipe import Recipe
 from dynaxx.session.train import AVERAGED, train
 from dynaxx.survey.plan import Plan, PlannedOptimizer, PlannedRate, PlannedTask
@@ -132,3 +134,50 @@ def test_a_plan_of_another_task_is_refused(tmp_path: Path, capsys):
     Plan(task=PlannedTask(name="digits", steps=12)).write(tmp_path / "plan.toml")
     assert command(["train", "diabetes", "--plan", str(tmp_path / "plan.toml"), "--out", str(tmp_path / "a")]) == 2
     assert "it is for 'digits'" in capsys.readouterr().err
+
+
+PHASED = Recipe(
+    optimizer="adamw:lr=0.02,weight_decay=0.0",
+    phases=read_phases("descend until=0.4; sculpt until=0.7 optimizer=soap:every=2 averaging=ema; flatten perturb=sam"),
+)
+
+
+@pytest.mark.parametrize("at", [9, 22, 33])
+def test_phases_resume_bit_for_bit(tmp_path: Path, at: int):
+    whole, reference = run(tmp_path / "whole", PHASED)
+
+    def cut(progress):
+        if progress.step == at:
+            raise Cut
+
+    with pytest.raises(Cut):
+        run(tmp_path / "cut", PHASED, progress=cut)
+    outcome, view = run(tmp_path / "cut", PHASED, resume=True)
+    assert (outcome.loss, outcome.validation) == (whole.loss, whole.validation)
+    for name in ("loss", "val_loss", "phase"):
+        np.testing.assert_array_equal(column(view, name), column(reference, name))
+    assert set(column(reference, "phase")) == {0.0, 1.0, 2.0}
+
+
+def test_a_live_optimizer_in_words_makes_its_equal():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+    own = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.5)
+    assert in_words(own, model) == "sgd:lr=0.1,momentum=0.5,nesterov=False,weight_decay=0.0"
+
+
+def test_an_optimizer_that_words_cannot_say_is_refused(tmp_path: Path):
+    with pytest.raises(BadInput, match="Name one in the first phase"):
+        in_words(torch.optim.Adagrad(torch.nn.Linear(2, 2).parameters()), torch.nn.Linear(2, 2))
+    work = catalog.task("digits")  # its weight decay is on all parameters, that of the words on matrices only
+    with pytest.raises(BadInput, match="has groups that"):
+        Recipe(phases=read_phases("descend until=0.5; stabilise averaging=ema")).method(work, work.model(), 100)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("descend unti=1", "until"), ("descend until=half", "share of the steps"), ("until=1", "no name"),
+     ("descend averaging", "averaging=value"), (";", "no name")],
+)  # fmt: skip
+def test_phases_that_cannot_be_read(text: str, said: str):
+    with pytest.raises(BadInput, match=said):
+        read_phases(text)

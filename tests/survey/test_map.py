@@ -10,12 +10,12 @@ import torch
 from dynaxx.core.chart import Estimate
 from dynaxx.errors import BadInput
 from dynaxx.report import write_map
-from dynaxx.survey.advice import Circumstances, choose
+from dynaxx.survey.advice import Approach, Circumstances, choose, composed
 from dynaxx.survey.comparison import lead
 from dynaxx.survey.engines import Engine, Job
 from dynaxx.survey.engines._engine import work
 from dynaxx.survey.map import map_task
-from dynaxx.survey.plan import Plan
+from dynaxx.survey.plan import Plan, PlannedOptimizer, PlannedTask
 from dynaxx.survey.terrain import PLATEAU, RAVINE, RUGGED, Terrain
 
 TASKS = Path(__file__).with_name("fleet_tasks.py")
@@ -143,3 +143,17 @@ def test_the_approach_follows_terrain_and_circumstances():
 def test_a_lead_needs_seeds():
     assert lead(Estimate(value=2.0), Estimate(value=1.0)) == 0
     assert lead(Estimate(value=1.0, error=0.1), Estimate(value=2.0, error=0.1)) == 0
+
+
+def test_every_approach_is_composed_of_methods_that_exist():
+    for name in ("Perturber", "Explorer", "Sculptor, then Explorer"):
+        for optimizer in ("task", "soap"):
+            methods, phases = composed(
+                Approach(name=name, why=()), Circumstances(), PlannedOptimizer(name=optimizer), 100
+            )
+            plan = Plan(task=PlannedTask(name="digits", steps=100), optimizer=methods, phase=phases)
+            assert plan.recipe().settings()
+    assert "every=5" in str(composed(Approach(name="Perturber", why=()), Circumstances(), PlannedOptimizer(), 100))
+    assert "every" not in str(
+        composed(Approach(name="Perturber", why=()), Circumstances(passes=2), PlannedOptimizer(), 9)
+    )

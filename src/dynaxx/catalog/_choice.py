@@ -4,7 +4,8 @@ import ast
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from dynaxx.catalog._families import FAMILIES, get
 from dynaxx.errors import BadInput, UnknownName
@@ -118,7 +119,10 @@ def _read(family: str, text: str, words: str) -> dict[str, Any]:
 
 def _fitting(where: str, value: Any, hint: Any) -> Any:
     """The value, an integer widened where a float is asked for; refused where it is of another kind."""
-    kinds = {part for part in (get_args(hint) or (hint,)) if isinstance(part, type)}
+    parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if not all(isinstance(part, type) for part in parts):
+        return value
+    kinds = set(parts)
     plain = {part for part in kinds if part in (bool, int, float, str, type(None))}
     if not plain or plain != kinds:  # unions with literals, tuples, callables: the entry checks them itself
         return value

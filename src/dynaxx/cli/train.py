@@ -24,6 +24,7 @@ import click
 @click.option("--meso", type=float, metavar="SPREAD", help="Rates by layer, with at most this ratio between them.")
 @click.option("--explorer", "averaging", help="Average the weights: ema:half_life=200; see dynaxx list averaging.")
 @click.option("--perturber", "perturb", help="Perturb the steps: sam:rho=0.05,every=5; see dynaxx list perturb.")
+@click.option("--phases", help='Methods one after the other: "descend until=0.5; stabilise averaging=ema".')
 @click.option("--clip", type=float, help="Clip the total gradient norm at this value.")
 @click.option("--out", type=click.Path(path_type=Path), help="The run's own folder; runs/<task>-<utc> by default.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, bit for bit; begin where there is none.")
@@ -59,11 +60,14 @@ def command(
         raise BadInput("dynaxx train --resume needs --out DIR: the folder of the run to go on with.")
     from dynaxx import catalog
     from dynaxx.cli._progress import reporter
+    from dynaxx.phases.phase import read_phases
     from dynaxx.session.recipe import Recipe
     from dynaxx.session.train import train
     from dynaxx.survey.plan import Plan
 
     given = {name: value for name, value in methods.items() if value is not None}
+    if "phases" in given:
+        given["phases"] = read_phases(given["phases"])
     recipe = Recipe(**given)
     if plan is not None:
         planned = Plan.read(plan).for_task(task)

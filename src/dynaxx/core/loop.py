@@ -1,7 +1,7 @@
 """The training loop of a Task, as small as it can be."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -25,7 +25,7 @@ def train_steps(
     *,
     scheduler: LRScheduler | None = None,
     accumulate: int = 1,
-    perturber: Perturber | None = None,
+    perturber: Perturber | Callable[[], Perturber | None] | None = None,
 ) -> Iterator[torch.Tensor]:
     """Train over the batches, one optimizer step per item taken from the iterator.
 
@@ -40,7 +40,8 @@ def train_steps(
         batches: One epoch, or what is left of it.
         scheduler: Stepped after each optimizer step.
         accumulate: Batches per optimizer step, at least 1.
-        perturber: Computes the gradients its own way; it may take the batches of a step twice.
+        perturber: Computes the gradients its own way; it may take the batches of a step twice. Where it changes along
+            the training, a function that gives the one of the step to come.
 
     Yields:
         The mean loss of the step at the weights themselves, a detached scalar on its device; the gradients are cleared
@@ -54,10 +55,11 @@ def train_steps(
     source = iter(batches)
     while micro := list(islice(source, accumulate)):
         compute = partial(_backward, task, model, micro, _shares(task, micro))
-        mean = compute() if perturber is None else perturber.gradients(compute)
+        now = perturber if perturber is None or isinstance(perturber, Perturber) else perturber()
+        mean = compute() if now is None else now.gradients(compute)
         optimizer.step()
-        if perturber is not None:
-            perturber.after_step(optimizer)
+        if now is not None:
+            now.after_step(optimizer)
         if scheduler is not None:
             scheduler.step()
         optimizer.zero_grad(set_to_none=True)

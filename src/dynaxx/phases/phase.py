@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dynaxx.catalog import Choice, choice
-from dynaxx.errors import BadInput
+from dynaxx.errors import BadInput, UnknownName
 
 NONE = "none"
 """The word that ends averaging or perturbing."""
@@ -31,6 +32,46 @@ class Phase:
     optimizer: str | None = None
     averaging: str | None = None
     perturb: str | None = None
+
+
+def read_phases(text: str) -> tuple[Phase, ...]:
+    """Read phases as they are written on the command line.
+
+    Args:
+        text: "name option=value option=value; name …"; values hold no blanks.
+
+    Returns:
+        The phases.
+
+    Raises:
+        BadInput: The text cannot be read. UnknownName: a phase has no such option.
+
+    Example:
+        >>> [(p.name, p.until, p.averaging) for p in read_phases("descend until=0.5; stabilise averaging=ema")]
+        [('descend', 0.5, None), ('stabilise', None, 'ema')]
+    """
+    found: list[Phase] = []
+    for part in text.split(";"):
+        name, *words = part.split() or [""]
+        given: dict[str, Any] = {}
+        for word in words:
+            key, equals, value = word.partition("=")
+            if key not in ("until", "optimizer", "averaging", "perturb"):
+                raise UnknownName("option of a phase", key, ("until", "optimizer", "averaging", "perturb"))
+            given[key] = _share(value) if key == "until" else value
+            if not equals:
+                raise BadInput(f"phases: {word!r} cannot be read. Write {key}=value.")
+        if not name or "=" in name:
+            raise BadInput(f"phases: {part.strip()!r} has no name. Write: descend until=0.5; stabilise averaging=ema.")
+        found.append(Phase(name=name, **given))
+    return tuple(found)
+
+
+def _share(value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise BadInput(f"phases: until must be a share of the steps such as 0.5. Got {value!r}.") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

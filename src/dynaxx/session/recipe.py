@@ -1,7 +1,7 @@
 """How a task is trained where it is not the task's own way: optimizer, rates, averages, perturbed steps."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -11,8 +11,9 @@ from dynaxx import catalog
 from dynaxx.core.methods import Averager, Curve, Perturber
 from dynaxx.core.task import Task
 from dynaxx.errors import BadInput
+from dynaxx.phases import Phase, Phased
 from dynaxx.schedules import Meso, Micro, Rates, as_scheduler
-from dynaxx.session.optimizers import optimizer_for
+from dynaxx.session.optimizers import in_words, optimizer_for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +31,7 @@ class Recipe:
         micro: A periodic modulation of the rates ("period=100,amplitude=0.1").
         meso: Rates by layer, with this ratio between the highest and the lowest at most.
         clip: Clip the total gradient norm at this value.
+        phases: Methods one after the other; what the first leaves open is as said above.
 
     Raises:
         BadInput: A number is out of its range, or words cannot be read. UnknownName: there is no such method.
@@ -44,6 +46,7 @@ class Recipe:
     micro: str | None = None
     meso: float | None = None
     clip: float | None = None
+    phases: tuple[Phase, ...] = ()
 
     def __post_init__(self) -> None:
         for name, value in (("peak", self.peak), ("rate", self.rate), ("clip", self.clip), ("meso", self.meso)):
@@ -58,7 +61,8 @@ class Recipe:
     def settings(self) -> dict[str, Any]:
         """What determines the run, for its manifest: the words that were given."""
         plain = {name: value for name, value in asdict(self).items() if value is not None}
-        return {name: value for name, value in plain.items() if (name, value) != ("rate", 1.0)}
+        plain["phases"] = list(plain["phases"])  # as the manifest gives it back
+        return {name: value for name, value in plain.items() if (name, value) not in (("rate", 1.0), ("phases", []))}
 
     def method(self, task: Task, model: nn.Module, steps: int) -> "Method":
         """Everything that takes steps, made for a model.
@@ -74,7 +78,7 @@ class Recipe:
         Raises:
             BadInput: An option breaks a rule of the method that it is for.
         """
-        optimizer = task.optimizer(model) if self.optimizer is None else optimizer_for(self.optimizer, model)
+        optimizer = self._optimizer(task, model, steps)
         own = max(float(group.get("lr", 0.0)) for group in optimizer.param_groups)
         if self.peak is not None and not own > 0:
             raise BadInput(f"train(peak={self.peak}): {type(optimizer).__name__} has no learning rate to scale.")
@@ -91,11 +95,24 @@ class Recipe:
         return Method(
             optimizer=optimizer,
             scheduler=scheduler,
-            averager=None if self.averaging is None else catalog.choice("averaging", self.averaging).build(model),
-            perturber=None if self.perturb is None else catalog.choice("perturb", self.perturb).build(model),
+            own_averager=self._built("averaging", self.averaging, model),
+            own_perturber=self._built("perturb", self.perturb, model),
             rates=Rates(macro=macro, micro=micro, meso=meso) if scaled else None,
             factor=factor,
         )
+
+    def _optimizer(self, task: Task, model: nn.Module, steps: int) -> Optimizer:
+        if not self.phases:
+            return task.optimizer(model) if self.optimizer is None else optimizer_for(self.optimizer, model)
+        first = self.phases[0]
+        words = first.optimizer or self.optimizer or in_words(task.optimizer(model), model)
+        averaging, perturb = first.averaging or self.averaging, first.perturb or self.perturb
+        first = replace(first, optimizer=words, averaging=averaging, perturb=perturb)
+        return Phased(model, [first, *self.phases[1:]], steps=steps)
+
+    def _built(self, family: str, words: str | None, model: nn.Module) -> Any:
+        """An entry for the whole training; phases have their own."""
+        return None if words is None or self.phases else catalog.choice(family, words).build(model)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,23 +122,33 @@ class Method:
     Args:
         optimizer: The optimizer.
         scheduler: Its scheduler, or None.
-        averager: The average of the weights, or None.
-        perturber: What perturbs the steps, or None.
+        own_averager: The average of the weights over the whole training, or None.
+        own_perturber: What perturbs the steps of the whole training, or None.
         rates: Factors on the learning rates, or None.
         factor: The constant one among them.
     """
 
     optimizer: Optimizer
     scheduler: Any
-    averager: Averager | None
-    perturber: Perturber | None
+    own_averager: Averager | None
+    own_perturber: Perturber | None
     rates: Rates | None
     factor: float
 
     @property
+    def averager(self) -> Averager | None:
+        """The averager in force."""
+        return self.optimizer.averager if isinstance(self.optimizer, Phased) else self.own_averager
+
+    @property
+    def perturber(self) -> Perturber | None:
+        """The perturber in force."""
+        return self.optimizer.perturber if isinstance(self.optimizer, Phased) else self.own_perturber
+
+    @property
     def state(self) -> Mapping[str, Any]:
-        """What belongs in checkpoints besides optimizer, scheduler and rates."""
-        parts = {"averager": self.averager, "perturber": self.perturber}
+        """What belongs in checkpoints besides optimizer, scheduler and rates; phases are part of the optimizer."""
+        parts = {"averager": self.own_averager, "perturber": self.own_perturber}
         return {name: part for name, part in parts.items() if part is not None}
 
 

@@ -186,8 +186,8 @@ def train(
         facts={**settings, "spec": spec or name, "data": dict(task.facts())},
         quiet=quiet,
     )
-    if method.averager is not None:
-        method.averager.attach(method.optimizer)  # after the run's own hook, which may scale the update by layer
+    if method.own_averager is not None:
+        method.own_averager.attach(method.optimizer)  # after the run's own hook, which may scale the update by layer
     if recipe.clip is not None and run.step == 0:
         run.apply("gradient_clip", max_norm=recipe.clip, reason="asked for by the configuration")
     plan = _Plan(
@@ -268,7 +268,7 @@ def _loop(
     empty = 0
     loss: torch.Tensor | None = None
     status: Literal["finished", "interrupted", "stopped"] = "finished"
-    optimizer, averager = method.optimizer, method.averager
+    optimizer = method.optimizer
     rate = _rate(optimizer) * method.factor
     model.train()
     for epoch in count():
@@ -283,7 +283,7 @@ def _loop(
             run.batches(loader),
             scheduler=method.scheduler,
             accumulate=plan.accumulate,
-            perturber=method.perturber,
+            perturber=lambda: method.perturber,
         ):
             run.log(loss=loss)
             if run.step == 1:
@@ -291,6 +291,7 @@ def _loop(
             fresh = plan.due(run, "evaluation")
             if fresh:
                 latest = {f"val_{k}": v for k, v in evaluate(task, model, validation).items()}
+                averager = method.averager
                 if averager is not None and averager.ready:
                     with averaged(task, model, averager, plan.order_seed):
                         both = evaluate(task, model, validation)

@@ -1,7 +1,7 @@
 """From what a map has found to a plan: each decision with its evidence, and what was not established."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dynaxx.core.chart import Chart
 from dynaxx.errors import BadInput
@@ -14,6 +14,11 @@ SCULPTOR_PARAMETERS = 30e9
 """Largest model for second-order preconditioning (the survey's specification, M13)."""
 SCULPTOR_MEMORY = 10.0
 """Copies of the parameters, in float32, that SOAP's state takes at most; on small transformers it takes 9.4 to 9.7."""
+
+
+DESCENT = 0.3
+"""Share of the steps before perturbed ones begin: SAM over the last half is as flat as over all of them, over the last
+quarter it is not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +89,7 @@ def advise(
     ahead = None if "fleet" not in charts else optimizer.name != "task"
     approach = choose(terrain, circumstances, parameters=ground.parameters, ahead=ahead)
     evidence["approach"] = f"{approach.name}: {'; '.join(approach.why)}."
+    optimizer, phases = composed(approach, circumstances, optimizer, task.steps)
     rate = _rate(charts, evidence, unknown)
     batch = _batch(task.batch_size, ground.weight / task.batch_size, charts, evidence, unknown)
     unknown.append("weight_decay: its effect shows late in a training; the task's own is kept.")
@@ -92,7 +98,7 @@ def advise(
         optimizer=optimizer,
         learning_rate=rate,
         batch=batch,
-        phase=phases(approach, circumstances),
+        phase=phases,
         evidence=evidence,
         not_established=tuple(unknown),
     )
@@ -138,25 +144,34 @@ def choose(terrain: Terrain, circumstances: Circumstances, *, parameters: int, a
     return Approach(name="Explorer", why=(f"{why}; averaging is the default wherever nothing speaks against it",))
 
 
-def phases(approach: Approach, circumstances: Circumstances) -> tuple[PlannedPhase, ...]:
-    """The phases of an approach: averages only where the rate has fallen far enough for them to have a centre.
+def composed(
+    approach: Approach, circumstances: Circumstances, optimizer: PlannedOptimizer, steps: int
+) -> tuple[PlannedOptimizer, tuple[PlannedPhase, ...]]:
+    """The methods of an approach, put together.
+
+    Averages follow the weights from the start, since they forget; perturbed steps begin when the first descent is
+    over. A phase of its own is needed only where an optimizer by name hands over to averaging.
 
     Args:
         approach: The approach.
         circumstances: Passes that can be afforded.
+        optimizer: The optimizer that was chosen.
+        steps: Planned optimizer steps.
 
     Returns:
-        Phases; empty for one.
+        The optimizer with what is composed into it, and the phases; none for a single one.
     """
     if approach.name == "Perturber":
-        every = 1 if circumstances.passes >= 2 else 5
         # Every fifth step with 2.5 times the radius is as flat as every step, for 1.2 times the cost instead of 2.
-        perturb = "sam" if every == 1 else "sam:every=5,rho=0.125"
-        return (
-            PlannedPhase(name="descend", until=0.3),
-            PlannedPhase(name="flatten", until=1.0, perturb=perturb, averaging="ema"),
-        )
-    return (PlannedPhase(name="descend", until=0.5), PlannedPhase(name="stabilise", until=1.0, averaging="ema"))
+        words = "sam:rho=0.05" if circumstances.passes >= 2 else "sam:rho=0.125,every=5"
+        perturb = f"{words},start={round(DESCENT * steps)}"
+        return replace(optimizer, averaging="ema", perturb=perturb), ()
+    if optimizer.name == "task":
+        return replace(optimizer, averaging="ema"), ()
+    return optimizer, (
+        PlannedPhase(name="descend", until=0.5),
+        PlannedPhase(name="stabilise", until=1.0, averaging="ema"),
+    )
 
 
 def _rate(charts: Mapping[str, Chart], evidence: dict[str, str], unknown: list[str]) -> PlannedRate:

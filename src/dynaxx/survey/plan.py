@@ -10,6 +10,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import tomli_w
 
 from dynaxx.errors import BadInput, UnknownName
+from dynaxx.phases import Phase
 from dynaxx.session.recipe import Recipe
 
 FORMAT = 1
@@ -189,6 +190,7 @@ class Plan:
             "perturb": self.optimizer.perturb,
             "meso": self.meso.spread if self.meso.on else None,
             "clip": self.optimizer.clip,
+            "phases": tuple(Phase(**asdict(phase)) for phase in self.phase),
         }
         return Recipe(**{**planned, **instead})
 
