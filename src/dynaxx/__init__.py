@@ -29,7 +29,7 @@ _HOME = {
     "write_report": "dynaxx.report",
 }
 
-_PACKAGES = {"averaging", "errors", "landscape", "optim", "perturb", "schedules", "survey"}
+_PACKAGES = {"averaging", "errors", "landscape", "optim", "perturb", "phases", "schedules", "survey"}
 
 __all__ = [
     "BadInput",

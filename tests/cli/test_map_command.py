@@ -40,3 +40,11 @@ def test_clear_words(tmp_path: Path, monkeypatch, capsys, words: list[str], said
     assert run(words) == 2
     assert said in capsys.readouterr().err
     assert not list(tmp_path.glob("maps/*/plan.toml"))
+
+
+def test_methods_are_listed_with_their_price(capsys):
+    assert run(["list", "perturb"]) == 0
+    said = capsys.readouterr().out
+    assert "2 passes a step" in next(line for line in said.splitlines() if line.strip().startswith("sam "))
+    assert run(["list", "optim", "--json"]) == 0
+    assert "keeps 2 × parameters" in json.loads(capsys.readouterr().out)["optim"]["adamw"]

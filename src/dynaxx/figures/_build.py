@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Literal
 
 import numpy as np
+from scipy.ndimage import median_filter
 
 from dynaxx.core.panels import HeatMap, Line, Lines, Scale
 from dynaxx.errors import NotApplicable
@@ -31,6 +32,21 @@ def line(array: LabelledArray, label: str, style: Style = "line") -> Line:
         The curve.
     """
     return Line(label=label, x=array.steps.astype(np.float64), y=array.values.astype(np.float64), style=style)
+
+
+def batches(array: LabelledArray, label: str, style: Style = "line") -> Line:
+    """The effective batch as a curve, without the short last batch of each epoch: the median of nine neighbours.
+
+    Args:
+        array: The column `effective_batch`.
+        label: Its name in the legend.
+        style: As in `Line`.
+
+    Returns:
+        The curve.
+    """
+    raw = line(array, label, style)
+    return replace(raw, y=median_filter(raw.y, size=9, mode="nearest"))
 
 
 def smoothed(view: RunView, name: str, label: str) -> tuple[Line, ...]:

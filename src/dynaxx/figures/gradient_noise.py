@@ -6,7 +6,7 @@ import numpy as np
 
 from dynaxx.core.contracts import Figure
 from dynaxx.core.panels import Line, Lines, Panel
-from dynaxx.figures._build import level, line
+from dynaxx.figures._build import batches, level, line
 from dynaxx.figures._read import read, read_some, scale_for, sentence
 from dynaxx.runlog import LabelledArray, RunView
 
@@ -52,7 +52,7 @@ def _scale(view: RunView, scale: LabelledArray) -> Lines:
     batch = read(view, "effective_batch")
     shown = [line(scale, "noise scale")]
     if batch is not None:
-        shown.append(line(batch, "batch in use", "dashed"))
+        shown.append(batches(batch, "batch in use", "dashed"))
     return Lines(
         title="Gradient noise scale (examples)",
         lines=tuple(shown),

@@ -7,7 +7,7 @@ import numpy as np
 
 from dynaxx.core.contracts import Figure
 from dynaxx.core.panels import Lines, Panel
-from dynaxx.figures._build import entries, heat_map, line
+from dynaxx.figures._build import batches, entries, heat_map, line
 from dynaxx.figures._read import read, read_some
 from dynaxx.runlog import LabelledArray, RunView
 
@@ -42,7 +42,14 @@ class LearningRate(Figure):
             panels.append(heat_map(layers, "Factor of each layer's learning rate", "", "log"))
         if "effective_batch" in found:
             batch = found["effective_batch"]
-            panels.append(_plain(batch, "Effective batch: batch × accumulation × ranks", batch.column.unit))
+            panels.append(
+                Lines(
+                    title="Effective batch: batch × accumulation × ranks",
+                    lines=(batches(batch, batch.column.unit),),
+                    y_label=batch.column.unit,
+                    note="Without the short last batch of each epoch.",
+                )
+            )
         if "epoch" in found:
             panels.append(_plain(found["epoch"], "Epoch", "passes over the data"))
         return panels
