@@ -181,3 +181,9 @@ def test_an_optimizer_that_words_cannot_say_is_refused(tmp_path: Path):
 def test_phases_that_cannot_be_read(text: str, said: str):
     with pytest.raises(BadInput, match=said):
         read_phases(text)
+
+
+def test_the_logged_rate_is_the_one_in_force_in_every_phase(tmp_path: Path):
+    phases = read_phases("descend until=0.5 optimizer=adamw:lr=0.02; settle optimizer=sgd:lr=0.001")
+    _, view = run(tmp_path / "a", Recipe(schedule="constant", phases=phases))
+    np.testing.assert_allclose(column(view, "lr.max"), [0.02] * 20 + [0.001] * 20, rtol=1e-12)

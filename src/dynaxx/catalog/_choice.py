@@ -69,15 +69,13 @@ def choice(family: str, text: str) -> Choice:
         >>> choice("schedules", "cosine:warmup=0.1,final=0.05").options
         {'warmup': 0.1, 'final': 0.05}
     """
-    name, _, words = text.partition(":")
-    kind = get(family, name.strip())
-    known = options(kind)
-    given = _read(family, text, words)
+    name, given = read_words(FAMILIES[family].singular, text)
+    known = options(get(family, name))
     for key, value in given.items():
         if key not in known:
             raise UnknownName(f"option of {FAMILIES[family].singular} {name!r}", key, known)
         given[key] = _fitting(f"{text!r}: {key}", value, known[key])
-    return Choice(family=family, name=name.strip().replace("-", "_"), options=given)
+    return Choice(family=family, name=name.replace("-", "_"), options=given)
 
 
 def options(kind: type[Any]) -> dict[str, Any]:
@@ -94,27 +92,43 @@ def options(kind: type[Any]) -> dict[str, Any]:
     return {p.name: hints.get(p.name, Any) for p in found if p.default is not inspect.Parameter.empty}
 
 
-def _read(family: str, text: str, words: str) -> dict[str, Any]:
-    form = "name:option=value,option=value"
+def read_words(what: str, text: str) -> tuple[str, dict[str, Any]]:
+    """Name and options as they are written; whether they exist is not asked.
+
+    Args:
+        what: What is written, for messages ("optimizer").
+        text: "name:option=value,option=value".
+
+    Returns:
+        The name and the options.
+
+    Raises:
+        BadInput: The text cannot be read.
+
+    Example:
+        >>> read_words("optimizer", "adamw:lr=3e-4,betas=(0.9, 0.95)")
+        ('adamw', {'lr': 0.0003, 'betas': (0.9, 0.95)})
+    """
+    name, _, words = text.strip().partition(":")
+    unreadable = BadInput(f"{what} {text!r} cannot be read. Write it name:option=value,option=value.")
     try:
         call = ast.parse(f"f({words})", mode="eval").body
     except SyntaxError:
-        raise BadInput(f"{FAMILIES[family].singular} {text!r} cannot be read. Write it {form}.") from None
-    if not isinstance(call, ast.Call) or call.args or any(k.arg is None for k in call.keywords):
-        raise BadInput(f"{FAMILIES[family].singular} {text!r} cannot be read. Write it {form}.")
+        raise unreadable from None
+    if not name or not isinstance(call, ast.Call) or call.args or any(k.arg is None for k in call.keywords):
+        raise unreadable
     found: dict[str, Any] = {}
     for keyword in call.keywords:
         assert keyword.arg is not None
-        if isinstance(keyword.value, ast.Name):
-            found[keyword.arg] = keyword.value.id
-            continue
+        value = keyword.value
         try:
-            found[keyword.arg] = ast.literal_eval(keyword.value)
+            found[keyword.arg] = value.id if isinstance(value, ast.Name) else ast.literal_eval(value)
         except ValueError:
             raise BadInput(
-                f"{FAMILIES[family].singular} {text!r}: {keyword.arg} must be a number, a word or a tuple."
+                f"{what} {text!r}: {keyword.arg} must be a number, a word or a tuple. Write it "
+                "name:option=value,option=value."
             ) from None
-    return found
+    return name.strip(), found
 
 
 def _fitting(where: str, value: Any, hint: Any) -> Any:

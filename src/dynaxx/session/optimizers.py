@@ -1,6 +1,5 @@
 """An optimizer by its name and options, "adamw:lr=3e-4,betas=(0.9, 0.95)", for a whole model."""
 
-import ast
 from typing import Any
 
 import torch
@@ -42,7 +41,7 @@ def optimizer_for(spec: str, model: nn.Module) -> Optimizer:
     """
     if spec.partition(":")[0].strip().replace("-", "_") in catalog.names("optim"):
         return catalog.choice("optim", spec).build(model)
-    name, options = parsed(spec)
+    name, options = catalog.read_words("optimizer", spec)
     kind = _of_torch(name)
     try:
         return kind([p for p in model.parameters() if p.requires_grad], **options)
@@ -79,35 +78,6 @@ def in_words(optimizer: Optimizer, model: nn.Module) -> str:
 def _options(optimizer: Optimizer, names: tuple[str, ...]) -> dict[int, tuple[Any, ...]]:
     wanted = ("lr", "weight_decay", *names)
     return {id(p): tuple(group[name] for name in wanted) for group in optimizer.param_groups for p in group["params"]}
-
-
-def parsed(spec: str) -> tuple[str, dict[str, Any]]:
-    """Name and options of a specification.
-
-    Args:
-        spec: "name:option=value,…".
-
-    Returns:
-        The name and the options.
-
-    Raises:
-        BadInput: It cannot be read.
-
-    Example:
-        >>> parsed("adamw:lr=3e-4,betas=(0.9, 0.95)")
-        ('adamw', {'lr': 0.0003, 'betas': (0.9, 0.95)})
-    """
-    name, _, text = spec.strip().partition(":")
-    try:
-        call = ast.parse(f"_({text})", mode="eval").body
-        assert isinstance(call, ast.Call)
-        options = {option.arg: ast.literal_eval(option.value) for option in call.keywords if option.arg is not None}
-        well_formed = bool(name) and not call.args and len(options) == len(call.keywords)
-    except (SyntaxError, ValueError, AssertionError):
-        well_formed, options = False, {}
-    if not well_formed:
-        raise BadInput(f"An optimizer is written name:option=value,… (adamw:lr=3e-4,weight_decay=0.1). Got {spec!r}.")
-    return name, options
 
 
 def _of_torch(name: str) -> Any:

@@ -11,6 +11,7 @@ from dynaxx.core.events import Event, StepView
 from dynaxx.core.parameters import Layout, widest
 from dynaxx.core.rates import RateFactors
 from dynaxx.core.records import Axis, Column, Cost, Measurement
+from dynaxx.phases import Phased
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,9 +47,12 @@ class LearningRate(Signal[_Columns]):
 
     def measure(self, state: _Columns, step: StepView) -> tuple[_Columns, Sequence[Measurement]]:
         """Read the groups; a rate that is a tensor stays on its device."""
-        rates = [group["lr"] for group in step.optimizer.param_groups if "lr" in group]
+        optimizer = step.optimizer
+        rates = [group["lr"] for group in optimizer.param_groups if "lr" in group]
         if not rates:
             return state, ()
+        if isinstance(optimizer, Phased):  # its groups hold the first phase's rates
+            rates = [rate * factor for rate, factor in zip(rates, optimizer.rates, strict=True)]
         if state.rates.axis is None or len(state.rates.axis) != len(rates):
             state = replace(state, rates=_rates(len(rates)))
         factor = step.rates.group

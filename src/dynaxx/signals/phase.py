@@ -22,8 +22,8 @@ class _Columns:
 class PhaseNumber(Signal[_Columns]):
     """The number of the phase that has taken the step, from 0; measured where the optimizer is a `Phased`.
 
-    The rate in force is lr · phase.rate; right behind a switch a layer's step is multiplied by its own factor too, the
-    smallest of which is phase.release. Both have rows for the steps in which they are not 1.
+    The column lr has its factor phase.rate already. Right behind a switch each layer's step is multiplied by a factor
+    of its own too, the smallest of which is phase.release. Both have rows for the steps in which they are not 1.
     """
 
     at = Event.STEP_END

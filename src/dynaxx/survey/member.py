@@ -17,7 +17,6 @@ from dynaxx._version import __version__
 from dynaxx.core.task import Task
 from dynaxx.errors import BadInput
 from dynaxx.runlog.sealed import plain
-from dynaxx.session.optimizers import parsed
 
 SAVE_EVERY = 100
 """Steps between checkpoints of a member (the survey's specification, M5)."""
@@ -69,7 +68,7 @@ class Member:
         if self.horizon is not None and self.horizon < self.steps:
             raise BadInput(f"Member(horizon=...) must be at least its steps, {self.steps}. Got {self.horizon}.")
         if self.optimizer is not None:
-            parsed(self.optimizer)
+            catalog.read_words("optimizer", self.optimizer)
         object.__setattr__(self, "rate", float(self.rate))  # 1 and 1.0 are one address
 
     def __str__(self) -> str:

@@ -4,6 +4,7 @@ import signal
 import socket
 import threading
 from collections.abc import Generator, Sequence
+from importlib import import_module
 from typing import Any
 
 from dynaxx.errors import BadInput
@@ -30,10 +31,9 @@ class Ray(Engine):
         if cpus <= 0 or gpus < 0:
             raise BadInput(f"Ray(cpus=..., gpus=...) must be above 0, and at least 0. Got {cpus} and {gpus}.")
         try:
-            import ray  # its import takes seconds
+            self._ray: Any = import_module("ray")  # it takes seconds, and types are checked without it too
         except ImportError:
             raise BadInput("The engine Ray needs the package ray. Install it: pip install 'dynaxx[ray]'") from None
-        self._ray: Any = ray
         self._cpus, self._gpus = cpus, gpus
         self._address, self._options = address, options
 
