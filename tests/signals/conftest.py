@@ -1,5 +1,8 @@
 """A model, its optimizer and some signals, taken through steps by hand: exceptions and every number come out."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -10,6 +13,8 @@ from dynaxx.core.events import Event, Need, StepView
 from dynaxx.core.parameters import Layout
 from dynaxx.numerics.reductions import before_norms
 from dynaxx.session.forward import ForwardWatch
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `_every_signal`
 
 
 @pytest.fixture(autouse=True)

@@ -5,83 +5,21 @@ import random
 import numpy as np
 import pytest
 import torch
+from _every_signal import DEAR, NAMES, ODD, STEPS, Everything, batches, facts, loss_fn, seed_all, taken
 from torch import nn
-from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import dynaxx
-from dynaxx import catalog
 from dynaxx.checkpoints.codec import decode, encode
-from dynaxx.core.events import UPDATE_COST, Event, Need, StepBatch, StepTimes, StepView
-from dynaxx.core.objective import Objective
-from dynaxx.core.parameters import Layout
-from dynaxx.numerics.hessian import Hessian
+from dynaxx.core.events import Event
 from dynaxx.phases import Phase, Phased
-from dynaxx.session.instruments import Instruments
-
-NAMES = catalog.names("signals")
-DEAR = [name for name in NAMES if Need.CURVATURE in catalog.get("signals", name).needs]
-"""Those that run the model by themselves: they may wait, and are paid for by forwards and backwards."""
-STEPS = 9
-ODD = ("frozen", "unused")
-"""Layers without gradients, for which some quantities do not exist."""
-
-
-class Mixture(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.router = nn.Linear(8, 3)
-        self.experts = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
-
-    def forward(self, x):
-        weights = torch.softmax(self.router(x), dim=-1)
-        return sum(weights[..., i, None] * expert(x) for i, expert in enumerate(self.experts))
-
-
-class Everything(nn.Module):
-    """Something for every signal to look at: statistics in buffers, dropout, attention, experts, odd parameters."""
-
-    def __init__(self):
-        super().__init__()
-        self.embed = nn.Linear(6, 8)
-        self.norm = nn.BatchNorm1d(5)
-        self.attention = nn.MultiheadAttention(8, 2, dropout=0.1, batch_first=True)
-        self.mixture = Mixture()
-        self.dropout = nn.Dropout(0.2)
-        self.frozen = nn.Linear(8, 8).requires_grad_(False)
-        self.unused = nn.Linear(2, 2)
-        self.bounded = nn.Tanh()
-        self.head = nn.Linear(8, 8)
-
-    def forward(self, x):
-        x = self.norm(functional.relu(self.embed(x)) + 0.1)
-        x = x + self.attention(x, x, x, need_weights=False)[0]
-        x = functional.scaled_dot_product_attention(x, x, x, is_causal=True, dropout_p=0.1)
-        x = self.dropout(self.mixture(x)) + self.frozen(x)
-        return self.head(self.bounded(x))
-
-
-def batches():
-    generator = torch.Generator().manual_seed(7)
-    return [torch.randn(4, 5, 6, generator=generator) for _ in range(STEPS)]
-
-
-def loss_fn(model, x):
-    return model(x).square().mean()
 
 
 @pytest.fixture(autouse=True)
 def every_step(monkeypatch):
     """Dear signals, too, are measured at every step."""
     monkeypatch.setattr("dynaxx.session.instruments.PRICING", 1)
-
-
-def seed_all():
-    torch.manual_seed(1)
-    np.random.seed(2)  # noqa: NPY002
-    random.seed(3)
 
 
 def train(folder=None, signals=()):
@@ -157,33 +95,6 @@ def test_the_bare_run_would_show_a_difference(bare):
     other = train()[1]
     other[-1][0][3] += 1
     assert not same(bare, other)
-
-
-def facts(model):
-    """What a step shows when everything is known."""
-    probe = batches()[0] if isinstance(model, Everything) else torch.ones(4, 700)
-    return {
-        "objective": Objective(model, loss_fn, [probe], mode="as is"),
-        "clip": (torch.tensor(2.0), 1.0),
-        "loss_scale": torch.tensor(128.0),
-        "times": StepTimes(forward=0.1, total=0.3),
-        "batch": StepBatch(forwards=1, samples=4, tokens=20, epoch=0.5, flops_per_sample=1e3),
-    }
-
-
-def taken(bench, name, model=None, make=torch.optim.Adam, steps=1):
-    """A bench after some steps with random gradients."""
-    seed_all()
-    model = Everything() if model is None else model
-    found = bench(model, make([p for p in model.parameters() if p.requires_grad], lr=0.01), name)
-    for x in batches()[:steps]:
-        if isinstance(model, Everything):
-            (found.look(x) if found.watch else model(x)).square().mean().backward()
-        else:
-            for p in model.parameters():
-                p.grad = torch.randn_like(p)
-        found.step(**facts(model))
-    return found
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -341,109 +252,3 @@ def test_it_does_not_wait_for_an_accelerator(name, bench):
                 found.states[name], _ = found.signals[name].measure(found.states[name], view)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-
-
-class Sweeps(TorchDispatchMode):
-    """Counts the elements that operations read: of every tensor given to one that is neither a view nor a constant.
-
-    An `out=`, and what `copy_` writes to, are not read. Integer tables and masks count as elements like the others.
-    """
-
-    constant = frozenset({"new_zeros", "new_empty", "new_full", "zeros_like", "ones_like", "empty_like", "full_like"})
-    overwrite = frozenset({"copy_", "_foreach_copy_", "zero_", "fill_"})
-
-    def __init__(self):
-        super().__init__()
-        self.read = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        name = func._overloadpacket.__name__
-        view = name == "_unsafe_view" or any(
-            r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns
-        )
-        if not view and name not in self.constant:
-            given = [args[1:] if name in self.overwrite else args, {k: v for k, v in kwargs.items() if k != "out"}]
-            self.read += sum(t.numel() for t in tree_leaves(given) if isinstance(t, torch.Tensor))
-        return func(*args, **kwargs)
-
-
-def wide():
-    """Tensors so large that what is read beside them does not show."""
-    return nn.Sequential(nn.Linear(700, 800), nn.Linear(800, 500))
-
-
-def swept(call, model):
-    with torch.no_grad(), Sweeps() as sweeps:
-        call()
-    return sweeps.read / sum(p.numel() for p in model.parameters())
-
-
-def test_sweeps_count_what_is_read():
-    x = torch.ones(100)
-    model = nn.ParameterList([x])
-    for call, truth in [
-        (lambda: torch.linalg.vector_norm(x), 1),
-        (lambda: torch.linalg.vector_norm(x - x), 3),
-        (lambda: x.view(10, 10).T.reshape(2, 50), 1),
-        (lambda: torch.zeros_like(x).copy_(x), 1),
-        (lambda: torch._foreach_norm([x, x]), 2),
-        (lambda: torch.mul(x, x, out=torch.empty(100)), 2),
-        (lambda: x.new_zeros(7).fill_(3), 0),
-    ]:
-        assert swept(call, model) == truth
-
-
-@pytest.mark.parametrize("name", DEAR)
-def test_a_dear_signal_takes_no_more_than_it_declares(name, bench, monkeypatch):
-    found = taken(bench, name, steps=3)
-    products, examples = [], []
-    multiply = Hessian.__call__
-
-    def counted(operator, rows):
-        products.append(len(rows))
-        return multiply(operator, rows)
-
-    monkeypatch.setattr(Hessian, "__call__", counted)
-    (found.model(batches()[4])).square().mean().backward()
-    view = found.begin(**facts(found.model))
-    found.model.register_forward_pre_hook(lambda _, inputs: examples.append(len(inputs[0])))
-    with torch.no_grad():
-        found.signals[name].measure(found.states[name], view)
-    cost = found.signals[name].cost
-    assert sum(products) <= cost.products
-    if cost.products:
-        assert products
-        assert sum(examples) == 4, "one graph, kept for all products"
-    else:
-        assert sum(examples) / 4 == cost.forwards
-
-
-@pytest.mark.parametrize("name", sorted(set(NAMES) - set(DEAR)))
-def test_the_declared_cost_is_what_is_read(name, bench):
-    model = wide()
-    if name == "router":
-        model.gate, model.experts = nn.Linear(2, 2), nn.Linear(2, 2)
-    found = taken(bench, name, model, steps=2)
-    signal = found.signals[name]
-    view = found.begin(**facts(model))
-    view.before = [torch.randn_like(p) for p in view.parameters]
-    view.memo("before_norms", lambda: torch.ones(len(found.layout.layers)))
-    model.register_forward_pre_hook(lambda *_: pytest.fail("a measurement ran the model"))
-    measured = swept(lambda: signal.measure(found.states[name], view), model)
-    assert measured == pytest.approx(signal.cost.sweeps, abs=0.15)
-    assert (signal.cost.forwards, signal.cost.backwards) == (0, 0)
-
-
-def test_the_price_of_the_update_is_what_is_read():
-    model = wide()
-    layout = Layout(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    instruments = Instruments(model, layout, ["update_norm"], None, budget=0.02, warn=pytest.fail)
-    view = StepView(step=1, layout=layout, optimizer=optimizer)
-
-    def prepare():
-        instruments.keep(view)
-        instruments.compare(view)
-
-    assert swept(prepare, model) == pytest.approx(UPDATE_COST.sweeps, abs=0.15)
