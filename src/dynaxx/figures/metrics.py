@@ -11,7 +11,7 @@ from dynaxx.runlog import RunView
 
 _ELSEWHERE = frozenset({
     "loss", "val_loss", "lr", "effective_batch", "epoch", "grad_norm", "grad_max", "grad_zeros", "grad_nonfinite",
-    "clip_coefficient", "update_ratio", "update_norm", "parameter_norm", "activations", "attention", "logit_norm",
+    "phase", "clip_coefficient", "update_ratio", "update_norm", "parameter_norm", "activations", "attention", "logit_norm",
     "router", "optimizer_state", "precision", "system", "flops", "trajectory",
     "sharpness", "stability_margin", "trace", "directional_curvature", "gradient_noise", "gradient_agreement",
 })  # fmt: skip

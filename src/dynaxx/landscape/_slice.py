@@ -169,8 +169,8 @@ class Slice:
             k: Which direction.
 
         Returns:
-            d'Hd with a bound: what the extrapolation changed, and rounding. Beside kinks (ReLU) it sees them; a
-            Hessian product does not.
+            The curvature at the scale of the distances, with a bound: what the extrapolation changed, and rounding. It
+            is d'Hd where the loss is smooth; kinks (ReLU) add to it, and a Hessian product does not see them.
         """
         low, high = self.reach[k]
         eps = float(np.finfo(np.float32).eps) * max(abs(self.centre), 1e-12)
@@ -266,9 +266,10 @@ def _curvatures(each: Slice) -> dict[str, Estimate]:
         seen = each.curvature_by_differences(k)
         error = math.nan if seen.error is None else seen.error
         found[f"curvature_{name}"] = product
-        found[f"curvature_{name}_seen"] = replace(
-            seen, value=seen.value / size, error=error / size, about="the same from losses on the slice"
-        )
+        about = "second difference of the slice's losses about the centre; kinks (ReLU) count, in a product they do not"
+        if abs(seen.value / size - product.value) > error / size:
+            about += "; here they differ by more than the difference's own bound"
+        found[f"curvature_{name}_seen"] = replace(seen, value=seen.value / size, error=error / size, about=about)
     if len(each.reach) == 2:
         inverse = np.linalg.inv(np.linalg.cholesky(each.gram))
         low, high = sorted(abs(np.linalg.eigvalsh(inverse @ each.forms @ inverse.T)))

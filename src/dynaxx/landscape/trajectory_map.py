@@ -259,6 +259,8 @@ def _values(
 def _readings(found: Snapshots, parts: Principal, null: Principal, band: Band) -> list[str]:
     """What the numbers say, in words; each against the random walk."""
     share, walk = float(parts.explained[:2].sum()), float(null.explained[:2].sum())
+    if len(found) <= 3:
+        return [f"{len(found)} checkpoints always lie in a plane: what it captures says nothing. Keep more of the run."]
     notes = [
         f"Two components capture {share:.1%} of the variance; random walks of these segment lengths, {walk:.1%}."
         + ("" if share > walk else " The plane is no evidence of a low-dimensional path.")
