@@ -11,8 +11,8 @@ from dynaxx.runlog import RunView
 
 _ELSEWHERE = frozenset({
     "loss", "val_loss", "lr", "effective_batch", "epoch", "grad_norm", "grad_max", "grad_zeros", "grad_nonfinite",
-    "phase", "clip_coefficient", "update_ratio", "update_norm", "parameter_norm", "activations", "attention", "logit_norm",
-    "router", "optimizer_state", "precision", "system", "flops", "trajectory",
+    "clip_coefficient", "update_ratio", "update_norm", "parameter_norm", "activations", "attention", "logit_norm",
+    "router", "optimizer_state", "precision", "system", "flops", "trajectory", "phase",
     "sharpness", "stability_margin", "trace", "directional_curvature", "gradient_noise", "gradient_agreement",
 })  # fmt: skip
 """Column families that have a figure of their own."""
