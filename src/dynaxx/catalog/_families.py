@@ -38,6 +38,11 @@ class Family:
 FAMILIES = {
     "actions": Family(singular="action", package="dynaxx.actuator", contract=("dynaxx.core.contracts", "Actuation")),
     "averaging": Family(singular="averager", package="dynaxx.averaging", contract=("dynaxx.core.methods", "Averager")),
+    "checks": Family(singular="check", package="dynaxx.checks", contract=("dynaxx.core.navigation", "Check")),
+    "controllers": Family(
+        singular="controller", package="dynaxx.controllers", contract=("dynaxx.core.navigation", "Controller")
+    ),
+    "detectors": Family(singular="detector", package="dynaxx.detectors", contract=("dynaxx.core.findings", "Detector")),
     "figures": Family(singular="figure", package="dynaxx.figures", contract=("dynaxx.core.contracts", "Figure")),
     "optim": Family(singular="optimizer", package="dynaxx.optim", contract=("dynaxx.core.methods", "ModelOptimizer")),
     "perturb": Family(singular="perturber", package="dynaxx.perturb", contract=("dynaxx.core.methods", "Perturber")),

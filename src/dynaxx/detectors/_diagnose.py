@@ -1,0 +1,146 @@
+"""Asks every detector about a log, and ranks the causes that several findings name together."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from dynaxx import catalog
+from dynaxx.core.causes import CAUSES
+from dynaxx.core.findings import Detector, Finding, Log, Remedy, Severity, by_urgency
+from dynaxx.errors import NotApplicable
+
+WEIGHT: dict[Severity, float] = {"note": 0.3, "warning": 1.0, "critical": 1.0}
+"""How far a finding's causes count in the ranking over all findings: what is no alarm explains little."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankedCause:
+    """A cause with all that speaks for it.
+
+    Args:
+        name: A key of `CAUSES`.
+        confidence: 1 − Π(1 − wᵢcᵢ) over the findings that name it: independent reasons add up.
+        findings: Their names, strongest first.
+        remedies: What would help, each once.
+    """
+
+    name: str
+    confidence: float
+    findings: tuple[str, ...]
+    remedies: tuple[Remedy, ...]
+
+    def __str__(self) -> str:
+        return f"{CAUSES[self.name]} ({self.confidence:.0%})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis(Sequence[Finding]):
+    """What was found, and what could not be looked for.
+
+    Args:
+        findings: Worst first.
+        silent: Detectors that looked and found nothing.
+        not_applicable: Detector → why it could not speak. Silence never passes for health.
+        steps: The last step of the log.
+    """
+
+    findings: tuple[Finding, ...]
+    silent: tuple[str, ...]
+    not_applicable: dict[str, str]
+    steps: int
+
+    def __getitem__(self, at):  # pyright: ignore  # noqa: ANN001, ANN204  (the overloads of Sequence)
+        return self.findings[at]
+
+    def __len__(self) -> int:
+        return len(self.findings)
+
+    def __iter__(self) -> Iterator[Finding]:
+        return iter(self.findings)
+
+    @property
+    def alarms(self) -> tuple[Finding, ...]:
+        """Warnings and worse."""
+        return tuple(finding for finding in self.findings if finding.alarms)
+
+    @property
+    def causes(self) -> tuple[RankedCause, ...]:
+        """The causes over all findings, most likely first."""
+        return rank(self.findings)
+
+
+def diagnose_log(run: Log, only: Sequence[str] | None = None) -> Diagnosis:
+    """Ask detectors about a log.
+
+    Args:
+        run: The log.
+        only: Names of detectors; None: all.
+
+    Returns:
+        The diagnosis. A detector that raises anything but `NotApplicable` is a defect and is not caught.
+
+    Raises:
+        UnknownName: There is no such detector.
+    """
+    findings: list[Finding] = []
+    silent: list[str] = []
+    missing: dict[str, str] = {}
+    for name in catalog.names("detectors") if only is None else only:
+        detector: Detector = catalog.get("detectors", name)()
+        try:
+            check_columns(detector, run)
+            found = detector.detect(run)
+        except NotApplicable as reason:
+            missing[name] = str(reason)
+            continue
+        if found is None:
+            silent.append(name)
+        else:
+            findings.append(found)
+    last = int(run.steps[-1]) if len(run.steps) else 0
+    return Diagnosis(findings=tuple(by_urgency(findings)), silent=tuple(silent), not_applicable=missing, steps=last)
+
+
+def check_columns(detector: Detector, run: Log) -> None:
+    """Refuse a log that lacks what a detector reads.
+
+    Args:
+        detector: Declares `reads`.
+        run: The log.
+
+    Raises:
+        NotApplicable: A column is absent.
+    """
+    for need in detector.reads:
+        options = need.split("|")
+        if not any(name in run.columns for name in options):
+            raise NotApplicable(f"needs the column {' or '.join(options)}, which the log does not hold")
+
+
+def rank(findings: Sequence[Finding]) -> tuple[RankedCause, ...]:
+    """The causes that findings name, together.
+
+    Args:
+        findings: In any order.
+
+    Returns:
+        Most likely first; ties in the order of the findings.
+    """
+    doubt: dict[str, float] = {}
+    named: dict[str, list[tuple[float, str]]] = {}
+    remedies: dict[str, dict[str, Remedy]] = {}
+    for finding in by_urgency(findings):
+        for cause in finding.causes:
+            share = WEIGHT[finding.severity] * cause.confidence
+            doubt[cause.name] = doubt.get(cause.name, 1.0) * (1.0 - share)
+            named.setdefault(cause.name, []).append((share, finding.name))
+            remedies.setdefault(cause.name, {}).update({r.text: r for r in cause.remedies})
+    ranked = sorted(doubt, key=lambda name: doubt[name])
+    return tuple(
+        RankedCause(
+            name=name,
+            confidence=1.0 - doubt[name],
+            findings=tuple(found for _, found in sorted(named[name], key=lambda pair: -pair[0])),
+            remedies=tuple(remedies[name].values()),
+        )
+        for name in ranked
+    )

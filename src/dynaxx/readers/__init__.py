@@ -1,0 +1,1 @@
+"""Logs of other tools, read as a log of ours: one file per format."""

@@ -1,0 +1,63 @@
+"""A log as it stood at an earlier step, or its last stretch: to replay decisions, and to diagnose at a bounded cost."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from dynaxx.core.records import Column
+from dynaxx.runlog.array import LabelledArray
+
+
+class ClippedView:
+    """The steps first … last of a log, with the events up to the last one.
+
+    Args:
+        view: A `RunView` or another log whose columns are `LabelledArray`s.
+        first: The first step that is seen.
+        last: The last one; None: all that there are.
+    """
+
+    def __init__(self, view: Any, first: int = 0, last: int | None = None) -> None:
+        self._view, self._first, self._last = view, first, last
+        self._arrays: dict[str, LabelledArray] = {}
+
+    @property
+    def columns(self) -> Mapping[str, Column]:
+        """The columns of the whole log that have a row here."""
+        if self._last is None and self._first == 0:
+            return self._view.columns
+        return {name: column for name, column in self._view.columns.items() if len(self[name].steps)}
+
+    @property
+    def manifest(self) -> Mapping[str, Any]:
+        """What was known when the run began."""
+        return self._view.manifest
+
+    @property
+    def steps(self) -> np.ndarray:
+        """Every step that has a row here."""
+        return self._view.steps[self._rows(self._view.steps)]
+
+    def events(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """The events up to the last step, in order.
+
+        Args:
+            kind: Only events of this kind; None: all.
+
+        Returns:
+            One dict per event.
+        """
+        last = self._last
+        return [event for event in self._view.events(kind) if last is None or event.get("step", 0) <= last]
+
+    def __getitem__(self, name: str) -> LabelledArray:
+        if name not in self._arrays:
+            whole: LabelledArray = self._view[name]
+            rows = self._rows(whole.steps)
+            self._arrays[name] = LabelledArray(whole.column, whole.steps[rows], lambda: whole.values[rows], self)
+        return self._arrays[name]
+
+    def _rows(self, steps: np.ndarray) -> slice:
+        end = len(steps) if self._last is None else int(np.searchsorted(steps, self._last, side="right"))
+        return slice(int(np.searchsorted(steps, self._first, side="left")), end)
