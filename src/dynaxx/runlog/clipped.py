@@ -7,18 +7,19 @@ import numpy as np
 
 from dynaxx.core.records import Column
 from dynaxx.runlog.array import LabelledArray
+from dynaxx.runlog.columnar import Columnar
 
 
 class ClippedView:
     """The steps first … last of a log, with the events up to the last one.
 
     Args:
-        view: A `RunView` or another log whose columns are `LabelledArray`s.
+        view: The log.
         first: The first step that is seen.
         last: The last one; None: all that there are.
     """
 
-    def __init__(self, view: Any, first: int = 0, last: int | None = None) -> None:
+    def __init__(self, view: Columnar, first: int = 0, last: int | None = None) -> None:
         self._view, self._first, self._last = view, first, last
         self._arrays: dict[str, LabelledArray] = {}
 

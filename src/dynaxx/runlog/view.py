@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -11,24 +10,21 @@ import numpy as np
 
 from dynaxx.core.plotting import draw
 from dynaxx.core.records import Column
-from dynaxx.errors import DynaxxWarning, NotApplicable, UnknownName
+from dynaxx.errors import DynaxxWarning
 from dynaxx.runlog.array import LabelledArray, optional
-from dynaxx.runlog.derive import derivable, smoothed, statistic
+from dynaxx.runlog.columnar import Columnar
 from dynaxx.runlog.events import EventReader
 from dynaxx.runlog.gather import Gathered, Standing, columns
 from dynaxx.runlog.manifest import MISSING, Attempt, read_attempts, read_manifest
 from dynaxx.runlog.problems import Problem
-from dynaxx.runlog.schema import CLOCK
 from dynaxx.runlog.segments import Segment, find_segments
 from dynaxx.runlog.writer import flush_live
 
 
-class RunView:
+class RunView(Columnar):
     """The log of one run. `view["grad_norm"]` is a column; `open_run` makes a view.
 
-    A column over layers (or another axis) also gives `.total` (its declared reduction), `.max`, `.min`, `.median`,
-    `.q10`, `.q90` and `.early_to_late`; one number a step gives `.smoothed`; `name[label]` is one entry. A stored
-    column of that name comes first. What cannot be read is missing and listed in `problems`.
+    What cannot be read is missing and listed in `problems`.
 
     Args:
         folder: The run's folder.
@@ -106,16 +102,14 @@ class RunView:
     def __getitem__(self, name: str) -> LabelledArray:
         array = self._cache.get(name)
         if array is None:
-            stored = CLOCK if name == CLOCK.name else self.columns.get(name)
-            array = self._derived(name) if stored is None else self._stored(stored)
-            self._cache[name] = array
+            array = self._cache[name] = super().__getitem__(name)
         self._recent = array  # the others live as long as somebody holds them
         return array
 
     def to_pandas(self) -> Any:
         """Every column that is one number a step, and the `.total` of the others, as a DataFrame indexed by step."""
         pandas = optional("pandas")
-        names = [name for stored in self.columns for name in (stored, f"{stored}.total") if self._is_number(name)]
+        names = [name for stored in self.columns for name in (stored, f"{stored}.total") if self.is_number(name)]
         frame = pandas.DataFrame(index=pandas.Index(self.steps, name="step"))
         for name in names:
             frame[name] = self[name].to_pandas()  # aligned by step; what was not measured is NaN
@@ -139,42 +133,11 @@ class RunView:
         attempt = f"attempt {last.n if last else 0}: {end}"
         return f"<RunView {str(self.folder)!r}: {reach}, {len(self.columns)} columns, {attempt}>"
 
-    def _stored(self, column: Column) -> LabelledArray:
+    def stored(self, column: Column) -> LabelledArray:
+        """Read a stored column; parts that cannot be read are missing and listed in `problems`."""
         gathered = Gathered(column, self._standing)
-        self._report(gathered.problems, f"RunView[{column.name!r}]")
+        self._report(gathered.problems, f"RunView[{column.name!r}]", depth=5)
         return LabelledArray(column, gathered.steps, gathered.values, self, gathered.entry)
-
-    def _derived(self, name: str) -> LabelledArray:
-        base, _, suffix = name.rpartition(".")
-        if name.endswith("]"):
-            base, _, label = name[:-1].partition("[")
-            if base in self.columns:
-                return self[base].entry(label)
-        elif self._is_number(base) and suffix == "smoothed":
-            source = self[base]
-            column = replace(
-                source.column, name=name, dtype="float64", about=f"{source.column.about} Smoothed.".strip()
-            )
-            return LabelledArray(column, source.steps, lambda: smoothed(source.values), self)
-        elif base in self.columns and suffix in derivable(self.columns[base]):
-            source = self[base]
-            column = replace(source.column, name=name, axis=None, reduce="none", dtype="float64")
-            return LabelledArray(column, source.steps, lambda: statistic(suffix, source.values, source.column), self)
-        elif suffix == "total" and base in self.columns and self.columns[base].axis is not None:
-            raise NotApplicable(f"{name}: the entries of {base!r} do not collapse to one number (reduce='none').")
-        more = [f"{base}.{suffix}" for suffix in derivable(self.columns[base])] if base in self.columns else []
-        raise UnknownName("column", name, [*self.columns, CLOCK.name, *more])
-
-    def _is_number(self, name: str) -> bool:
-        """Whether a name stands for one number a step: stored, derived or an entry."""
-        if name in self.columns:
-            return self.columns[name].axis is None
-        if name.endswith("]"):
-            base, _, label = name[:-1].partition("[")
-            axis = self.columns[base].axis if base in self.columns else None
-            return axis is not None and label in axis.labels
-        base, _, suffix = name.rpartition(".")
-        return base in self.columns and suffix in derivable(self.columns[base])
 
     def _judge_end(self, segment: Segment, attempt: Attempt | None, problems: list[Problem]) -> None:
         """A torn end is normal where the process was killed or gave the segment up, and a loss where it closed it."""
@@ -187,8 +150,8 @@ class RunView:
         elif tail is not None:
             (self._notes if unfinished and segment.torn else problems).append(tail)
 
-    def _report(self, problems: Iterable[Problem], call: str) -> None:
-        """Keep problems, and warn once of each."""
+    def _report(self, problems: Iterable[Problem], call: str, depth: int = 4) -> None:
+        """Keep problems, and warn once of each, in the name of the caller so many calls up."""
         new = [problem for problem in dict.fromkeys(problems) if problem not in self._told]
         self._problems.update(dict.fromkeys(problems))
         self._told.update(new)
@@ -198,5 +161,5 @@ class RunView:
                 f"{call}: {len(new)} part(s) of the log cannot be read, the rest can: {shown}. "
                 "`view.problems` lists them.",
                 DynaxxWarning,
-                stacklevel=4,
+                stacklevel=depth,
             )
