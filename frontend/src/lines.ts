@@ -45,6 +45,9 @@ export function linesCard(panels: [Run, LinesPanel][], overlay: boolean, arrays:
   const back = (x: number) => (xLog ? 10 ** x : x);
   const bad = panels.flatMap(([, panel]) => panel.bad).map(([from, to]): Range => [warp(from), warp(to)]);
   const marks = new Map(panels.flatMap(([, panel]) => Object.entries(panel.marks).map(([name, x]) => [name, warp(x)] as const)));
+  const spans = panels.flatMap(([, panel]) =>
+    Object.entries(panel.spans).map(([name, [from, to]]): Span => [name, warp(from), warp(to)]),
+  );
   const notes = [...new Set(panels.map(([, panel]) => panel.note))].filter(Boolean);
   const made = card(first.title, "", notes.length === 1 ? notes[0]! : "");
   let log = panels.some(([, panel]) => panel.scale === "log") && drawn.some((d) => positive(d.y));
@@ -72,6 +75,7 @@ export function linesCard(panels: [Run, LinesPanel][], overlay: boolean, arrays:
     series: drawn.map((d, i) => series(d, shown[i]!)),
     ...(xLog ? { xAxis: LOG_X } : {}),
     over: (plot) => {
+      paintSpans(plot, spans);
       paintBad(plot, bad);
       paintMarks(plot, marks);
     },
@@ -199,6 +203,28 @@ function paintBad(plot: uPlot, bad: [number, number][]): void {
   plot.ctx.fill(strip);
   plot.ctx.globalAlpha = 0.14;
   plot.ctx.fill(band);
+}
+
+/** A name and the stretch that it stands for. */
+type Span = [string, number, number];
+const SPAN_ROWS = 4;
+
+/** Shaded stretches with their names at the bottom, beneath each other where they would meet. */
+function paintSpans(plot: uPlot, spans: readonly Span[]): void {
+  const { ctx } = plot;
+  const { top, height } = plot.bbox;
+  const px = uPlot.pxRatio;
+  ctx.fillStyle = themed("warn");
+  ctx.font = `${10 * px}px system-ui, sans-serif`;
+  ctx.textAlign = "left";
+  spans.forEach(([name, from, to], row) => {
+    const left = plot.valToPos(from, "x", true);
+    const width = Math.max(2 * px, plot.valToPos(to, "x", true) - left);
+    ctx.globalAlpha = 0.12;
+    ctx.fillRect(left, top, width, height);
+    ctx.globalAlpha = 1;
+    ctx.fillText(name, left + 3 * px, top + height - (5 + 12 * (row % SPAN_ROWS)) * px);
+  });
 }
 
 const LOG_X: uPlot.Axis = {

@@ -22,6 +22,8 @@ export interface LinesPanel {
   x_scale: Scale;
   /** Places on the horizontal axis, by name. */
   marks: Record<string, number>;
+  /** Stretches of the horizontal axis to shade, by name. */
+  spans: Record<string, [number, number]>;
   lines: Curve[];
   /** Intervals of x with a value that is not finite. */
   bad: [number, number][];

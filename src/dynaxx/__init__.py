@@ -10,6 +10,7 @@ from dynaxx._version import __version__
 
 if TYPE_CHECKING:
     from dynaxx.core.task import Task
+    from dynaxx.detectors import diagnose
     from dynaxx.errors import BadInput, CorruptData, DynaxxError, DynaxxWarning, NotApplicable
     from dynaxx.report import write_report
     from dynaxx.runlog import RunView, open_run
@@ -24,6 +25,7 @@ _HOME = {
     "Run": "dynaxx.session",
     "RunView": "dynaxx.runlog",
     "Task": "dynaxx.core.task",
+    "diagnose": "dynaxx.detectors",
     "open_run": "dynaxx.runlog",
     "watch": "dynaxx.session",
     "write_report": "dynaxx.report",
@@ -41,6 +43,7 @@ __all__ = [
     "RunView",
     "Task",
     "__version__",
+    "diagnose",
     "open_run",
     "watch",
     "write_report",

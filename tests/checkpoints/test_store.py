@@ -86,7 +86,7 @@ def test_load_of_what_is_not_there(store):
 
 
 def test_oversized_json_is_refused_at_save(store, monkeypatch):
-    monkeypatch.setattr("dynaxx.checkpoints.store.SIZE_CAP", 100)
+    monkeypatch.setattr("dynaxx.checkpoints.commit.SIZE_CAP", 100)
     with pytest.raises(BadInput, match="tensors or arrays"):
         store.save(1, {"losses": [0.1] * 100})
 

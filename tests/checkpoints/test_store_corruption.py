@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from dynaxx.checkpoints import store as store_module
+from dynaxx.checkpoints import pieces
 from dynaxx.checkpoints.durable import digest
 from dynaxx.checkpoints.manifest import _SEAL, NAME, STATE, TENSORS
 from dynaxx.errors import BadInput, CorruptData, DynaxxWarning
@@ -142,10 +142,19 @@ def reseal(path, change):
         lambda m: m["files"].update({"../../secret": m["files"][STATE]}),
         lambda m: m["files"].pop(STATE),
         lambda m: m.pop("tensors"),
-        lambda m: m["tensors"]["weight"].update(shape=[1 << 50]),
-        lambda m: m["tensors"]["weight"].update(shape=[-32, -8]),
-        lambda m: m["tensors"]["weight"].update(dtype="object"),
-        lambda m: m["tensors"].pop("weight"),
+        lambda m: m["tensors"][TENSORS]["weight"].update(shape=[1 << 50]),
+        lambda m: m["tensors"][TENSORS]["weight"].update(shape=[-32, -8]),
+        lambda m: m["tensors"][TENSORS]["weight"].update(dtype="object"),
+        lambda m: m["tensors"][TENSORS].pop("weight"),
+        lambda m: m["tensors"][TENSORS]["weight"].update(shape=[1 << 70]),
+        lambda m: m["tensors"][TENSORS]["weight"].update(shape=[8, 32]),
+        lambda m: m["tensors"][TENSORS]["weight"].update(offsets=[0, -1]),
+        lambda m: m["tensors"][TENSORS]["weight"].update(offsets=[0]),
+        lambda m: m["tensors"][TENSORS]["weight"].update(offsets=[8, 0]),
+        lambda m: m["tensors"].update({"/etc/passwd": m["tensors"].pop(TENSORS)}),
+        lambda m: m["tensors"].update({"shard-00000.safetensors/../../x": m["tensors"].pop(TENSORS)}),
+        lambda m: m.update(tensors=[]),
+        lambda m: m.update(origin="yesterday"),
         lambda m: m["files"][TENSORS].update(xxh3_128="0" * 32),
         lambda m: m.update(step="one"),
         lambda m: m.update(step=2),
@@ -180,21 +189,32 @@ def test_links_are_not_followed(store, tmp_path):
 
 def test_later_format_is_not_taken_for_corruption(store):
     info = store.save(1, content(1))
-    reseal(info.path / NAME, lambda m: m.update(format=2))
+    reseal(info.path / NAME, lambda m: m.update(format=3))
     with pytest.raises(BadInput, match="Update Dynaxx"):
         store.load()
     assert info.path.exists()
 
 
+def test_the_first_format_is_read(store, identical):
+    info = store.save(1, content(1))
+
+    def older(m):
+        m.update(format=1, tensors=m["tensors"][TENSORS])
+        del m["origin"]
+
+    reseal(info.path / NAME, older)
+    assert identical(store.load()[0], content(1))
+
+
 def test_unreadable_medium_is_corruption(store, monkeypatch):
     infos = [store.save(step, content(step)) for step in (1, 2)]
-    real_read = store_module.read_capped
+    real_read = pieces.read_capped
 
     def broken(file, *args):
         if infos[1].path.name in str(file):
             raise OSError(5, "Input/output error")
         return real_read(file, *args)
 
-    monkeypatch.setattr(store_module, "read_capped", broken)
+    monkeypatch.setattr(pieces, "read_capped", broken)
     with pytest.warns(DynaxxWarning, match="Input/output error"):
         assert store.load()[1].step == 1

@@ -59,6 +59,11 @@ class Actuator:
         """Whether nothing is in force; then a step costs nothing here."""
         return not self._in_force and self._rates is None
 
+    @property
+    def in_force(self) -> dict[str, Action]:
+        """The actions in force by name."""
+        return {name: item.action for name, item in self._in_force.items()}
+
     def begin(self, action: Action, step: int) -> Receipt:
         """Put an action into force; one of the same name replaces it.
 

@@ -47,6 +47,7 @@ FAMILIES = {
     "optim": Family(singular="optimizer", package="dynaxx.optim", contract=("dynaxx.core.methods", "ModelOptimizer")),
     "perturb": Family(singular="perturber", package="dynaxx.perturb", contract=("dynaxx.core.methods", "Perturber")),
     "probes": Family(singular="probe", package="dynaxx.landscape", contract=("dynaxx.core.contracts", "Probe")),
+    "readers": Family(singular="reader", package="dynaxx.readers", contract=("dynaxx.readers._reader", "Reader")),
     "schedules": Family(singular="schedule", package="dynaxx.schedules", contract=("dynaxx.core.methods", "Curve")),
     "signals": Family(singular="signal", package="dynaxx.signals", contract=("dynaxx.core.contracts", "Signal")),
     "tasks": Family(singular="task", package="dynaxx.tasks", contract=("dynaxx.core.task", "Task")),

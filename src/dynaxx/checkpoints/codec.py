@@ -15,7 +15,7 @@ What JSON can say is written as it is. Everything else is an object with one mar
 
 import struct
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, cast
 
@@ -33,7 +33,9 @@ _DEPTH = 100  # what is written here can be read at any depth of the caller's st
 _EXACT_INT = 2**53  # other readers of JSON hold numbers as doubles
 
 
-def encode(state: Any, root: str = "state") -> tuple[dict[str, Tensor], Any]:
+def encode(
+    state: Any, root: str = "state", *, host: bool = True, shards: bool = False
+) -> tuple[dict[str, Tensor], Any]:
     """A state tree as tensors by name and a JSON-able tree that refers to them.
 
     Tensors are detached and brought to the CPU; they share memory with the state where they are there already. Tensors
@@ -43,20 +45,23 @@ def encode(state: Any, root: str = "state") -> tuple[dict[str, Tensor], Any]:
         state: Nested mappings, lists, tuples and sets of numbers, strings, tensors, arrays and what else a state_dict
             holds.
         root: What the state is called in error messages.
+        host: Bring tensors to the CPU; else each stays on its device.
+        shards: Take DTensors too, as they are; one that stands in several places is several entries, since only its
+            shards could tell, and a rank may hold none of them.
 
     Returns:
-        Name → contiguous CPU tensor, and the tree.
+        Name → contiguous tensor, and the tree.
 
     Raises:
         BadInput: Something in the state cannot be stored; the message names where it is.
-        NotApplicable: A tensor is one rank's shard.
+        NotApplicable: A tensor is one rank's shard, and `shards` is off.
 
     Example:
         >>> tensors, tree = encode({"lr": 0.1, "betas": (0.9, 0.999), "w": torch.zeros(2)})
         >>> list(tensors), tree
         (['w'], {'lr': 0.1, 'betas': {'$tuple': [0.9, 0.999]}, 'w': {'$tensor': 'w'}})
     """
-    encoder = _Encoder(root)
+    encoder = _Encoder(root, host=host, shards=shards)
     tree = encoder.node(state, ())
     return encoder.tensors, tree
 
@@ -80,9 +85,49 @@ def decode(tensors: Mapping[str, Tensor], tree: Any) -> Any:
         raise CorruptData(f"The state tree does not follow the format: {type(error).__name__}: {error}.") from error
 
 
+def chosen(tree: Any, keys: Collection[str], path: object) -> dict[str, Any]:
+    """The part of a tree that stands under some keys of the state.
+
+    Args:
+        tree: The tree.
+        keys: The keys.
+        path: What to call the checkpoint in an error message.
+
+    Returns:
+        A tree.
+
+    Raises:
+        BadInput: One of the keys is not there.
+    """
+    there = cast("dict[str, Any]", tree) if isinstance(tree, dict) else {}
+    if absent := [key for key in keys if key not in there or key.startswith("$")]:
+        raise BadInput(f"load(only=...): {path} holds no {', '.join(absent)}. There are: {', '.join(there)}.")
+    return {key: there[key] for key in keys}
+
+
+def referenced(tree: Any) -> set[str]:
+    """The tensors that a tree needs.
+
+    Args:
+        tree: The tree, or a part of one.
+
+    Returns:
+        Their names.
+    """
+    if isinstance(tree, list):
+        return set().union(*map(referenced, cast("list[Any]", tree)))
+    if not isinstance(tree, dict):
+        return set()
+    tree = cast("dict[str, Any]", tree)
+    name = tree.get("$tensor", tree.get("$array"))
+    return {name} if isinstance(name, str) else set().union(*map(referenced, tree.values()))
+
+
 class _Encoder:
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, *, host: bool, shards: bool) -> None:
         self.root = root
+        self.host = host
+        self.shards = shards
         self.tensors: dict[str, Tensor] = {}
         self.seen: dict[Any, dict[str, Any]] = {}
         self.writers: dict[type, Callable[[Any, Path], Any]] = {
@@ -116,7 +161,7 @@ class _Encoder:
                 "Store a flat structure, or leave the back reference out."
             )
         if isinstance(value, Tensor):
-            return self.tensor(value, path)
+            return self.shard(value, path) if is_sharded(value) else self.tensor(value, path)
         if isinstance(value, np.generic) and value.dtype.names is None and not value.dtype.hasobject:
             return {"$scalar": value.tobytes().hex(), "dtype": value.dtype.str}
         # By exact type: a subclass (IntEnum, a named tuple, an EasyDict) would come back as something else.
@@ -158,17 +203,26 @@ class _Encoder:
             else id(tensor)
         )
         if same not in self.seen:
-            stored, marks = _stored(tensor)
+            stored, marks = _stored(tensor, self.host)
             self.seen[same] = {"$tensor": self.keep(stored, path), **marks}
         return self.seen[same]
 
+    def shard(self, tensor: Tensor, path: Path) -> dict[str, Any]:
+        where = self.where(path)
+        if not self.shards:
+            raise NotApplicable(
+                f"{where} is a DTensor, one rank's shard (FSDP2 or tensor parallelism), and a store of one process "
+                "holds whole tensors. Save with ShardedStore, on every rank."
+            )
+        if tensor.dtype not in CODES or any(p.is_partial() for p in cast(Any, tensor).placements):
+            raise BadInput(
+                f"{where} is a DTensor of {tensor.dtype} on {cast(Any, tensor).placements}: only shards and replicas "
+                "of real numbers can be stored. Redistribute or convert it in state_dict()."
+            )
+        return {"$tensor": self.keep(tensor.detach(), path)}
+
     def check(self, tensor: Tensor, path: Path) -> None:
         where = self.where(path)
-        if is_sharded(tensor):
-            raise NotApplicable(
-                f"{where} is a DTensor, one rank's shard (FSDP2 or tensor parallelism): this checkpoint format holds "
-                "whole tensors. Train with DistributedDataParallel, or save with torch.distributed.checkpoint."
-            )
         # Parameter and Buffer answer to isinstance by an attribute; any other subclass keeps data elsewhere.
         if type(tensor) not in (Tensor, torch.nn.Parameter):
             raise BadInput(
@@ -221,12 +275,14 @@ def _string(value: str) -> Any:
     return value
 
 
-def _stored(tensor: Tensor) -> tuple[Tensor, dict[str, Any]]:
-    """A contiguous CPU tensor of a dtype that the file knows, and what turns it back.
+def _stored(tensor: Tensor, host: bool) -> tuple[Tensor, dict[str, Any]]:
+    """A contiguous tensor of a dtype that the file knows, and what turns it back.
 
     Strides of dense tensors (transposed, channels last) survive, because some kernels round differently by layout.
     """
-    tensor = tensor.detach().resolve_conj().resolve_neg().cpu()
+    tensor = tensor.detach().resolve_conj().resolve_neg()
+    if host:
+        tensor = tensor.cpu()
     marks: dict[str, Any] = {}
     if not tensor.is_contiguous():
         order = sorted(range(tensor.dim()), key=lambda axis: (-tensor.stride(axis), axis))

@@ -1,8 +1,9 @@
 """The manifest of a checkpoint, its commit record: what it holds, with a checksum for every byte, its own included."""
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,15 +12,31 @@ from dynaxx.checkpoints.durable import digest, plain_size
 from dynaxx.checkpoints.tensorfile import FileEntry, TensorEntry
 from dynaxx.errors import BadInput, CorruptData
 
-FORMAT = 1
-"""Version of the layout and of the state tree."""
+FORMAT = 2
+"""Version of the layout and of the state tree; 1 knew one tensor file, and its table stood alone."""
 NAME = "manifest.json"
 STATE = "state.json"
 TENSORS = "tensors.safetensors"
+SHARD = re.compile(r"shard-\d{5}\.safetensors")
+"""The name of one rank's tensor file, where the state was sharded."""
 SIZE_CAP = 1 << 28
 """Largest JSON file that is written or read: 256 MiB."""
 _SEAL = ',"xxh3_128":"{}"}}\n'
 _SEAL_SIZE = len(_SEAL.format("0" * 32))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where a training went back to before it wrote a checkpoint, so that what it left behind is known.
+
+    Args:
+        checkpoint: Name of the folder of the checkpoint that it went on from.
+        number: Number of the first save after that: what was saved before it, at a later step than the checkpoint's,
+            was left behind.
+    """
+
+    checkpoint: str
+    number: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +50,7 @@ class CheckpointInfo:
         created: When it was saved, UTC, ISO 8601.
         size: Bytes of its files, the manifest left out.
         facts: What the caller of `save` said about it.
+        origin: The checkpoint that the training had last gone back to, if it had.
         passed_over: Names of newer checkpoints that were corrupted when this one was loaded instead.
     """
 
@@ -42,6 +60,7 @@ class CheckpointInfo:
     created: str
     size: int
     facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    origin: Origin | None = None
     passed_over: tuple[str, ...] = ()
 
 
@@ -54,16 +73,18 @@ class Manifest:
         id: The checkpoint's id.
         created: When it was saved, UTC, ISO 8601.
         files: File name → size and digest.
-        tensors: Name of a tensor in the tensor file → dtype, shape and digest.
+        tensors: Tensor file → name of a tensor in it → dtype, shape and digest, and where it belongs if it is a piece.
         facts: What the caller of `save` said about it.
+        origin: The checkpoint that the training had last gone back to, if it had.
     """
 
     step: int
     id: str
     created: str
     files: Mapping[str, FileEntry]
-    tensors: Mapping[str, TensorEntry]
+    tensors: Mapping[str, Mapping[str, TensorEntry]]
     facts: Mapping[str, Any]
+    origin: Origin | None = None
 
     @property
     def folder(self) -> str:
@@ -80,7 +101,28 @@ class Manifest:
             The info.
         """
         size = sum(entry.size for entry in self.files.values())
-        return CheckpointInfo(step=self.step, id=self.id, path=path, created=self.created, size=size, facts=self.facts)
+        return CheckpointInfo(
+            step=self.step,
+            id=self.id,
+            path=path,
+            created=self.created,
+            size=size,
+            facts=self.facts,
+            origin=self.origin,
+        )
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every whole tensor.
+
+        Returns:
+            Name in the state → shape: as far as its pieces reach.
+        """
+        reach: dict[str, tuple[int, ...]] = {}
+        for table in self.tensors.values():
+            for name, entry in table.items():
+                ends = entry.ends
+                reach[name] = tuple(map(max, ends, reach.get(name, ends)))
+        return reach
 
 
 def dump_manifest(manifest: Manifest) -> bytes:
@@ -95,9 +137,6 @@ def dump_manifest(manifest: Manifest) -> bytes:
     Raises:
         BadInput: The facts hold something that JSON cannot.
     """
-    tensors, facts = encode(dict(manifest.facts), "facts")
-    if tensors:
-        raise BadInput(f"save(facts=...) must hold no tensors. Got {', '.join(tensors)}: put tensors into the state.")
     body = {
         "format": FORMAT,
         "step": manifest.step,
@@ -105,10 +144,10 @@ def dump_manifest(manifest: Manifest) -> bytes:
         "created": manifest.created,
         "files": {name: {"bytes": entry.size, "xxh3_128": entry.digest} for name, entry in manifest.files.items()},
         "tensors": {
-            name: {"dtype": entry.dtype, "shape": list(entry.shape), "xxh3_128": entry.digest}
-            for name, entry in manifest.tensors.items()
+            file: {name: _dumped(entry) for name, entry in table.items()} for file, table in manifest.tensors.items()
         },
-        "facts": facts,
+        "facts": encode(dict(manifest.facts), "facts")[1],
+        "origin": None if manifest.origin is None else asdict(manifest.origin),
     }
     text = json.dumps(body, separators=(",", ":")).removesuffix("}").encode()
     return text + _SEAL.format(digest(text)).encode()
@@ -135,7 +174,7 @@ def load_manifest(folder: Path) -> Manifest:
     try:
         body = cast("dict[str, Any]", json.loads(data))
         version, manifest = body["format"], None
-        if version == FORMAT:
+        if version in (1, FORMAT):
             manifest = _parsed(body)
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise CorruptData(f"{path} does not follow the format: {type(error).__name__}: {error}.") from error
@@ -143,23 +182,40 @@ def load_manifest(folder: Path) -> Manifest:
         raise BadInput(f"{path} is of format {version}; this version of Dynaxx reads format {FORMAT}. Update Dynaxx.")
     if manifest.folder != folder.name:
         raise CorruptData(f"{path} belongs to the checkpoint {manifest.folder}, not to {folder.name}.")
-    if set(manifest.files) != {STATE, TENSORS}:  # no other name is ever opened
-        raise CorruptData(f"{path} must list {STATE} and {TENSORS} alone. It lists: {', '.join(manifest.files)}.")
+    files, tables = set(manifest.files), set(manifest.tensors)
+    whole, sharded = tables == {TENSORS}, all(map(SHARD.fullmatch, tables))
+    if files != {STATE, *tables} or not (whole or sharded):  # no other name is ever opened
+        raise CorruptData(f"{path} must list {STATE} and tensor files alone. It lists: {', '.join(sorted(files))}.")
     return manifest
 
 
 def _parsed(body: dict[str, Any]) -> Manifest:
+    tables = {TENSORS: body["tensors"]} if body["format"] == 1 else body["tensors"]
+    origin = body.get("origin")
     return Manifest(
         step=int(body["step"]),
         id=body["id"],
         created=body["created"],
         files={n: FileEntry(size=e["bytes"], digest=e["xxh3_128"]) for n, e in body["files"].items()},
-        tensors={
-            n: TensorEntry(dtype=e["dtype"], shape=tuple(e["shape"]), digest=e["xxh3_128"])
-            for n, e in body["tensors"].items()
-        },
+        tensors={file: {n: _entry(e) for n, e in table.items()} for file, table in tables.items()},
         facts=decode({}, body["facts"]),
+        origin=None if origin is None else Origin(checkpoint=origin["checkpoint"], number=int(origin["number"])),
     )
+
+
+def _entry(body: dict[str, Any]) -> TensorEntry:
+    offsets = body.get("offsets")
+    return TensorEntry(
+        dtype=body["dtype"],
+        shape=tuple(body["shape"]),
+        digest=body["xxh3_128"],
+        offsets=None if offsets is None else tuple(offsets),
+    )
+
+
+def _dumped(entry: TensorEntry) -> dict[str, Any]:
+    body = {"dtype": entry.dtype, "shape": entry.shape, "xxh3_128": entry.digest}
+    return body if entry.offsets is None else {**body, "offsets": entry.offsets}
 
 
 def read_capped(path: Path, entry: FileEntry | None = None) -> bytes:

@@ -4,48 +4,45 @@
 checkpoints/
   .staging/…                       saves in progress, and what killed processes left of theirs
   0000001000-000003-9f3c12ab/      step, number of the save, chance: never reused, never changed
-    tensors.safetensors            every tensor, by its path in the state
+    tensors.safetensors            every tensor, by its path in the state; of a sharded state shard-00000.safetensors, …
     state.json                     the tree that refers to them
     manifest.json                  written last: sizes and checksums of everything, itself included
+  attempts/…                       how often training went on from a checkpoint without reaching the next
   quarantine/…                     corrupted ones, moved here when the latest was asked for
   trash/…                          on their way out
 ```
 """
 
 import errno
-import json
 import os
-import re
-import secrets
-import shutil
 import warnings
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from dynaxx.checkpoints.codec import decode, encode
-from dynaxx.checkpoints.durable import plain_size, sync_folder, write_durably
-from dynaxx.checkpoints.manifest import (
-    NAME,
-    SIZE_CAP,
-    STATE,
-    TENSORS,
-    CheckpointInfo,
-    Manifest,
-    dump_manifest,
-    load_manifest,
-    read_capped,
+from dynaxx.checkpoints.asynchronous import PATIENCE, Background, PendingSave
+from dynaxx.checkpoints.attempts import attempts, count_attempt, forget_attempts
+from dynaxx.checkpoints.codec import chosen, decode, referenced
+from dynaxx.checkpoints.commit import Content, begin, encoded, probe, refusals
+from dynaxx.checkpoints.folders import (
+    QUARANTINE,
+    STAGING,
+    TRASH,
+    committed,
+    left_behind,
+    made,
+    next_number,
+    place,
+    unreadable_is_corrupt,
 )
-from dynaxx.checkpoints.staging import staging_name, sweep
-from dynaxx.checkpoints.tensorfile import FileEntry, file_entry, read_tensors, write_tensors
-from dynaxx.errors import BadInput, CorruptData, DynaxxWarning, NotSaved
-
-_FOLDER = re.compile(r"\d{10,}-\d{6,}-[0-9a-f]{8}")
+from dynaxx.checkpoints.manifest import TENSORS, CheckpointInfo, Origin, load_manifest
+from dynaxx.checkpoints.pieces import check_files, check_sizes, read_tree, read_whole
+from dynaxx.checkpoints.staging import sweep
+from dynaxx.checkpoints.tensorfile import write_tensors
+from dynaxx.errors import BadInput, CorruptData, DynaxxWarning
 
 
 class CheckpointStore:
@@ -65,6 +62,9 @@ class CheckpointStore:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).absolute()
         self._verified: set[str] = set()
+        self._origin: Origin | None = None
+        self._origins: dict[str, Origin | None] = {}  # a checkpoint never changes
+        self._background: Background | None = None
 
     def save(self, step: int, state: Mapping[str, Any], *, facts: Mapping[str, Any] | None = None) -> CheckpointInfo:
         """Commit a checkpoint: when this returns, it survives a kill and the loss of power.
@@ -82,71 +82,179 @@ class CheckpointStore:
             NotApplicable: The state holds shards.
             NotSaved: The disk is full, read-only or broken.
         """
-        if type(step) is not int or step < 0:
-            raise BadInput(f"save(step=...) must be a whole number of completed steps, at least 0. Got {step!r}.")
-        tensors, tree = encode(dict(state))
-        text = json.dumps(tree, separators=(",", ":")).encode()
-        if len(text) > SIZE_CAP:
-            raise BadInput(
-                f"save(state=...): what is not tensors takes {len(text)} bytes; at most {SIZE_CAP} are stored. "
-                "Put long lists of numbers into tensors or arrays."
-            )
-        try:
-            return self._commit(step, tensors, text, dict(facts or {}))
-        except OSError as error:
-            raise NotSaved(
-                error.errno,
-                f"The checkpoint of step {step} was not saved ({error.strerror}); earlier ones are intact. "
-                "Free space or make the folder writable; the next save tries again",
-                str(self.folder),
-            ) from error
+        tensors, content = encoded(step, state, facts, self._origin)
+        self.flush()
+        return self._commit(content, tensors)
+
+    def save_async(
+        self, step: int, state: Mapping[str, Any], *, facts: Mapping[str, Any] | None = None, patience: float = PATIENCE
+    ) -> PendingSave:
+        """Copy a state and commit it in the background: once this returns, the next step may change the state.
+
+        Two saves can be under way, each in memory of its own that later saves use again; a third one waits for the
+        first. What is under way when the interpreter exits is finished; what a kill cuts off is swept by a later save.
+
+        Args:
+            step: Completed optimizer steps.
+            state: Anything that `encode` takes.
+            facts: As in `save`.
+            patience: Seconds that a third save waits at most; after them it has failed.
+
+        Returns:
+            The save: `result()` is the checkpoint, or raises what `save` would. A failure that nobody asks for is said
+            in a `DynaxxWarning` by the next call of `save_async`, `flush` or `close`.
+
+        Raises:
+            BadInput: The step is negative, or the state or the facts cannot be stored.
+            NotApplicable: The state holds shards.
+
+        Example:
+            >>> import tempfile, torch
+            >>> store = CheckpointStore(Path(tempfile.mkdtemp()) / "checkpoints")
+            >>> weight = torch.zeros(2)
+            >>> pending = store.save_async(10, {"weight": weight})
+            >>> weight += 1
+            >>> store.load(pending.result())[0]
+            {'weight': tensor([0., 0.])}
+        """
+        tensors, content = encoded(step, state, facts, self._origin, host=False)
+        return self._own_background().submit(step, tensors, lambda copies: self._commit(content, copies), patience)
+
+    @property
+    def stalls(self) -> tuple[int, float]:
+        """How often `save_async` waited for earlier saves, and for how many seconds in all."""
+        return (0, 0.0) if self._background is None else (self._background.stalls, self._background.stalled)
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait for the saves under way.
+
+        Args:
+            timeout: Seconds; None: until all have ended.
+
+        Returns:
+            Whether all have.
+        """
+        return self._is_idle() or self._own_background().flush(timeout)
+
+    def close(self) -> None:
+        """Wait for the saves under way and give their memory back; the store can be used on."""
+        if not self._is_idle():
+            self._own_background().close()
+        self._background = None
+
+    def preflight(self) -> None:
+        """Do what a save does with a few bytes, so that a folder that cannot be written fails before the training.
+
+        Raises:
+            NotSaved: It cannot.
+        """
+        with refusals(self.folder, 0):
+            probe(self.folder)
+
+    def continue_from(self, info: CheckpointInfo) -> None:
+        """Say that training goes on from this checkpoint: those beyond it are left behind.
+
+        Once another one is saved, they count as older than all others. Call it after each restart and rollback.
+
+        Args:
+            info: The checkpoint that was restored.
+        """
+        beyond = any(place(name)[0] > info.step for name in committed(self.folder))
+        self._origin = Origin(checkpoint=info.path.name, number=next_number(self.folder)) if beyond else info.origin
 
     def list(self) -> tuple[CheckpointInfo, ...]:
-        """The committed checkpoints by step, then by save, oldest first; no clock is asked.
+        """The committed checkpoints, oldest first: by step, then by save; no clock is asked.
+
+        Those that training has gone back past (`continue_from`) come before all others.
 
         Returns:
             Those whose manifest is as it was written; others are named in a `DynaxxWarning`.
         """
         infos: list[CheckpointInfo] = []
-        for name in _committed(self.folder):
+        for name in self._ordered():
             try:
-                with _unreadable_is_corrupt(self.folder / name):
+                with unreadable_is_corrupt(self.folder / name):
                     infos.append(load_manifest(self.folder / name).info(self.folder / name))
             except (CorruptData, BadInput) as error:
                 if (self.folder / name).exists():  # else: pruned by another process meanwhile
                     warnings.warn(f"A checkpoint is not listed: {error}", DynaxxWarning, stacklevel=2)
         return tuple(infos)
 
-    def load(self, which: CheckpointInfo | int | None = None) -> tuple[dict[str, Any], CheckpointInfo]:
-        """Verify and read a checkpoint; nothing of it is handed out before every byte is checked.
+    def load(
+        self,
+        which: CheckpointInfo | int | None = None,
+        *,
+        only: Collection[str] | None = None,
+        tries: int | None = None,
+    ) -> tuple[dict[str, Any], CheckpointInfo]:
+        """Verify and read a checkpoint; nothing of it is handed out before every byte of that is checked.
 
         Args:
             which: A checkpoint, a step (its last save), or None: the latest that is valid. Then corrupted ones are
                 moved to `quarantine/`, named in a `DynaxxWarning` and in the info that is returned.
+            only: Keys of the state to read ("model"); None: all. The others' tensors are neither read nor checked.
+            tries: Count this as a try to go on from the latest, and leave one to the last that was tried this often
+                with no save since; None: count nothing.
 
         Returns:
-            The state, its tensors on the CPU and the caller's own, and the checkpoint.
+            The state, its tensors on the CPU and the caller's own, put together where they were sharded, and the
+            checkpoint.
 
         Raises:
-            BadInput: There is no such checkpoint, or a later version of Dynaxx wrote it.
+            BadInput: There is no such checkpoint or key, or a later version of Dynaxx wrote it.
             CorruptData: The one asked for is corrupted, or all are.
         """
         if which is not None:
-            return self._read(self._path(which))
+            return self._read(self._path(which), only)
         passed_over: list[str] = []
-        for name in reversed(_committed(self.folder)):
+        for name in self.candidates(tries):
             try:
-                state, info = self._read(self.folder / name)
+                state, info = self._read(self.folder / name, only)
             except CorruptData as error:
                 if (self.folder / name).exists():
                     passed_over.append(name)
-                    message = f"A corrupted checkpoint is passed over and {self._set_aside(name)}: {error}"
-                    warnings.warn(message, DynaxxWarning, stacklevel=2)
+                    self.quarantine(name, error)
             else:
                 return state, replace(info, passed_over=tuple(passed_over))
         if passed_over:
             raise CorruptData(f"Every checkpoint in {self.folder} is corrupted: {', '.join(passed_over)}.")
         raise BadInput(f"load(): {self.folder} holds no checkpoint. Was the run's folder given, and did it save?")
+
+    def candidates(self, tries: int | None = None) -> Iterator[str]:
+        """Names of the checkpoints in the order in which one is looked for to go on from.
+
+        Args:
+            tries: As in `load`: each name is counted when it is handed out, and the tired ones come last.
+
+        Yields:
+            The names, latest first.
+        """
+        names = self._ordered()[::-1]
+        if tries is not None:
+            tired = [name for name in names if attempts(self.folder, name) >= tries]
+            if tired and len(tired) < len(names):
+                message = f"Training went on from {', '.join(tired)} {tries} times without reaching a save: passed over"
+                warnings.warn(f"{message} for an earlier checkpoint.", DynaxxWarning, stacklevel=4)
+            names = sorted(names, key=tired.__contains__)
+        for name in names:
+            if tries is not None:
+                count_attempt(self.folder, name)
+            yield name
+
+    def quarantine(self, name: str, reason: CorruptData) -> None:
+        """Move a corrupted checkpoint out of the way, and say so.
+
+        Args:
+            name: Its folder's name.
+            reason: What is wrong with it.
+        """
+        try:
+            (self.folder / name).rename(made(self.folder, QUARANTINE) / name)
+            done = "moved to quarantine"
+        except OSError as error:
+            done = f"could not be moved to quarantine ({error.strerror})"
+        message = f"A corrupted checkpoint is passed over and {done}: {reason}"
+        warnings.warn(message, DynaxxWarning, stacklevel=3)
 
     def verify(self, which: CheckpointInfo | int, deep: bool = True) -> None:
         """Check a checkpoint against its manifest.
@@ -160,6 +268,17 @@ class CheckpointStore:
             CorruptData: It is corrupted; the message names the file, and the tensor where it can.
         """
         self._check(self._path(which), deep)
+
+    def is_sound(self, which: CheckpointInfo | int) -> bool:
+        """Whether a checkpoint passes a check: a deep one once per store, then of manifest and sizes.
+
+        Args:
+            which: A checkpoint, or a step (its last save).
+
+        Returns:
+            True if it does.
+        """
+        return self._is_sound(self._path(which).name)
 
     def prune(self, keep: int = 3) -> tuple[str, ...]:
         """Delete all but the latest checkpoints, what killed processes left of theirs, and the trash.
@@ -178,64 +297,56 @@ class CheckpointStore:
         """
         if keep < 1:
             raise BadInput(f"prune(keep=...) must keep at least 1 checkpoint. Got {keep}.")
-        names = _committed(self.folder)
+        names = self._ordered()
         old, newest_first = names[:-keep], names[-keep:][::-1]
         checked_first = sorted(newest_first, key=self._verified.__contains__, reverse=True)
         if old and not any(map(self._is_sound, checked_first)):
             message = f"Nothing is pruned from {self.folder}: none of the latest {keep} checkpoints is valid."
             warnings.warn(message, DynaxxWarning, stacklevel=2)
             old = []
-        deleted = tuple(filter(self._trashed, old))
-        sweep(self.folder / ".staging", self.folder / "trash")
-        return deleted
+        return self._removed(old)
 
-    def _commit(self, step: int, tensors: Mapping[str, Tensor], text: bytes, facts: dict[str, Any]) -> CheckpointInfo:
-        sweep(self.folder / ".staging", self.folder / "trash")
-        identity = f"{self._next_number():06d}-{secrets.token_hex(4)}"
-        path = self.folder / f"{step:010d}-{identity}"
-        staging = self._made(".staging") / staging_name(path.name)
-        try:
-            staging.mkdir()
-            tensor_file, entries = write_tensors(staging / TENSORS, tensors)
-            manifest = Manifest(
-                step=step,
-                id=identity,
-                created=datetime.now(UTC).isoformat(timespec="seconds"),
-                files={TENSORS: tensor_file, STATE: _write(staging / STATE, text)},
-                tensors=entries,
-                facts=facts,
-            )
-            _write(staging / NAME, dump_manifest(manifest))
-            sync_folder(staging)
-            staging.rename(path)
-            sync_folder(self.folder)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)  # it is there still only if something failed
-        return manifest.info(path)
+    def remove(self, infos: Iterable[CheckpointInfo]) -> tuple[str, ...]:
+        """Delete checkpoints: one rename each takes them out of sight whole, so that a kill leaves only trash.
+
+        Args:
+            infos: The checkpoints; nothing is asked of those that stay.
+
+        Returns:
+            The names of those deleted; what cannot be deleted is named in a `DynaxxWarning`.
+        """
+        return self._removed([info.path.name for info in infos])
+
+    def _commit(self, content: Content, tensors: Mapping[str, Tensor]) -> CheckpointInfo:
+        with refusals(self.folder, content.step):
+            draft = begin(self.folder, content.step)
+            try:
+                info = draft.publish(content, {TENSORS: write_tensors(draft.staging / TENSORS, tensors)})
+            finally:
+                draft.discard()
+        forget_attempts(self.folder)
+        return info
+
+    def _read(self, path: Path, only: Collection[str] | None) -> tuple[dict[str, Any], CheckpointInfo]:
+        with unreadable_is_corrupt(path):
+            manifest = load_manifest(path)
+            tree = read_tree(path, manifest)
+            if only is None:
+                tensors = read_whole(path, manifest)
+                self._verified.add(path.name)
+            else:
+                tree = chosen(tree, only, path)
+                tensors = read_whole(path, manifest, referenced(tree).__contains__)
+        return decode(tensors, tree), manifest.info(path)
 
     def _check(self, path: Path, deep: bool) -> None:
-        with _unreadable_is_corrupt(path):
+        with unreadable_is_corrupt(path):
             manifest = load_manifest(path)
-            for name, entry in manifest.files.items():
-                if (size := plain_size(path / name)) != entry.size:
-                    raise CorruptData(f"{path / name} has {size} bytes; {entry.size} were written.")
             if deep:
-                read_capped(path / STATE, manifest.files[STATE])
-                for _ in read_tensors(path / TENSORS, manifest.files[TENSORS], manifest.tensors):
-                    pass
+                check_files(path, manifest)
                 self._verified.add(path.name)
-
-    def _read(self, path: Path) -> tuple[dict[str, Any], CheckpointInfo]:
-        with _unreadable_is_corrupt(path):
-            manifest = load_manifest(path)
-            text = read_capped(path / STATE, manifest.files[STATE])
-            tensors = dict(read_tensors(path / TENSORS, manifest.files[TENSORS], manifest.tensors))
-        self._verified.add(path.name)
-        try:
-            tree = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise CorruptData(f"{path / STATE} does not follow the format: {error}.") from error
-        return decode(tensors, tree), manifest.info(path)
+            else:
+                check_sizes(path, manifest)
 
     def _is_sound(self, name: str) -> bool:
         try:
@@ -244,70 +355,46 @@ class CheckpointStore:
             return False
         return True
 
+    def _ordered(self) -> Sequence[str]:
+        """Names of the checkpoints, oldest first; those left behind before all others."""
+        names = committed(self.folder)
+        for name in set(names) - self._origins.keys():
+            try:
+                self._origins[name] = load_manifest(self.folder / name).origin
+            except (CorruptData, BadInput, OSError):
+                self._origins[name] = None  # who reads it will say what is wrong with it
+        behind = left_behind(names, {self._origins[name] for name in names})
+        return sorted(names, key=lambda name: (name not in behind, place(name)))
+
     def _path(self, which: CheckpointInfo | int) -> Path:
         if isinstance(which, CheckpointInfo):
             return which.path
-        names = _committed(self.folder)
-        found = [name for name in names if _place(name)[0] == which]
+        names = self._ordered()
+        found = [name for name in names if place(name)[0] == which]
         if not found:
-            steps = ", ".join(str(_place(name)[0]) for name in names) or "none"
+            steps = ", ".join(str(place(name)[0]) for name in names) or "none"
             raise BadInput(f"No checkpoint of step {which} is in {self.folder}. Steps there: {steps}.")
         return self.folder / found[-1]
 
-    def _next_number(self) -> int:
-        """One more than any save before, so that the order of saves does not hang on a clock."""
-        folders = (self.folder, self.folder / "quarantine", self.folder / "trash")
-        return 1 + max((_place(name)[1] for folder in folders for name in _committed(folder)), default=0)
-
-    def _made(self, name: str) -> Path:
-        """A sub-folder, made durably if it is not there."""
-        folder = self.folder / name
-        if not folder.is_dir():
-            folder.mkdir(parents=True, exist_ok=True)
-            sync_folder(self.folder.parent)
-            sync_folder(self.folder)
-        return folder
+    def _removed(self, names: Iterable[str]) -> tuple[str, ...]:
+        deleted = tuple(filter(self._trashed, names))
+        sweep(self.folder / STAGING, self.folder / TRASH)
+        return deleted
 
     def _trashed(self, name: str) -> bool:
-        """One rename takes a checkpoint out of sight whole: a kill during its deletion leaves only trash."""
         try:
-            (self.folder / name).rename(self._made("trash") / name)
+            (self.folder / name).rename(made(self.folder, TRASH) / name)
         except OSError as error:
             if error.errno != errno.ENOENT:  # else: another process was faster
-                message = f"{self.folder / name} cannot be pruned: {error.strerror}."
-                warnings.warn(message, DynaxxWarning, stacklevel=3)
+                message = f"{self.folder / name} cannot be deleted: {error.strerror}."
+                warnings.warn(message, DynaxxWarning, stacklevel=4)
             return False
         return True
 
-    def _set_aside(self, name: str) -> str:
-        try:
-            (self.folder / name).rename(self._made("quarantine") / name)
-        except OSError as error:
-            return f"could not be moved to quarantine ({error.strerror})"
-        return "moved to quarantine"
+    def _is_idle(self) -> bool:
+        return self._background is None or self._background.process != os.getpid()
 
-
-def _committed(folder: Path) -> list[str]:
-    """Names of the checkpoints in a folder, oldest first."""
-    return sorted(filter(_FOLDER.fullmatch, os.listdir(folder)), key=_place) if folder.is_dir() else []
-
-
-def _place(name: str) -> tuple[int, int, str]:
-    """Step, number of the save, chance: what checkpoints are ordered by."""
-    step, number, chance = name.split("-")
-    return int(step), int(number), chance
-
-
-def _write(path: Path, data: bytes) -> FileEntry:
-    return write_durably(path, [data], lambda: file_entry(data))
-
-
-@contextmanager
-def _unreadable_is_corrupt(path: Path) -> Generator[None]:
-    """A medium that cannot be read any more is treated like one that reads other bytes."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.EIO, errno.ENOENT):
-            raise
-        raise CorruptData(f"{path} cannot be read: {error}.") from error
+    def _own_background(self) -> Background:
+        if self._background is None or self._is_idle():  # a forked process has the object and not its thread
+            self._background = Background()
+        return self._background

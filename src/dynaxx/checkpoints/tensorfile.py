@@ -1,14 +1,17 @@
 """The tensor file of a checkpoint: the safetensors format, hashed as it is written and as it is read.
 
 The format is public and small (length of the header, header as JSON, bytes of the tensors), and any safetensors reader
-opens the file. It is written here because the library neither syncs nor hashes, and reports a full disk as a
-serialisation error; it is read here so that the bytes that were verified are the bytes that are used, at one pass.
+opens the file; pieces of sharded tensors say where they belong as torch.distributed.checkpoint's
+HuggingFaceStorageWriter does, so that its reader opens them too. It is written here because the libraries neither sync
+nor hash, and report a full disk as a serialisation error; it is read here so that the bytes that were verified are the
+bytes that are used, at one pass.
 """
 
 import json
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import os
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -40,6 +43,7 @@ CODES = {
 }
 """The format's names of dtypes."""
 _DTYPES = {code: dtype for dtype, code in CODES.items()}
+_LONGEST = 1 << 63
 _CHUNK = 1 << 18  # hashed twice, and after a read, while it is in the cache
 
 
@@ -64,15 +68,32 @@ class TensorEntry:
         dtype: The format's name of its dtype ("BF16").
         shape: Its shape.
         digest: xxh3_128 of its bytes.
+        offsets: Where in a sharded tensor this piece begins, by dimension; None: it is the whole tensor.
     """
 
     dtype: str
     shape: tuple[int, ...]
     digest: str
+    offsets: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.dtype not in _DTYPES or not all(type(n) is int and n >= 0 for n in self.shape):
-            raise ValueError(f"a tensor of dtype {self.dtype!r} and shape {self.shape!r}")
+        offsets = (0,) * len(self.shape) if self.offsets is None else self.offsets
+        if (
+            self.dtype not in _DTYPES
+            or len(offsets) != len(self.shape)
+            or not all(type(n) is int and 0 <= n < _LONGEST for n in (*self.shape, *offsets))
+        ):
+            raise ValueError(f"a tensor of dtype {self.dtype!r}, shape {self.shape!r} and offsets {offsets!r}")
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """Its dtype."""
+        return _DTYPES[self.dtype]
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Where it ends in the whole tensor, by dimension."""
+        return tuple(map(int.__add__, self.offsets or (0,) * len(self.shape), self.shape))
 
     @property
     def size(self) -> int:
@@ -80,12 +101,15 @@ class TensorEntry:
         return math.prod(self.shape) * _DTYPES[self.dtype].itemsize
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[FileEntry, dict[str, TensorEntry]]:
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], offsets: Mapping[str, tuple[int, ...]] | None = None
+) -> tuple[FileEntry, dict[str, TensorEntry]]:
     """Write a tensor file durably.
 
     Args:
         path: The file; it must not exist.
         tensors: Name → contiguous CPU tensor of a dtype in `CODES`.
+        offsets: Name → where in a sharded tensor this piece begins; None: the tensors are whole.
 
     Returns:
         The file's entry and every tensor's for the manifest.
@@ -94,7 +118,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[FileEntry,
         OSError: The file could not be written.
     """
     entries = {
-        name: TensorEntry(dtype=CODES[tensor.dtype], shape=tuple(tensor.shape), digest="")
+        name: TensorEntry(
+            dtype=CODES[tensor.dtype],
+            shape=tuple(tensor.shape),
+            digest="",
+            offsets=None if offsets is None else offsets[name],
+        )
         for name, tensor in tensors.items()
     }
     header = _header(entries)
@@ -115,11 +144,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[FileEntry,
     whole, digests = write_durably(path, [header, *parts.values()], hash_all)
     size = len(header) + sum(map(len, parts.values()))
     return FileEntry(size=size, digest=whole), {
-        name: TensorEntry(dtype=entry.dtype, shape=entry.shape, digest=digests[name]) for name, entry in entries.items()
+        name: replace(entry, digest=digests[name]) for name, entry in entries.items()
     }
 
 
-def read_tensors(path: Path, file: FileEntry, entries: Mapping[str, TensorEntry]) -> Iterator[tuple[str, Tensor]]:
+def read_tensors(
+    path: Path, file: FileEntry, entries: Mapping[str, TensorEntry], only: Collection[str] | None = None
+) -> Iterator[tuple[str, Tensor]]:
     """Read and verify a tensor file, one tensor after the other; exhaust it before any tensor is used.
 
     Each tensor has memory of its own, aligned as torch aligns it: kernels may round differently on other alignments,
@@ -129,6 +160,7 @@ def read_tensors(path: Path, file: FileEntry, entries: Mapping[str, TensorEntry]
         path: The file.
         file: Its entry in the manifest.
         entries: Its tensors' entries, in any order.
+        only: Names to read, each verified by its own digest; the others' bytes are not read. None: all.
 
     Yields:
         Name and tensor, in the order of the file.
@@ -136,18 +168,18 @@ def read_tensors(path: Path, file: FileEntry, entries: Mapping[str, TensorEntry]
     Raises:
         CorruptData: The bytes are not those that were written; the message names the tensor.
     """
+    check_size(path, file, entries)  # before anything is allocated
     header = _header(entries)
-    if file.size != len(header) + sum(entry.size for entry in entries.values()):
-        raise CorruptData(f"{path}: its size and the tensors that the manifest lists do not agree.")
-    if (size := plain_size(path)) != file.size:  # before anything is allocated
-        raise CorruptData(f"{path} has {size} bytes; {file.size} were written.")
     with path.open("rb", buffering=0) as stream:
         if stream.read(len(header)) != header:
             raise CorruptData(f"{path}: the header is not the one that was written.")
         whole = xxhash.xxh3_128(header)
         for name in _order(entries):
             entry = entries[name]
-            tensor = torch.empty(entry.shape, dtype=_DTYPES[entry.dtype])
+            if only is not None and name not in only:
+                stream.seek(entry.size, os.SEEK_CUR)
+                continue
+            tensor = torch.empty(entry.shape, dtype=entry.torch_dtype, device="cpu")
             target, own, start = _bytes(tensor), xxhash.xxh3_128(), 0
             while start < len(target):
                 count = stream.readinto(target[start : start + _CHUNK])
@@ -159,8 +191,25 @@ def read_tensors(path: Path, file: FileEntry, entries: Mapping[str, TensorEntry]
             if own.hexdigest() != entry.digest:
                 raise CorruptData(f"{path}: the bytes of tensor {name!r} are not those that were written.")
             yield name, tensor
-        if whole.hexdigest() != file.digest:
+        if only is None and whole.hexdigest() != file.digest:
             raise CorruptData(f"{path}: the bytes are not those that were written.")
+
+
+def check_size(path: Path, file: FileEntry, entries: Mapping[str, TensorEntry]) -> None:
+    """Compare a tensor file's size with its entry, and that with its tensors' entries; nothing is read.
+
+    Args:
+        path: The file.
+        file: Its entry in the manifest.
+        entries: Its tensors' entries.
+
+    Raises:
+        CorruptData: They do not agree.
+    """
+    if file.size != len(_header(entries)) + sum(entry.size for entry in entries.values()):
+        raise CorruptData(f"{path}: its size and the tensors that the manifest lists do not agree.")
+    if (size := plain_size(path)) != file.size:
+        raise CorruptData(f"{path} has {size} bytes; {file.size} were written.")
 
 
 def _order(entries: Mapping[str, TensorEntry]) -> list[str]:
@@ -170,7 +219,11 @@ def _order(entries: Mapping[str, TensorEntry]) -> list[str]:
 
 def _header(entries: Mapping[str, TensorEntry]) -> bytes:
     """The header follows from the entries alone: what a file claims of itself is never parsed."""
-    table: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    about = {"format": "pt"}
+    if pieces := {name: {"saved_offsets": e.offsets} for name, e in entries.items() if e.offsets is not None}:
+        about["DCP_SHARDING_INFO"] = json.dumps(pieces, sort_keys=True)
+        about["DCP_VERSION"] = "1.0"
+    table: dict[str, object] = {"__metadata__": about}
     start = 0
     for name in _order(entries):
         entry = entries[name]

@@ -147,6 +147,7 @@ def _panel(plain: Mapping[str, Any]) -> Panel:
             return Field(**rest)
         case _:
             rest["lines"] = tuple(map(_line, rest["lines"]))
+            rest["spans"] = {name: tuple(ends) for name, ends in rest.get("spans", {}).items()}
             return Lines(**rest)
 
 

@@ -1,10 +1,12 @@
 """How findings become acts: what a controller sees, what it proposes and promises, and what may be checked live."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -20,7 +22,10 @@ Mode = Literal["off", "advise", "act"]
 REMEDIES = frozenset({"check", "rollback", "trial"})
 """Actions that the session carries out itself, beside those of the actuator: a live check (arguments: check, and what
 it takes), a return to a healthy checkpoint (before: the step that it must lie before; pass_data: whether the batches
-since are passed over), a branch trial (arms: name → list of actions; steps)."""
+since are passed over; then: actions, as dictionaries, that are put into force right after it), a branch trial (arms:
+name → list of actions, as dictionaries; steps)."""
+ADVICE = "advice"
+"""The name of an action that is a word to a person: nothing carries it out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,10 +70,32 @@ class Proposal:
     level: int = 0
 
     def as_dict(self) -> dict[str, Any]:
-        """The proposal as plain data; of the finding its code, name and onset."""
-        found = self.finding
-        short = None if found is None else {"code": found.code, "name": found.name, "onset": found.onset}
-        return {**asdict(self), "finding": short}
+        """The proposal as plain data; of the finding its code, name, title, severity and latest stretch."""
+        plain = asdict(replace(self, finding=None))
+        if self.finding is not None:
+            short = {"code": self.finding.code, "name": self.finding.name, "title": self.finding.title}
+            plain["finding"] = {**short, "severity": self.finding.severity, "spans": [list(self.finding.spans[-1])]}
+        return plain
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Proposal":
+        """Read what `as_dict` gave, also after a way through JSON.
+
+        Args:
+            data: The dictionary.
+
+        Returns:
+            The proposal; its finding has lost evidence and causes.
+        """
+        found, promise = data["finding"], data["promise"]
+        return cls(
+            controller=data["controller"],
+            action=Action(**data["action"]),
+            finding=None if found is None else Finding.from_dict(found),
+            cause=data["cause"],
+            promise=None if promise is None else Promise(**promise),
+            level=data["level"],
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +113,23 @@ class Decision:
     status: Literal["taken", "advised", "refused"]
     why: str
     step: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """The decision as plain data."""
+        return {"proposal": self.proposal.as_dict(), "status": self.status, "why": self.why, "step": self.step}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Decision":
+        """Read what `as_dict` gave, also after a way through JSON.
+
+        Args:
+            data: The dictionary.
+
+        Returns:
+            The decision.
+        """
+        proposal = Proposal.from_dict(data["proposal"])
+        return cls(proposal=proposal, status=data["status"], why=data["why"], step=data["step"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +151,25 @@ class Outcome:
     kept: bool
     measured: float
     undone: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """The outcome as plain data; a figure that is not finite is None, as JSON has no word for it."""
+        plain = asdict(replace(self, proposal=replace(self.proposal, finding=None)))
+        measured = self.measured if math.isfinite(self.measured) else None
+        return {**plain, "proposal": self.proposal.as_dict(), "measured": measured}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Outcome":
+        """Read what `as_dict` gave, also after a way through JSON.
+
+        Args:
+            data: The dictionary.
+
+        Returns:
+            The outcome.
+        """
+        measured = math.nan if data["measured"] is None else data["measured"]
+        return cls(**{**data, "proposal": Proposal.from_dict(data["proposal"]), "measured": measured})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,8 +289,6 @@ def kept(promise: Promise, run: Log, since: int) -> tuple[bool, float] | None:
     Example:
         See tests/core/test_navigation.py.
     """
-    import numpy as np
-
     if len(run.steps) == 0 or int(run.steps[-1]) < since + promise.steps or promise.column not in run.columns:
         return None
     series = run[promise.column]

@@ -40,6 +40,7 @@ class Lines:
         y_scale: "log" for what spans decades.
         x_scale: Likewise, of the horizontal axis.
         marks: Positions on the horizontal axis to mark, by name: what is suggested, where it diverges.
+        spans: Stretches of the horizontal axis to shade, by name: where something was found.
         note: How to read it, in one sentence.
     """
 
@@ -50,6 +51,7 @@ class Lines:
     y_scale: Scale = "linear"
     x_scale: Scale = "linear"
     marks: Mapping[str, float] = field(default_factory=dict[str, float])
+    spans: Mapping[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
     note: str = ""
 
 

@@ -1,5 +1,6 @@
 """Findings from the log: one file per finding, and the engine that asks them all."""
 
-from dynaxx.detectors._diagnose import Diagnosis, RankedCause, diagnose_log
+from dynaxx.detectors._diagnose import Diagnosis, RankedCause, ask, diagnose_log
+from dynaxx.detectors._open import diagnose
 
-__all__ = ["Diagnosis", "RankedCause", "diagnose_log"]
+__all__ = ["Diagnosis", "RankedCause", "ask", "diagnose", "diagnose_log"]

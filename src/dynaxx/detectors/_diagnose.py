@@ -1,12 +1,12 @@
 """Asks every detector about a log, and ranks the causes that several findings name together."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from dynaxx import catalog
 from dynaxx.core.causes import CAUSES
 from dynaxx.core.findings import Detector, Finding, Log, Remedy, Severity, by_urgency
-from dynaxx.errors import NotApplicable
+from dynaxx.errors import NotApplicable, UnknownName
 
 WEIGHT: dict[Severity, float] = {"note": 0.3, "warning": 1.0, "critical": 1.0}
 """How far a finding's causes count in the ranking over all findings: what is no alarm explains little."""
@@ -41,12 +41,14 @@ class Diagnosis(Sequence[Finding]):
         silent: Detectors that looked and found nothing.
         not_applicable: Detector → why it could not speak. Silence never passes for health.
         steps: The last step of the log.
+        failed: Detector → the error it raised: a defect of the detector, which silences no other.
     """
 
     findings: tuple[Finding, ...]
     silent: tuple[str, ...]
     not_applicable: dict[str, str]
     steps: int
+    failed: dict[str, str] = field(default_factory=dict[str, str])
 
     def __getitem__(self, at):  # pyright: ignore  # noqa: ANN001, ANN204  (the overloads of Sequence)
         return self.findings[at]
@@ -76,28 +78,50 @@ def diagnose_log(run: Log, only: Sequence[str] | None = None) -> Diagnosis:
         only: Names of detectors; None: all.
 
     Returns:
-        The diagnosis. A detector that raises anything but `NotApplicable` is a defect and is not caught.
+        The diagnosis.
 
     Raises:
         UnknownName: There is no such detector.
     """
+    names = catalog.names("detectors") if only is None else only
+    return ask({name: catalog.get("detectors", name)() for name in names}, run)
+
+
+def ask(detectors: Mapping[str, Detector], run: Log) -> Diagnosis:
+    """Ask detectors that are at hand already, as a live run does again and again: to find one takes as long as to ask.
+
+    Args:
+        detectors: By name.
+        run: The log.
+
+    Returns:
+        The diagnosis.
+    """
     findings: list[Finding] = []
     silent: list[str] = []
     missing: dict[str, str] = {}
-    for name in catalog.names("detectors") if only is None else only:
-        detector: Detector = catalog.get("detectors", name)()
+    failed: dict[str, str] = {}
+    for name, detector in detectors.items():
         try:
             check_columns(detector, run)
             found = detector.detect(run)
         except NotApplicable as reason:
             missing[name] = str(reason)
             continue
+        except Exception as error:
+            failed[name] = f"{type(error).__name__}: {error}"
+            continue
         if found is None:
             silent.append(name)
         else:
             findings.append(found)
-    last = int(run.steps[-1]) if len(run.steps) else 0
-    return Diagnosis(findings=tuple(by_urgency(findings)), silent=tuple(silent), not_applicable=missing, steps=last)
+    return Diagnosis(
+        findings=tuple(by_urgency(findings)),
+        silent=tuple(silent),
+        not_applicable=missing,
+        steps=int(run.steps[-1]) if len(run.steps) else 0,
+        failed=failed,
+    )
 
 
 def check_columns(detector: Detector, run: Log) -> None:
@@ -112,8 +136,16 @@ def check_columns(detector: Detector, run: Log) -> None:
     """
     for need in detector.reads:
         options = need.split("|")
-        if not any(name in run.columns for name in options):
+        if not any(_holds(run, name) for name in options):
             raise NotApplicable(f"needs the column {' or '.join(options)}, which the log does not hold")
+
+
+def _holds(run: Log, name: str) -> bool:
+    """Whether a column is there, stored or derived, with a row at least."""
+    try:
+        return len(run[name].steps) > 0
+    except (UnknownName, NotApplicable):
+        return False
 
 
 def rank(findings: Sequence[Finding]) -> tuple[RankedCause, ...]:

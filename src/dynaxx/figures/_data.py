@@ -100,6 +100,7 @@ def _lines(panel: Lines, key: str, arrays: dict[str, np.ndarray]) -> dict[str, A
         "scale": panel.y_scale,
         "x_scale": panel.x_scale,
         "marks": dict(panel.marks),
+        "spans": {name: list(ends) for name, ends in panel.spans.items()},
         "lines": curves,
         "bad": [] if path else union(interval for curve in panel.lines for interval in not_finite(curve.x, curve.y)),
     }

@@ -23,6 +23,10 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#332288", "#56B4E9", "#6
 """Distinct to colour-blind eyes (Okabe & Ito 2008); yellow, which vanishes on white, is left out."""
 BAD_COLOUR = "#D6336C"
 """Values that are not finite: far from every colour of viridis and of the curves."""
+SPAN_COLOUR = "#E69F00"
+"""Stretches with a finding: amber, which no curve has."""
+_SPAN_ROWS = 4
+"""Names of stretches stand beneath each other in so many rows."""
 MISSING_COLOUR = "#E3E3E3"
 PATH_COLOUR = "#D55E00"
 """Paths over a plane: vermilion stands out of every colour of viridis."""
@@ -175,6 +179,8 @@ def _lines(axes: "Axes", panel: Lines) -> None:
         axes.set_yscale("log")
     if panel.x_scale == "log" and any((curve.x > 0).any() for curve in panel.lines):
         axes.set_xscale("log")
+    for row, (name, ends) in enumerate(panel.spans.items()):
+        _span(axes, name, ends, row % _SPAN_ROWS)
     for name, place in panel.marks.items():
         _mark(axes, name, place)
     axes.set_xlabel(_plain(panel.x_label))
@@ -192,6 +198,15 @@ def _mark(axes: "Axes", name: str, place: float) -> None:
     axes.annotate(
         _plain(name), (place, 1), (3, -3), ("data", "axes fraction"), "offset points", fontsize=8, color="#555555",
         rotation=90, va="top",
+    )  # fmt: skip
+
+
+def _span(axes: "Axes", name: str, ends: tuple[float, float], row: int) -> None:
+    """A shaded stretch with its name at the bottom, rows beneath each other so that names do not meet."""
+    axes.axvspan(*ends, color=SPAN_COLOUR, alpha=0.13, linewidth=1.0)
+    axes.annotate(
+        _plain(name), (ends[0], 0), (3, 3 + 10 * row), ("data", "axes fraction"), "offset points", fontsize=7,
+        color="#8A5A00",
     )  # fmt: skip
 
 

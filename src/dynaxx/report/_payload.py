@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dynaxx import figures
+from dynaxx.report._diagnosis import diagnosed
 from dynaxx.report._summary import Fact, summary
 from dynaxx.runlog import RunView
 
@@ -58,8 +59,16 @@ def payload(views: Sequence[RunView]) -> tuple[dict[str, Any], bytes]:
     Returns:
         The JSON-able part, in which arrays are named, and the compressed arrays.
     """
-    pages = [(name, summary(view), figures.data(view)) for view, name in zip(views, names(views), strict=True)]
-    return assembled(pages)
+    return assembled([_page(view, name) for view, name in zip(views, names(views), strict=True)])
+
+
+def _page(view: RunView, name: str) -> tuple[str, list[Fact], list[figures.FigureData]]:
+    """The story first, then the diagnosis, then what they rest on."""
+    drawn = figures.data(view)
+    facts, diagnosis = diagnosed(view)
+    story = [figure for figure in drawn if figure.name == "story"]
+    rest = [figure for figure in drawn if figure.name != "story"]
+    return name, [*summary(view), *facts], [*story, diagnosis, *rest]
 
 
 def assembled(

@@ -82,7 +82,7 @@ class Perceptron(SmallTask):
         self.depth = self.draw.choice((2, 3, 4))
         self.activation = self.draw.choice((nn.ReLU, nn.GELU, nn.Tanh))
         self.batch_size = self.draw.choice((32, 48, 64))
-        self.rate = self.around(1.5e-3)
+        self.rate = self.around(3e-3)
         self.kind = self.draw.choice((torch.optim.Adam, torch.optim.AdamW))
 
     def model(self) -> nn.Module:

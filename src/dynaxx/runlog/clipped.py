@@ -7,6 +7,7 @@ import numpy as np
 
 from dynaxx.core.records import Column
 from dynaxx.runlog.array import LabelledArray
+from dynaxx.runlog.events import standing
 from dynaxx.runlog.columnar import Columnar
 
 
@@ -22,6 +23,7 @@ class ClippedView:
     def __init__(self, view: Columnar, first: int = 0, last: int | None = None) -> None:
         self._view, self._first, self._last = view, first, last
         self._arrays: dict[str, LabelledArray] = {}
+        self._events: list[dict[str, Any]] | None = None
 
     @property
     def columns(self) -> Mapping[str, Column]:
@@ -41,7 +43,7 @@ class ClippedView:
         return self._view.steps[self._rows(self._view.steps)]
 
     def events(self, kind: str | None = None) -> list[dict[str, Any]]:
-        """The events up to the last step, in order.
+        """The events up to the last step, in order, without those of attempts that were overtaken.
 
         Args:
             kind: Only events of this kind; None: all.
@@ -49,8 +51,10 @@ class ClippedView:
         Returns:
             One dict per event.
         """
-        last = self._last
-        return [event for event in self._view.events(kind) if last is None or event.get("step", 0) <= last]
+        if self._events is None:
+            events, last = standing(self._view.events()), self._last
+            self._events = [event for event in events if last is None or event.get("step", 0) <= last]
+        return [event for event in self._events if kind is None or event.get("kind") == kind]
 
     def __getitem__(self, name: str) -> LabelledArray:
         if name not in self._arrays:

@@ -1,6 +1,7 @@
 """`events.jsonl`: one sealed JSON line per finding, action, receipt, warning or self-test, in the order they came."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from dynaxx.runlog.problems import Problem
 from dynaxx.runlog.sealed import unseal
 
 NAME = "events.jsonl"
+RETURNS = frozenset({"resumed", "rolled_back"})
+"""Kinds of events that say that the run went on from an earlier step, which is the event's."""
 
 
 class EventFile:
@@ -106,3 +109,25 @@ class EventReader:
             (self.problems if whole else self.notes).append(bad)
         else:
             self.events.append(event)
+
+
+def standing(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The events without those that a resume or a rollback went back behind: what the run of now has lived through.
+
+    Args:
+        events: All of them, in the order they were written.
+
+    Returns:
+        Those that stand, in order.
+
+    Example:
+        >>> lines = [("check", 3), ("check", 9), ("rolled_back", 5), ("check", 6)]
+        >>> [(e["kind"], e["step"]) for e in standing([{"kind": k, "step": s} for k, s in lines])]
+        [('check', 3), ('rolled_back', 5), ('check', 6)]
+    """
+    kept: list[dict[str, Any]] = []
+    for event in events:
+        if event.get("kind") in RETURNS:
+            kept = [earlier for earlier in kept if earlier.get("step", 0) <= event.get("step", 0)]
+        kept.append(event)
+    return kept

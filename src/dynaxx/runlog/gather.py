@@ -1,10 +1,12 @@
 """Which rows of a run's segments stand, and one column's rows out of all of them.
 
 After a resume the latest attempt of each step counts: an attempt covers the steps after its start up to its largest
-logged one, and a row stands if no later attempt covers its step.
+logged one, or all of them where the attempt before was left by a rollback. A row stands if no later attempt covers its
+step.
 """
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -15,15 +17,19 @@ from dynaxx.runlog.problems import Problem
 from dynaxx.runlog.segments import Batch, Segment
 
 
+_EVERY = np.iinfo(np.int64).max
+
+
 class Standing:
     """Which rows of which batches stand.
 
     Args:
         segments: The run's segments, in order.
         starts: Attempt → optimizer updates complete when it began; where it is missing, its first row tells.
+        returns: Attempts that began by a rollback.
     """
 
-    def __init__(self, segments: Sequence[Segment], starts: dict[int, int]) -> None:
+    def __init__(self, segments: Sequence[Segment], starts: dict[int, int], returns: AbstractSet[int] = frozenset()) -> None:
         self.problems: list[Problem] = []
         self.batches: list[Batch] = []
         for segment in segments:
@@ -32,7 +38,7 @@ class Standing:
                     self.problems.append(batch.problem(0))
                 else:
                     self.batches.append(batch)
-        self._cover = _cover(self.batches, starts)
+        self._cover = _cover(self.batches, starts, returns)
         self._newest = self._cover[-1, 0] if len(self._cover) else 0
 
     def rows(self, batch: Batch) -> np.ndarray | None:
@@ -77,9 +83,9 @@ class Standing:
         return steps, owners
 
 
-def _cover(batches: Sequence[Batch], starts: dict[int, int]) -> np.ndarray:
+def _cover(batches: Sequence[Batch], starts: dict[int, int], returns: AbstractSet[int]) -> np.ndarray:
     """Attempt, first and last step that it covers, int64 of shape (attempts, 3), in order."""
-    spans: dict[int, tuple[int, int]] = {}
+    spans: dict[int, tuple[int, int]] = {n: (starts[n], _EVERY) for n in returns}
     for batch in batches:
         low, high = batch.span
         before = spans.get(batch.segment.attempt, (low, high))

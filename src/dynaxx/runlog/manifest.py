@@ -17,11 +17,13 @@ FORMAT = 1
 """Version of the layout of a run folder."""
 NAME = "run.json"
 MISSING = "missing"
+ROLLED_BACK = "rolled back"
+"""Status of an attempt that the same process left for an earlier step: its steps after that no longer stand."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One process that trained the run, from its start on.
+    """One process that trained the run, from its start on or from where it rolled back to.
 
     Args:
         n: Its number, from 1.

@@ -3,7 +3,8 @@
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,6 +70,7 @@ class Recorder:
         self._streams: dict[str, _Stream] = {}
         self._user: dict[str, list[tuple[int, Any]]] = {}
         self._flying: list[_Block] = []
+        self._open: int | None = None
         self._due = time.perf_counter() + SECONDS
         self._thread = threading.get_ident()
         if writer is not None:
@@ -139,9 +141,24 @@ class Recorder:
         now = time.perf_counter()
         self._due = now + min(SLOWEST, max(SECONDS, (now - began) / SHARE))
 
+    @contextmanager
+    def read_within(self, step: int) -> Generator[None]:
+        """Everything measured so far is with the writer; the user's values of a step that may go on stay here.
+
+        Args:
+            step: Whose values are not complete.
+        """
+        self._open = step
+        try:
+            self._drain_for_reader()
+            yield
+        finally:
+            self._open = None
+
     def _drain_for_reader(self) -> None:
         if threading.get_ident() == self._thread:  # another thread would meet the training in the middle of a step
-            self.drain()
+            self.drain(before=self._open)
+            self._land()
 
     def _land(self) -> None:
         for block in self._flying:

@@ -15,7 +15,8 @@ from dynaxx.runlog.array import LabelledArray, optional
 from dynaxx.runlog.columnar import Columnar
 from dynaxx.runlog.events import EventReader
 from dynaxx.runlog.gather import Gathered, Standing, columns
-from dynaxx.runlog.manifest import MISSING, Attempt, read_attempts, read_manifest
+from dynaxx.runlog.manifest import MISSING, ROLLED_BACK, Attempt, read_attempts, read_manifest
+from dynaxx.runlog.overtaken import Excursion, excursions
 from dynaxx.runlog.problems import Problem
 from dynaxx.runlog.segments import Segment, find_segments
 from dynaxx.runlog.writer import flush_live
@@ -55,7 +56,9 @@ class RunView(Columnar):
         self._events.extend()
         segments = sorted(self._segments.values(), key=lambda s: (s.attempt, s.number, s.stream))
         self.columns, changed = columns(segments)
-        self._standing = Standing(segments, {n: attempt.start_step for n, attempt in attempts.items()})
+        left = {n for n, attempt in attempts.items() if attempt.status == ROLLED_BACK}
+        starts = {n: attempt.start_step for n, attempt in attempts.items()}
+        self._standing = Standing(segments, starts, {n for n in starts if n - 1 in left})
         self._cache.clear()
         self._recent = None
         self._problems.clear()
@@ -98,6 +101,18 @@ class RunView(Columnar):
             One dict per event, with kind, step, time (UTC seconds), attempt and what the kind says.
         """
         return [event for event in self._events.events if kind is None or event.get("kind") == kind]
+
+    def excursions(self, name: str) -> list[Excursion]:
+        """What the run went through and left: rows that a resumption or a rollback has overtaken.
+
+        Args:
+            name: A column that is one number a step.
+
+        Returns:
+            One excursion per attempt, in order; none where nothing was overtaken or there is no such column.
+        """
+        column = self.columns.get(name)
+        return [] if column is None or column.axis is not None else excursions(column, self._standing)
 
     def __getitem__(self, name: str) -> LabelledArray:
         array = self._cache.get(name)

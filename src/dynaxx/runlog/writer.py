@@ -17,7 +17,7 @@ from dynaxx.runlog import manifest as records
 from dynaxx.runlog.appender import DataFolder
 from dynaxx.runlog.block import block_of
 from dynaxx.runlog.events import EventFile
-from dynaxx.runlog.manifest import Attempt
+from dynaxx.runlog.manifest import ROLLED_BACK, Attempt
 from dynaxx.runlog.sealed import seal
 from dynaxx.runlog.spool import Spool
 
@@ -56,12 +56,13 @@ class LogWriter:
             )
         self._manifest = {**manifest, **_kept_manifest(self.folder)}
         self._closed = self._warned = False
-        self._told, self._step = 0, start_step
+        self._told, self._before, self._step = 0, 0, start_step
         trouble = None
         try:
             attempt = records.claim_attempt(self.folder)
         except OSError as error:
             trouble, attempt = str(error), records.last_attempt(self.folder) + 1
+        self._number = attempt
         self._attempt = Attempt.begin(attempt, start_step)
         self._data = DataFolder(self.folder / "data", attempt)
         self._events = EventFile(self.folder)
@@ -77,8 +78,8 @@ class LogWriter:
 
     @property
     def attempt(self) -> int:
-        """Number of this process within the run, from 1."""
-        return self._attempt.n
+        """Number of the attempt within the run, from 1."""
+        return self._number
 
     @property
     def lost(self) -> int:
@@ -146,6 +147,29 @@ class LogWriter:
         self._spool.put(self._save(self._manifest))
         self._warn()
 
+    def begin_attempt(self, start_step: int, status: str = ROLLED_BACK) -> int:
+        """Go on in a new attempt: the steps after its start are taken anew, and those of this one no longer stand.
+
+        Args:
+            start_step: Optimizer updates that are complete now.
+            status: How the attempt so far ended.
+
+        Returns:
+            The new attempt's number.
+
+        Raises:
+            BadInput: The log is closed.
+        """
+        self._must_be_open("begin_attempt")
+        try:
+            number = records.claim_attempt(self.folder)
+        except OSError:  # the log tells of the disk's trouble when it writes
+            number = self._number + 1
+        self._number, self._step = number, start_step
+        attempt = Attempt.begin(number, start_step)
+        self._spool.put(lambda: self._turn(attempt, status))
+        return number
+
     def flush(self, timeout: float = 30.0, *, fsync: bool = False) -> bool:
         """Wait until everything logged so far is with the operating system, where a killed process loses nothing.
 
@@ -183,8 +207,18 @@ class LogWriter:
     def _save(self, manifest: Mapping[str, Any]) -> Callable[[], None]:
         return lambda: records.write_manifest(self.folder, manifest)
 
+    def _turn(self, attempt: Attempt, status: str) -> None:
+        """In the thread: end one attempt and begin the next; done again after an error, it does the rest."""
+        if self._attempt.n != attempt.n:
+            self._data.close()
+            self._attempt = replace(self._attempt, ended=records.utc(), status=status)
+            self._write_attempt()
+            self._attempt, self._before = attempt, self.lost
+            self._data = DataFolder(self.folder / "data", attempt.n)
+        self._write_attempt()
+
     def _write_attempt(self) -> None:
-        self._attempt = replace(self._attempt, lost=self.lost, abandoned=tuple(self._data.abandoned))
+        self._attempt = replace(self._attempt, lost=self.lost - self._before, abandoned=tuple(self._data.abandoned))
         self._attempt.write(self.folder)
 
     def _sync(self) -> bool:

@@ -1,7 +1,9 @@
 """Hands out batches and knows the position in the data, so that a run can resume anywhere in an epoch."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -24,6 +26,8 @@ class Data:
     """
 
     def __init__(self, loaded: Callable[[float], None], stopping: Callable[[], bool]) -> None:
+        self.between: Callable[[], None] = lambda: None
+        """Called before each batch is fetched; it may take the position back by `load_state_dict`."""
         self.epoch = 0
         self.index = 0
         self.length: int | None = None
@@ -33,6 +37,13 @@ class Data:
         self._calls = 0
         self._began: dict[str, Any] | None = None
         self._resume: RandomState | None = None
+        self._source_now: Iterator[Any] = iter(())
+        self._ahead: deque[Any] = deque()
+
+    @property
+    def used(self) -> bool:
+        """Whether the loop takes its batches from here."""
+        return self._calls > 0
 
     @property
     def passes(self) -> float | None:
@@ -64,12 +75,18 @@ class Data:
         resume, self._resume = self._resume, None
         if resume is None:
             self.index = 0
-        source = self._source(loader, resume)
+        self._begin(loader, resume)
         self.length = len(loader) if hasattr(loader, "__len__") else None
         while True:
+            self.between()
+            if self._stopping():
+                return
+            if self._resume is not None:  # the run has gone back, and the data with it
+                resume, self._resume = self._resume, None
+                self._begin(loader, resume)
             start = time.perf_counter()
             try:
-                batch = next(source)
+                batch = self._ahead.popleft() if self._ahead else next(self._source_now)
             except StopIteration:
                 break
             self.index += 1
@@ -78,6 +95,20 @@ class Data:
             if self._stopping():
                 return
         self.epoch, self.index, self._began = epoch + 1, 0, None
+
+    def ahead(self, count: int) -> list[Any]:
+        """The next batches of this epoch, which will be handed out as if they had not been asked for.
+
+        They are fetched now: a loader that draws from the global random streams draws earlier than it would have.
+
+        Args:
+            count: How many.
+
+        Returns:
+            As many as there are.
+        """
+        self._ahead.extend(islice(self._source_now, max(0, count - len(self._ahead))))
+        return list(islice(self._ahead, count))
 
     def state_dict(self) -> dict[str, Any]:
         """The position, and the random state that the current epoch began with."""
@@ -92,6 +123,10 @@ class Data:
         self.epoch, self.index, self._began = state["epoch"], state["index"], state["began"]
         self._resume = RandomState.capture()
 
+    def _begin(self, loader: Any, resume: RandomState | None) -> None:
+        self._source_now = self._source(loader, resume)
+        self._ahead.clear()
+
     def _source(self, loader: Any, resume: RandomState | None) -> Iterator[Any]:
         generators = _generators(loader)
         if resume is None or self._began is None:
@@ -103,6 +138,7 @@ class Data:
                 "generators": [g.get_state() for g in generators],
             }
             return iter(loader)
+        source: Iterator[Any]
         if _seekable(loader):
             source = (loader[i] for i in range(self.index, len(loader)))
         else:

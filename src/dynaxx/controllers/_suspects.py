@@ -1,0 +1,75 @@
+"""What the standing findings accuse: the causes that a controller may act on."""
+
+from collections.abc import Set
+from typing import NamedTuple
+
+from dynaxx.controllers._limits import SURE
+from dynaxx.core.findings import Finding
+from dynaxx.core.navigation import Situation
+
+HEALTHY_CAUSES = frozenset({"edge_of_stability", "grokking"})
+"""Causes that are no fault."""
+HEALTHY_FINDINGS = frozenset({"edge_of_stability", "grokking", "catapult"})
+"""Findings that are none."""
+
+
+class Suspect(NamedTuple):
+    """A cause and what accuses it.
+
+    Args:
+        cause: A key of `CAUSES`.
+        confidence: 1 − Π(1 − cᵢ) over the standing alarms that put it first.
+        finding: The worst of them, of equals the surest.
+    """
+
+    cause: str
+    confidence: float
+    finding: Finding
+
+
+def standing(situation: Situation) -> tuple[Finding, ...]:
+    """The alarms that are open, or ended since the last decision.
+
+    Args:
+        situation: Where the run is.
+
+    Returns:
+        Worst first; findings of healthy phenomena are left out.
+    """
+    return tuple(f for f in situation.findings if f.alarms and f.name in situation.fresh and not healthy(f))
+
+
+def healthy(finding: Finding) -> bool:
+    """Whether a finding describes a phenomenon that is no fault.
+
+    Args:
+        finding: The finding.
+
+    Returns:
+        True for the edge of stability, grokking under way and the catapult.
+    """
+    return finding.name in HEALTHY_FINDINGS or (bool(finding.causes) and finding.causes[0].name in HEALTHY_CAUSES)
+
+
+def accused(situation: Situation, causes: Set[str], least: float = SURE) -> Suspect | None:
+    """The cause, of those that a controller knows a remedy for, that the run most likely suffers from.
+
+    A cause is accused by alarms that name it first: the detector has weighed it against the others.
+
+    Args:
+        situation: Where the run is.
+        causes: Keys of `CAUSES`.
+        least: Least confidence.
+
+    Returns:
+        The suspect, or None.
+    """
+    doubts: dict[str, float] = {}
+    first: dict[str, Finding] = {}
+    for finding in standing(situation):
+        if finding.causes and finding.causes[0].name in causes:
+            cause = finding.causes[0]
+            doubts[cause.name] = doubts.get(cause.name, 1.0) * (1.0 - cause.confidence)
+            first.setdefault(cause.name, finding)
+    found = [Suspect(name, 1.0 - doubt, first[name]) for name, doubt in doubts.items() if 1.0 - doubt >= least]
+    return max(found, key=lambda s: (s.finding.severity == "critical", s.confidence), default=None)

@@ -1,0 +1,23 @@
+"""What the log says of the data that went into the model."""
+
+import numpy as np
+
+from dynaxx.core.findings import Log
+from dynaxx.detectors._reading import checked, rows
+
+
+def scale_of_inputs(run: Log) -> float:
+    """Root mean square of the model's input: the median over the measured batches.
+
+    Args:
+        run: The log.
+
+    Returns:
+        √(mean² + std²); NaN where inputs are not numbers (tokens), or were not measured.
+    """
+    if {"inputs.mean", "inputs.std"} <= set(run.columns):
+        mean, std = rows(run, "inputs.mean").values, rows(run, "inputs.std").values
+        size = np.sqrt(mean**2 + std**2) if len(mean) == len(std) else std
+        size = size[np.isfinite(size)]
+        return float(np.median(size)) if len(size) else float("nan")
+    return float(checked(run, "input_statistics").get("rms", float("nan")))

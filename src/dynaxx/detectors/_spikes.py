@@ -1,0 +1,184 @@
+"""Where a positive stream jumps: lone outliers and lasting rises, against its own trailing level and its own tail."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.ndimage import median_filter
+
+from dynaxx.core.findings import Threshold
+from dynaxx.errors import NotApplicable
+from dynaxx.numerics.exceedance import exceedance_threshold
+from dynaxx.numerics.robust_scale import center_and_scale, trailing_baseline
+
+WINDOW = 128
+"""Steps that a step is compared with: OLMo's and Levanter's rules look back as far."""
+LEAST = 24
+"""Kept steps in the window before anything is compared: the MAD of 24 is known to 25 %."""
+SPAN = 5
+"""A rise lasts where the median over so many steps is high: three of five hard batches in a row are rare at 1 %."""
+RATE = Threshold(
+    value=3e-5,
+    origin="a third of the budget of one alarm in 10 000 steps; a normal stream then alarms beyond 4.0 deviations",
+    false_alarms="benchmarks/spikes.py, seven kinds of noise, 160 000 steps each: at most 0.9 in 10 000 steps",
+)
+LASTING = Threshold(
+    value=6.0,
+    origin="robust deviations of the running median of five; its tail is thin whatever that of the steps is: a step's "
+    "tail of t⁻³ becomes t⁻⁹",
+    false_alarms="with RATE",
+)
+INDEPENDENT = 0.536
+"""Standard deviation of the median of five independent unit normal numbers; correlation can only raise it."""
+RAMP = Threshold(
+    value=400.0,
+    origin="lone outliers are judged once so many steps have shown the stream's tail; of batches that are hard once "
+    "in a hundred, 98 % of streams have then shown two",
+    false_alarms="with RATE",
+)
+EARLY = Threshold(
+    value=3.0,
+    origin="before that a lone outlier must be so many times the stream's level, Lightning's rule (rtol 2)",
+    false_alarms="Lightning's rule on the streams of benchmarks/spikes.py: 0 on six kinds of noise",
+)
+FLOOR = 0.005
+"""Least scale, relative: below half a percent a rise is of no account whatever the noise."""
+TESTED = 8
+"""Largest outliers that are judged one by one, each without the larger ones in the sample."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spike:
+    """One stretch of high values.
+
+    Args:
+        first: Index of its first row.
+        last: Index of its last row.
+        peak: Index of its highest row.
+        ratio: The peak over the level before; for a lasting rise, of its running median.
+        score: Its height in scales of the noise.
+        lasting: Whether the median over five rows was high, not one row alone.
+        open: Whether it lasts to the end of the stream.
+    """
+
+    first: int
+    last: int
+    peak: int
+    ratio: float
+    score: float
+    lasting: bool
+    open: bool
+
+
+def spikes(values: np.ndarray) -> list[Spike]:
+    """Find them.
+
+    Values are compared as logarithms with the median of the steps before, in units of the residuals' MAD; points that
+    stick out leave the baseline. The stream's own tail sets the threshold.
+
+    Args:
+        values: Positive numbers, shape (n,), one per step.
+
+    Returns:
+        Spikes in order.
+
+    Raises:
+        NotApplicable: A value is not positive, or there are fewer than 60.
+    """
+    if len(values) < 60:
+        raise NotApplicable(f"{len(values)} steps are too few to know the noise; 60 are needed")
+    if values.min() <= 0:
+        raise NotApplicable("the values are not positive: ratios mean nothing")
+    logs = np.log(values)
+    residuals, scale = _residuals(logs)
+    first = int(np.argmax(np.isfinite(residuals)))
+    known, scale = np.nan_to_num(residuals[first:], nan=0.0), scale[first:]
+    lasting, center = _lasting(known)
+    lone = _lone(known, scale, lasting)
+    found = [_spike(known, center, scale, a, b, lasting=True) for a, b in _stretches(lasting, join=SPAN)]
+    found += [_spike(known, known, scale, a, b, lasting=False) for a, b in _stretches(lone & ~lasting, join=0)]
+    return sorted((_moved(spike, first) for spike in found), key=lambda spike: spike.first)
+
+
+def _residuals(logs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    every = 16 if len(logs) <= 5000 else 32
+    keep = np.ones(len(logs), dtype=bool)
+    residuals, scale = logs, logs
+    for _ in range(2):
+        base = trailing_baseline(logs, keep, window=WINDOW, every=every, least=LEAST)
+        if not np.isfinite(base.scale).any():
+            raise NotApplicable("the stream jumps about so much that it has no level to compare with")
+        typical = float(np.nanmedian(base.scale))
+        scale = np.maximum(np.maximum(base.scale, 0.5 * typical), FLOOR)
+        residuals = (logs - base.center) / scale
+        keep = ~(residuals > 4.0)
+    return residuals, scale
+
+
+def _lasting(residuals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows belong to a lasting rise, and the running median, in units of the residuals."""
+    half = SPAN // 2
+    center = np.full(len(residuals), -np.inf)
+    inner = slice(half, len(residuals) - half)
+    center[inner] = median_filter(residuals, size=SPAN)[inner]
+    middle, spread = center_and_scale(center[inner])
+    core = np.flatnonzero(center > middle + float(LASTING) * max(float(spread), INDEPENDENT))
+    high = np.zeros(len(residuals), dtype=bool)
+    for offset in range(-half, half + 1):
+        high[core + offset] = True
+    return high & (residuals > 1.0), center
+
+
+def _lone(residuals: np.ndarray, scale: np.ndarray, lasting: np.ndarray) -> np.ndarray:
+    found = np.zeros(len(residuals), dtype=bool)
+    usual = np.sort(residuals[~lasting])
+    alone = np.where(lasting, -np.inf, residuals)
+    order = np.argpartition(alone, -TESTED)[-TESTED:]
+    order = order[np.argsort(alone[order])[::-1]]
+    for place, index in enumerate(order):
+        rest = usual[: len(usual) - 1 - place]
+        if len(rest) < 40:
+            break
+        limit = exceedance_threshold(rest, float(RATE))
+        grown = residuals[index] * scale[index]
+        if residuals[index] <= limit or (len(rest) < float(RAMP) and grown < np.log(float(EARLY))):
+            break
+        found[index] = True
+    return found
+
+
+def _stretches(mask: np.ndarray, join: int) -> list[tuple[int, int]]:
+    """First and last index of runs of True, joined over holes of at most `join`."""
+    at = np.flatnonzero(mask)
+    if len(at) == 0:
+        return []
+    cuts = np.flatnonzero(np.diff(at) > join + 1)
+    return list(zip(at[np.r_[0, cuts + 1]].tolist(), at[np.r_[cuts, len(at) - 1]].tolist(), strict=True))
+
+
+def _spike(
+    residuals: np.ndarray, level: np.ndarray, scale: np.ndarray, first: int, last: int, *, lasting: bool
+) -> Spike:
+    part = slice(first, last + 1)
+    peak = first + int(np.argmax(residuals[part]))
+    top = first + int(np.argmax(level[part]))
+    return Spike(
+        first=first,
+        last=last,
+        peak=peak,
+        ratio=float(np.exp(min(level[top] * scale[top], 700.0))),
+        score=float(level[top]),
+        lasting=lasting,
+        open=last >= len(residuals) - SPAN,
+    )
+
+
+def _moved(spike: Spike, by: int) -> Spike:
+    return Spike(
+        first=spike.first + by,
+        last=spike.last + by,
+        peak=spike.peak + by,
+        ratio=spike.ratio,
+        score=spike.score,
+        lasting=spike.lasting,
+        open=spike.open,
+    )

@@ -1,0 +1,106 @@
+"""Bounded activations that sit in the flat ends of their function."""
+
+import numpy as np
+
+from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Remedy, Test, Threshold
+from dynaxx.detectors._inputs import scale_of_inputs
+from dynaxx.detectors._reading import belief, end_of, entries, moving_mean, ranked, rows
+from dynaxx.detectors._remedies import FAN_IN, STANDARDISE, rate
+from dynaxx.errors import NotApplicable
+
+SHARE = Threshold(
+    value=0.5,
+    origin="half of a layer's outputs: DeepDiagnosis (2022) and SageMaker Debugger count half of the units or entries",
+    false_alarms="",
+)
+PERSIST = Threshold(
+    value=20,
+    origin="rows on end of a mean over 10, as TheDeepChecker's buffer of 10 batches",
+    false_alarms="",
+)
+WINDOW = 10
+
+
+class Saturation(Detector):
+    """Share of the outputs of tanh, sigmoid and their like at which the slope is under 2 %.
+
+    The activation that ends the model is left out: decided predictions saturate it, as they should.
+    """
+
+    code = "D4"
+    title = "saturated activations"
+    reads = ("activations.saturated",)
+
+    def detect(self, run: Log) -> Finding | None:
+        """Half of a layer's outputs or more, that last."""
+        share = rows(run, "activations.saturated", least=2 * WINDOW)
+        bounded = np.flatnonzero(np.isfinite(share.values).any(axis=0))
+        inner = bounded[bounded < len(share.labels) - 1]
+        if len(inner) == 0:
+            raise NotApplicable("no activation inside the model is bounded, so none can saturate")
+        level = moving_mean(share.values[:, inner], WINDOW)
+        over = np.where(np.isfinite(level), level, 0.0) >= SHARE.value
+        found = {int(inner[j]): s for j, s in entries(share.steps, over, int(PERSIST.value), end_of(run)).items()}
+        if not found:
+            return None
+        size = {i: float(np.nanmax(share.values[over[:, j], i])) for j, i in enumerate(inner) if i in found}
+        order = sorted(found, key=lambda i: -size[i])
+        spans = found[min(found, key=lambda i: found[i][0][0])]
+        start = float(np.nanmedian(share.values[:3, order[0]]))
+        lasting = any(found[i][-1][1] >= end_of(run) for i in found)
+        return Finding(
+            code=self.code,
+            name="saturation",
+            title=f"{size[order[0]]:.0%} of the outputs of {share.labels[order[0]]} are saturated",
+            severity="warning" if lasting else "note",
+            spans=spans,
+            layers=tuple(share.labels[i] for i in order),
+            evidence=(
+                Evidence(
+                    text=f"{share.labels[order[0]]}: {size[order[0]]:.0%} of the outputs are where the slope is < 2 %",
+                    columns=("activations.saturated",),
+                    steps=(spans[0][0], spans[-1][1]),
+                    value=size[order[0]],
+                    threshold=SHARE.value,
+                ),
+                Evidence(text=f"in the first steps it was {start:.0%}", columns=("activations.saturated",)),
+            ),
+            causes=_causes(run, start, first=order[0] == int(inner[0])),
+            test=Test(
+                text="Measure the inputs: a scale far from 1 saturates the first layer from the first step.",
+                check="input_statistics",
+            ),
+        )
+
+
+def _causes(run: Log, start: float, *, first: bool) -> tuple[Cause, ...]:
+    scale = scale_of_inputs(run)
+    began = start >= SHARE.value
+    return ranked(
+        (
+            Cause(
+                name="saturated_activations",
+                confidence=belief(0.5, 1.5),
+                why="a saturated unit passes next to no gradient on",
+                remedies=(Remedy(text="Normalise before the activation, or use one that is not bounded."),),
+            ),
+            Cause(
+                name="initialisation_too_large",
+                confidence=belief(0.3, 6.0 if began else 0.15, 0.3 if scale > 5 else 1.0),
+                why=f"{start:.0%} were saturated in the first steps already",
+                remedies=(FAN_IN,),
+            ),
+            Cause(
+                name="inputs_not_normalised",
+                confidence=belief(0.15, 20.0 if scale > 5 else 0.2 if scale < 3 else 1.0, 2.0 if first else 0.5),
+                why=f"the inputs have a scale of {scale:.3g}" if np.isfinite(scale) else "the first layer saturates",
+                remedies=(STANDARDISE,),
+            ),
+            Cause(
+                name="learning_rate_too_high",
+                confidence=belief(0.3, 0.15 if began else 4.0),
+                why=f"it rose from {start:.0%} at the start",
+                remedies=(rate(0.3),),
+            ),
+        )
+    )

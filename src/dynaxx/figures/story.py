@@ -1,0 +1,200 @@
+"""What happened, what was tried and what it did: the loss with findings and acts over it, and the account in words."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dynaxx.core.contracts import Figure
+from dynaxx.core.panels import Line, Lines, Panel, Table
+from dynaxx.errors import NotApplicable
+from dynaxx.figures._build import line, smoothed
+from dynaxx.figures._read import named, scale_for
+from dynaxx.runlog import RunView
+
+_KINDS = ("finding", "check", "decision", "receipt", "trial", "rollback", "outcome", "converged")
+_MARKS = 8
+"""Acts that are marked on the curve; of more than these the last ones."""
+_SPANS = 8
+
+
+class Story(Figure):
+    """The story page: findings, acts and their outcomes."""
+
+    title = "Story"
+    order = 5
+
+    def panels(self, view: RunView) -> Sequence[Panel]:
+        """The loss under what was found and done, and the account."""
+        events = [event for event in view.events() if event.get("kind") in _KINDS]
+        told = [row for row in map(_row, events) if row is not None]
+        if not any(event["kind"] != "receipt" for event in events) or not told:
+            raise NotApplicable('no detector found anything while it trained, or navigate="off" was given')
+        table = Table(
+            title="What happened, what was tried, what it did",
+            header=("step", "", "what", "why"),
+            rows=tuple(_merged(told)),
+        )
+        picture = _picture(view, events)
+        return [table] if picture is None else [picture, table]
+
+
+def _picture(view: RunView, events: Sequence[Mapping[str, Any]]) -> Lines | None:
+    if "loss" not in view.columns:
+        return None
+    loss = view["loss"]
+    lines: tuple[Line, ...] = smoothed(view, "loss", "training")
+    left = view.excursions("loss")
+    for excursion in left:
+        lines += (
+            Line(
+                label=f"left behind (attempt {excursion.attempt})",
+                x=excursion.steps.astype(np.float64),
+                y=excursion.values.astype(np.float64),
+            ),
+        )
+    if "val_loss" in view.columns:
+        lines += (line(view["val_loss"], "validation", "points"),)
+    return Lines(
+        title="Loss, findings and acts",
+        lines=lines,
+        y_label=named("loss", loss.column.unit),
+        y_scale=scale_for(loss.values, *(excursion.values for excursion in left)),
+        marks=dict(_acts(events)[-_MARKS:]),
+        spans=_spans(events),
+        note="Shaded: where a detector raised an alarm. Dotted: what was done.",
+    )
+
+
+def _acts(events: Sequence[Mapping[str, Any]]) -> list[tuple[str, float]]:
+    taken = [e for e in events if e["kind"] == "decision" and _part(e, "decision").get("status") == "taken"]
+    found: dict[str, float] = {}
+    for event in taken:
+        words = _act(_part(_part(event, "decision"), "proposal"))
+        name = words if words not in found else f"{words} (step {event['step']})"
+        found[name] = float(event["step"])
+    return list(found.items())
+
+
+def _spans(events: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float]]:
+    """The stretches of each alarm as the latest event about it knew them."""
+    latest: dict[str, Mapping[str, Any]] = {}
+    for event in events:
+        if event["kind"] == "finding":
+            latest[str(_part(event, "finding").get("name"))] = _part(event, "finding")
+    found: dict[str, tuple[float, float]] = {}
+    for name, finding in latest.items():
+        if finding.get("severity") != "note":
+            for place, (first, last) in enumerate(finding.get("spans", ())[-2:]):
+                found[name.replace("_", " ") + (" again" if place else "")] = (float(first), float(last))
+    return dict(list(found.items())[:_SPANS])
+
+
+def _row(event: Mapping[str, Any]) -> tuple[str, str, str, str] | None:
+    """One line of the account; None: nothing to tell."""
+    made = _WORDS[event["kind"]](event)
+    return None if made is None else (f"{event.get('step', 0):,}", *made)
+
+
+def _merged(rows: Sequence[tuple[str, str, str, str]]) -> list[tuple[str, str, str, str]]:
+    """Lines that repeat the one before are told once."""
+    kept: list[tuple[str, str, str, str]] = []
+    for row in rows:
+        if not kept or row[1:] != kept[-1][1:]:
+            kept.append(row)
+    return kept
+
+
+def _finding(event: Mapping[str, Any]) -> tuple[str, str, str] | None:
+    finding, state = _part(event, "finding"), event.get("state")
+    if finding.get("severity") == "note" or state == "changed":
+        return None
+    if state == "closed":
+        return "over", f"{finding.get('code')} {_name(finding)}", ""
+    causes = finding.get("causes", ())
+    why = f"{causes[0]['name'].replace('_', ' ')} ({causes[0]['confidence']:.0%})" if causes else ""
+    evidence = finding.get("evidence", ())
+    seen = evidence[0]["text"] if evidence else ""
+    return "found", f"{finding.get('code')} {finding.get('title')}", "; ".join(filter(None, (why, seen)))
+
+
+def _check(event: Mapping[str, Any]) -> tuple[str, str, str]:
+    values = event.get("values", {})
+    shown = ", ".join(f"{key} {_figure(value)}" for key, value in values.items() if not isinstance(value, list | dict))
+    return "checked", str(event.get("name", "")).replace("_", " "), shown or str(event.get("reason", ""))
+
+
+def _decision(event: Mapping[str, Any]) -> tuple[str, str, str] | None:
+    decision = _part(event, "decision")
+    proposal = _part(decision, "proposal")
+    status = decision.get("status")
+    if status == "refused":
+        return None
+    cause = str(proposal.get("cause", "")).replace("_", " ")
+    reason = str(_part(proposal, "action").get("reason", ""))
+    return ("done" if status == "taken" else "advised"), _act(proposal), reason or cause
+
+
+def _receipt(event: Mapping[str, Any]) -> tuple[str, str, str] | None:
+    """The end of an act; its beginning is told by the decision."""
+    receipt = _part(event, "receipt")
+    if receipt.get("status") != "ended":
+        return None
+    return "ended", str(_part(receipt, "action").get("name", "")).replace("_", " "), str(receipt.get("detail", ""))
+
+
+def _trial(event: Mapping[str, Any]) -> tuple[str, str, str]:
+    arms = event.get("arms", ())
+    losses = ", ".join(f"{arm.get('name')} {_figure(arm.get('loss'))}" for arm in arms if isinstance(arm, Mapping))
+    return "tried", f"{event.get('winner') or 'no arm'} won a trial of {event.get('steps', '?')} steps", losses
+
+
+def _rollback(event: Mapping[str, Any]) -> tuple[str, str, str]:
+    words = {key: value for key, value in event.items() if key not in ("kind", "step", "time", "attempt", "why")}
+    return "rolled back", ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in words.items()), str(event.get("why", ""))
+
+
+def _outcome(event: Mapping[str, Any]) -> tuple[str, str, str]:
+    outcome = _part(event, "outcome")
+    promise = _part(_part(outcome, "proposal"), "promise")
+    bound = f"< {_figure(promise['below'])}" if promise.get("below") is not None else ""
+    bound += f"> {_figure(promise['above'])}" if promise.get("above") is not None else ""
+    figure = f"{promise.get('column', '')} {_figure(outcome.get('measured'))}, promised {bound}"
+    result = "it helped" if outcome.get("kept") else "it did not help" + (", undone" if outcome.get("undone") else "")
+    return result, _act(_part(outcome, "proposal")), figure
+
+
+def _converged(event: Mapping[str, Any]) -> tuple[str, str, str]:
+    return "converged", str(event.get("what", "")), str(event.get("why", ""))
+
+
+_WORDS = {
+    "finding": _finding,
+    "check": _check,
+    "decision": _decision,
+    "receipt": _receipt,
+    "trial": _trial,
+    "rollback": _rollback,
+    "outcome": _outcome,
+    "converged": _converged,
+}
+
+
+def _act(proposal: Mapping[str, Any]) -> str:
+    action = _part(proposal, "action")
+    arguments = ", ".join(f"{key} {_figure(value)}" for key, value in _part(action, "arguments").items())
+    steps = f" for {action['steps']} steps" if action.get("steps") else ""
+    return f"{str(action.get('name', '?')).replace('_', ' ')} {arguments}".strip() + steps
+
+
+def _name(finding: Mapping[str, Any]) -> str:
+    return str(finding.get("name", "")).replace("_", " ")
+
+
+def _figure(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _part(event: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    part = event.get(name)
+    return part if isinstance(part, Mapping) else {}

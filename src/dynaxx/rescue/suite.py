@@ -1,0 +1,97 @@
+"""Which cases there are, and trains them in processes; what is done is never done again."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+from dynaxx.errors import BadInput
+from dynaxx.rescue.faults import names
+from dynaxx.rescue.nets import NETS
+from dynaxx.rescue.training import Case, Ended, run_case
+
+LABELS = "labels.json"
+
+
+def cases(
+    *,
+    nets: Sequence[str] = tuple(NETS),
+    seeds: Sequence[int] = range(5),
+    alterations: Sequence[str] | None = None,
+    policies: Sequence[str] = ("nothing",),
+    steps: int | None = None,
+) -> list[Case]:
+    """Clean twins, and every alteration of every net, untouched and under each policy.
+
+    Args:
+        nets: The suite's nets, or tasks.
+        seeds: Draws.
+        alterations: What is planted; None: everything.
+        policies: Who acts, each on the same cases.
+        steps: Optimizer steps; None: each task's own.
+
+    Returns:
+        The cases, clean ones first. Raises `BadInput` where there is none.
+    """
+    chosen = [None, *(names() if alterations is None else alterations)]
+    found = [
+        Case(net=net, seed=seed, alteration=name, policy=policy, steps=steps)
+        for policy, name, seed, net in product(policies, chosen, seeds, nets)
+    ]
+    if not found:
+        raise BadInput("rescue(nets=..., seeds=...) must hold at least one of each. Got none.")
+    return list(dict.fromkeys(found))
+
+
+def run_suite(
+    chosen: Sequence[Case], out: Path, *, workers: int = 2, progress: Callable[[int, int, Ended], None] | None = None
+) -> list[Ended]:
+    """Train cases, each in a folder of its own.
+
+    Args:
+        chosen: The cases.
+        out: The suite's folder. A case with a result is read, not trained.
+        workers: Processes, of one thread each.
+        progress: Called with done, all, and what has ended.
+
+    Returns:
+        What became of each, in order.
+    """
+    if workers < 1:
+        raise BadInput(f"rescue(workers=...) must be at least 1. Got {workers}.")
+    found: dict[Case, Ended] = {}
+    for ended in _ended(chosen, out, workers):
+        found[ended.case] = ended
+        if progress is not None:
+            progress(len(found), len(chosen), ended)
+    results = [found[case] for case in chosen]
+    _label(results, out)
+    return results
+
+
+def _ended(chosen: Sequence[Case], out: Path, workers: int) -> Iterator[Ended]:
+    if workers == 1:
+        yield from (run_case(case, out) for case in chosen)
+        return
+    # Forked processes inherit locks of torch's threads in any state.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+        for future in as_completed([pool.submit(run_case, case, out) for case in chosen]):
+            yield future.result()
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _label(results: Sequence[Ended], out: Path) -> None:
+    """What was planted where, by folder, for who wants to look for it."""
+    path = out / LABELS
+    labels = json.loads(path.read_text()) if path.exists() else {}
+    for ended in results:
+        if ended.status != "not applicable":
+            labels[ended.case.key] = {k: v for k, v in ended.as_dict().items() if k != "folder"}
+    path.write_text(json.dumps(labels, indent=1))

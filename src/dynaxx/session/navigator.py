@@ -1,0 +1,226 @@
+"""The navigator: at fixed steps it has the log diagnosed, asks the controllers, and says what is to be done."""
+
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dynaxx.controllers import Turn, begin, navigate
+from dynaxx.core.findings import Finding
+from dynaxx.core.navigation import REMEDIES, Mode, Situation
+from dynaxx.core.records import Action
+from dynaxx.runlog import RunView
+from dynaxx.runlog.clipped import ClippedView
+from dynaxx.session.diagnosing import Change, Diagnosing
+
+WINDOW = 20_000
+"""Steps of the log that are looked at: a diagnosis costs the same in the first hour and in the second week."""
+FIRST = 20
+"""Steps between looks until the interval is set: a rate far too high has ruined a run within the first hundred."""
+NEAREST, FARTHEST = 10, 50
+"""Bounds of the interval in steps; the farther one is a fiftieth of the planned steps where that is more."""
+STUCK = (3, 10, 30)
+"""Updates left out in a row at which the navigator looks out of turn: the steps by which it is called stand still."""
+HOPELESS = 100
+"""Updates left out in a row after which a run that acts for itself is stopped: nothing it could do has helped."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """One thing to be done on every rank, at one step.
+
+    Args:
+        what: "begin" an action, "lift" one, or "remedy": what the session does itself between two batches.
+        name: The action.
+        action: The action, to begin it or to carry it out.
+        why: Why it is lifted.
+    """
+
+    what: Literal["begin", "lift", "remedy"]
+    name: str
+    action: Action | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What the navigator asks of the run it steers.
+
+    Args:
+        steps: Planned optimizer steps, or None.
+        view: The run's log, opened.
+        in_force: The actions in force by name.
+        healthy: Steps of the checkpoints that are healthy, given all findings.
+        able: Which remedies and actions this run can carry out.
+        event: Writes an event at the present step.
+        warn: Called with a message when a detector or controller fails.
+        quiet: Whether alarms are not to be printed.
+    """
+
+    steps: int | None
+    view: Callable[[], RunView]
+    in_force: Callable[[], Mapping[str, Action]]
+    healthy: Callable[[tuple[Finding, ...]], tuple[int, ...]]
+    able: Callable[[], frozenset[str]]
+    event: Callable[..., None]
+    warn: Callable[[str], None]
+    quiet: bool
+
+
+class Navigator:
+    """Findings, controllers and the arbiter at work on one run; it changes nothing itself, it gives orders.
+
+    It looks at every `interval`-th step. What it concludes follows from the log and from its own state, which is in
+    every checkpoint: a resumed run decides alike.
+
+    Args:
+        mode: "advise": findings and proposals are logged, live checks are asked for. "act": orders change the run.
+        around: The run.
+    """
+
+    def __init__(self, mode: Mode, around: Surroundings) -> None:
+        self.mode: Mode = mode
+        self.interval = FIRST
+        self.last: dict[str, dict[str, Any]] = {}
+        """What the last live checks found, by name."""
+        self._around = around
+        self._diagnosing = Diagnosing(around.warn)
+        self._state: dict[str, Any] = begin()
+        self._view: RunView | None = None
+        self._seconds: list[float] = []
+
+    def due(self, step: int) -> bool:
+        """Whether this step is one of those at which it looks.
+
+        Args:
+            step: Completed optimizer steps.
+        """
+        return step % self.interval == 0
+
+    def consult(self, step: int) -> list[Order]:
+        """Diagnose, decide, and log both.
+
+        Args:
+            step: Completed optimizer steps.
+
+        Returns:
+            What is to be done, in order.
+        """
+        start = time.perf_counter()
+        log = self._look(step)
+        situation = Situation(
+            step=step,
+            steps=self._around.steps,
+            findings=self._diagnosing.findings,
+            fresh=self._diagnosing.fresh,
+            run=log,
+            in_force=self._around.in_force(),
+            healthy=self._around.healthy(self._diagnosing.findings),
+            able=self._around.able(),
+            last=self.last,
+        )
+        turn = navigate(self._state, situation, self.mode)
+        self._state = turn.state
+        self._report(turn, step)
+        self._seconds.append(time.perf_counter() - start)
+        return _orders(turn)
+
+    def finish(self, step: int) -> None:
+        """Diagnose a last time, for the log: the run is over.
+
+        Args:
+            step: Completed optimizer steps.
+        """
+        self._look(step)
+
+    def settle(self, step_seconds: float, share: float) -> int:
+        """The interval that keeps diagnosing within a share of the time, by the times so far; it is not set yet.
+
+        Args:
+            step_seconds: Of a step without measuring.
+            share: Of it that diagnosing may take.
+
+        Returns:
+            Steps, at least 10 and at most max(50, steps / 50), also where that takes more than the share.
+        """
+        wanted = math.ceil(self.seconds / (share * step_seconds)) if step_seconds > 0 else FARTHEST
+        return min(max(wanted, NEAREST), max(FARTHEST, (self._around.steps or 0) // FARTHEST))
+
+    @property
+    def seconds(self) -> float:
+        """Of one look: the median, without the first, which imports."""
+        return statistics.median(self._seconds[1:] or self._seconds) if self._seconds else 0.0
+
+    def go_back(self) -> None:
+        """The run has gone back: its findings are closed, what was tried is remembered."""
+        self._diagnosing.go_back()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What decides about the next decision, as plain data."""
+        return {
+            "interval": self.interval,
+            "state": self._state,
+            "diagnosing": self._diagnosing.state_dict(),
+            "last": self.last,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint.
+
+        Args:
+            state: What `state_dict` returned.
+        """
+        self.interval, self._state, self.last = state["interval"], state["state"], dict(state["last"])
+        self._diagnosing.load_state_dict(state["diagnosing"])
+
+    def _look(self, step: int) -> ClippedView:
+        if self._view is None:
+            self._view = self._around.view()
+        else:
+            self._view.refresh()
+        log = ClippedView(self._view, first=max(0, step - WINDOW), last=step)
+        for change, finding in self._diagnosing.look(log, step):
+            self._around.event("finding", state=change, finding=finding.as_dict())
+            self._say(change, finding, step)
+        return log
+
+    def _report(self, turn: Turn, step: int) -> None:
+        for name, error in turn.failed.items():
+            self._around.warn(f"The controller {name!r} failed and is left out from here on; training goes on. {error}")
+        for outcome in turn.outcomes:
+            self._around.event("outcome", **outcome.as_dict(), at=step)
+        for decision in turn.decisions:
+            self._around.event("decision", **{k: v for k, v in decision.as_dict().items() if k != "step"})
+            action = decision.proposal.action
+            if decision.status == "taken" and action.name not in REMEDIES:
+                self._print(f"step {step}: {action.name} {_words(action.arguments)}: {action.reason}")
+
+    def _say(self, change: Change, finding: Finding, step: int) -> None:
+        if change != "closed" and finding.alarms:
+            self._print(f"step {step}: {finding.severity}: {finding.title}")
+
+    def _print(self, line: str) -> None:
+        if not self._around.quiet:
+            print(f"dynaxx: {line}", file=sys.stderr)
+
+
+def _words(arguments: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in arguments.items())
+
+
+def _orders(turn: Turn) -> list[Order]:
+    orders: list[Order] = []
+    for undo in turn.undo:
+        if undo.restore is None:
+            orders.append(Order(what="lift", name=undo.name, why=undo.reason))
+        else:
+            orders.append(Order(what="begin", name=undo.name, action=undo.restore))
+    for decision in turn.decisions:
+        if decision.status == "taken":
+            action = decision.proposal.action
+            what: Literal["begin", "remedy"] = "remedy" if action.name in REMEDIES else "begin"
+            orders.append(Order(what=what, name=action.name, action=action))
+    return orders
