@@ -197,6 +197,21 @@ class Actuator:
             actuation.load_state_dict(kept.get("state", {}))  # older checkpoints have none
             self._in_force[name] = _InForce(action, actuation, kept["taken"])
 
+    def go_back(self, state: Mapping[str, Any], step: int) -> None:
+        """Take up the actions of an earlier step, with receipts for what ends and what begins by it.
+
+        Args:
+            state: What `state_dict` returned then.
+            step: That step.
+        """
+        before = self.in_force
+        self.load_state_dict(state)
+        for name in before.keys() - self._in_force.keys():
+            self._hand_out(Receipt(action=before[name], step=step, status="ended", detail="rolled back"))
+        for name in self._in_force.keys() - before.keys():
+            item = self._in_force[name]
+            self._hand_out(Receipt(action=item.action, step=step, status="begun", detail=f"{item.actuation}, again"))
+
     def _leave_out(self, view: StepView, skip: list[bool | Tensor]) -> None:
         optimizer = view.optimizer
         fused = any(group.get("fused") for group in optimizer.param_groups)

@@ -130,8 +130,9 @@ def refuse_distant(parts: Sequence[Part]) -> np.ndarray:
         worst = max(blocked, key=lambda i: found[i])
         raise NotApplicable(
             f"blend: {len(blocked)} of {len(parts)} parts are far from {parts[newest]}. {parts[worst]} has "
-            f"‖θ₁ − θ₂‖² = {found[worst]:.2f}·(‖θ₁‖² + ‖θ₂‖²) over the matrices, where unrelated weights have 1; at most "
-            f"{APART:g} is allowed without a loss. {_remedy(parts, blocked, newest)} Or give a task: then the loss decides."
+            f"‖θ₁ − θ₂‖² = {found[worst]:.2f}·(‖θ₁‖² + ‖θ₂‖²) over the matrices, where unrelated weights have 1; at "
+            f"most {APART:g} is allowed without a loss. {_remedy(parts, blocked, newest)} Or give a task, so that the "
+            "loss decides."
         )
     return found
 
@@ -175,12 +176,7 @@ def _is_matrix(tensor: Tensor) -> bool:
 
 def _remedy(parts: Sequence[Part], blocked: Sequence[int], anchor: int) -> str:
     if len({part.run for part in parts}) > 1:
-        return (
-            "Branch the runs from a common checkpoint, leave such parts out, or reorder their hidden units with "
-            "align=True."
-        )
-    later = [part.step for i, part in enumerate(parts) if i > max(i for i in blocked if i < anchor)] if any(
-        i < anchor for i in blocked
-    ) else []  # fmt: skip
-    hint = f"steps=({later[0]}, {parts[-1].step})" if later else "steps=(first, last)"
-    return f"Take a later range, {hint}, or a shorter merge duration."
+        return "Branch the runs from a common checkpoint, leave such parts out, or try align=True."
+    before = [i for i in blocked if i < anchor]
+    first = parts[max(before) + 1].step if before else "first"
+    return f"Take a later range, steps=({first}, {parts[-1].step}), or a shorter duration."

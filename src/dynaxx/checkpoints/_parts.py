@@ -1,6 +1,5 @@
 """What is blended: checkpoints of runs and live states, each read tensor by tensor, never whole."""
 
-import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,8 +8,11 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from dynaxx.checkpoints.codec import decode
-from dynaxx.checkpoints.manifest import STATE, TENSORS, CheckpointInfo, load_manifest, read_capped
+from dynaxx.checkpoints.codec import chosen, decode, referenced
+from dynaxx.checkpoints.folders import left_behind
+from dynaxx.checkpoints.manifest import CheckpointInfo, Manifest, load_manifest
+from dynaxx.checkpoints.pieces import check_sizes, check_tiling, read_tree, read_whole
+from dynaxx.checkpoints.places import ARCHIVE, LocalPlace, Place
 from dynaxx.checkpoints.store import CheckpointStore
 from dynaxx.checkpoints.tensorfile import read_tensors
 from dynaxx.core.parameters import bare_name
@@ -21,7 +23,7 @@ from dynaxx.runlog import open_run
 Stream = Iterator[tuple[str, Tensor]]
 """Parameters and persistent buffers by bare name. Use each before the next is asked for; exhaust it before any of it
 counts, because damage may be found at the last byte."""
-Source = str | Path | CheckpointStore | Snapshot | Mapping[str, Tensor]
+Source = str | Path | Place | CheckpointStore | Snapshot | Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,17 +34,19 @@ class Part:
         run: Of which run, as a reader knows it.
         step: Completed optimizer steps.
         id: The checkpoint's; "" for a live state.
-        folder: The run's folder; None for a live state.
+        place: The folder or URL of the run's checkpoints; "" for a live state.
         seed: The run's; 0 where it is not known.
+        archived: Whether its weights were rounded to bf16 and the rest left away.
         tensors: Reads it anew.
         frame: Reads what is not averaged: `metadata`, `buffers` that are not persistent, `state` that is no tensor.
     """
 
     run: str
     step: int
-    id: str
-    folder: Path | None
-    seed: int
+    id: str = ""
+    place: str = ""
+    seed: int = 0
+    archived: bool = False
     tensors: Callable[[], Stream]
     frame: Callable[[], dict[str, Any]]
 
@@ -72,19 +76,20 @@ class Selection:
         if self.duration is not None and self.duration < 0:
             raise BadInput(f"blend(duration=...) must be 0 steps or more. Got {self.duration}.")
 
-    def of(self, infos: Sequence[CheckpointInfo]) -> list[CheckpointInfo]:
-        """The chosen ones, oldest first; of one step the last save alone.
+    def of(self, parts: Sequence[Part]) -> list[Part]:
+        """The chosen ones, oldest first.
 
         Args:
-            infos: Of one run, oldest first.
+            parts: Of one run; of several of one step the last one counts.
 
         Returns:
             None or more.
         """
-        first, last = self.steps or (0, max((i.step for i in infos), default=0))
-        found = list({i.step: i for i in infos if first <= i.step <= last}.values())
+        by_step = {part.step: part for part in parts}
+        first, last = self.steps or (0, max(by_step, default=0))
+        found = [by_step[step] for step in sorted(by_step) if first <= step <= last]
         if self.duration is not None and found:
-            found = [i for i in found if i.step >= found[-1].step - self.duration]
+            found = [part for part in found if part.step >= found[-1].step - self.duration]
         return found[-self.last :]
 
 
@@ -92,7 +97,7 @@ def parts(of: Source | Sequence[Source], selection: Selection) -> list[Part]:
     """The parts of a blend, run by run and each oldest first.
 
     Args:
-        of: A run's folder, one of its checkpoints, a store, a snapshot or a state_dict; or several of them.
+        of: A run's folder, one of its checkpoints, a place, a snapshot or a state_dict; or several of them.
         selection: Which checkpoints of each run that is named whole.
 
     Returns:
@@ -105,8 +110,8 @@ def parts(of: Source | Sequence[Source], selection: Selection) -> list[Part]:
     given = list(cast("Sequence[Source]", of)) if several else [cast("Source", of)]
     found = [part for number, each in enumerate(given) for part in _parts(each, selection, number)]
     if not found:
-        raise BadInput(f"blend({_shown(given)}): there is no checkpoint to blend with {selection}. Widen the range.")
-    keys = [(part.run, part.step, part.id) for part in found]
+        raise BadInput(f"blend({_shown(given)}): no checkpoint is there within {selection}. Widen the range.")
+    keys = [(part.place, part.run, part.step) for part in found]
     if twice := next((part for part, key in zip(found, keys, strict=True) if keys.count(key) > 1), None):
         raise BadInput(f"blend(of=...): {twice} is named twice. Name it once.")
     return found
@@ -118,50 +123,69 @@ def _parts(source: Source, selection: Selection, number: int) -> list[Part]:
     if isinstance(source, Mapping):
         return [_live("states", number, lambda: source)]
     if isinstance(source, CheckpointStore):
-        return _stored(_sound(source, selection))
+        return _run(LocalPlace(source), selection)
+    if isinstance(source, Place):
+        return _run(source, selection)
     if not isinstance(source, str | Path):
-        raise BadInput(f"blend(of=...) takes folders, stores, snapshots and states. Got {type(source).__name__}.")
+        raise BadInput(f"blend(of=...) takes folders, places, snapshots and states. Got {type(source).__name__}.")
     path = Path(source).absolute()
-    if path.parent.name == "checkpoints":
-        return _stored([load_manifest(path).info(path)])
+    if "checkpoints" in (path.parent.name, path.parent.parent.name) and path.parent.name in ("checkpoints", ARCHIVE):
+        place = LocalPlace(path.parent)
+        return [_stored(place, load_manifest(path).info(path), _seed(_run_folder(place)))]
     if not (path / "checkpoints").is_dir():
-        raise BadInput(f"blend({str(source)!r}): it is neither a run's folder (it holds no checkpoints/) nor one of its "
-                       "checkpoints. `dynaxx train` makes one.")  # fmt: skip
-    return _stored(_sound(CheckpointStore(path / "checkpoints"), selection))
+        raise BadInput(
+            f"blend({str(source)!r}): it is neither a run's folder (it holds no checkpoints/) nor one of its "
+            "checkpoints. `dynaxx train` makes one."
+        )
+    return _run(LocalPlace(path / "checkpoints"), selection)
 
 
-def _sound(store: CheckpointStore, selection: Selection) -> list[CheckpointInfo]:
+def _run(place: Place, selection: Selection) -> list[Part]:
+    """The checkpoints of a run, hot or archived; of those that it went back past none."""
+    seed = _seed(_run_folder(place))
+    found = [_stored(each, info, seed) for each in (place.archive, place) for info in _sound(each)]
+    return selection.of(found)  # the full one counts where both are there
+
+
+def _sound(place: Place) -> list[CheckpointInfo]:
     """Those whose files have the sizes that were written; their bytes are checked when they are read."""
+    infos = place.list()
+    behind = left_behind([info.path.name for info in infos], [info.origin for info in infos])
     kept: list[CheckpointInfo] = []
-    for info in store.list():
+    for info in infos:
+        if info.path.name in behind:
+            continue
         try:
-            store.verify(info, deep=False)
+            place.verify(info, deep=False)
         except CorruptData as error:
             warnings.warn(f"A corrupted checkpoint is passed over: {error}", DynaxxWarning, stacklevel=5)
         else:
             kept.append(info)
-    return selection.of(kept)
+    return kept
 
 
-def _stored(infos: Sequence[CheckpointInfo]) -> list[Part]:
-    """Checkpoints of one run."""
-    if not infos:
-        return []
-    folder = infos[0].path.parent.parent
-    seed = _seed(folder)
+def _stored(place: Place, info: CheckpointInfo, seed: int) -> Part:
+    """A checkpoint; what is far away is read whole, what is here tensor by tensor."""
+    local = isinstance(place, LocalPlace)
 
-    def part(info: CheckpointInfo) -> Part:
-        return Part(
-            run=folder.name,
-            step=info.step,
-            id=info.id,
-            folder=folder,
-            seed=seed,
-            tensors=lambda: _stream(info),
-            frame=lambda: _frame(info),
-        )
+    def far(take: Callable[[dict[str, Any]], Any]) -> Callable[[], Any]:
+        return lambda: take(place.load(info)[0]["model"])
 
-    return [part(info) for info in infos]
+    return Part(
+        run=_run_folder(place).name,
+        step=info.step,
+        id=info.id,
+        place=place.name,
+        seed=seed,
+        archived=Path(place.name).name == ARCHIVE,
+        tensors=(lambda: _stream(info.path)) if local else far(lambda model: _tensors(model["state"])),
+        frame=(lambda: _frame(info.path)) if local else far(_without_tensors),
+    )
+
+
+def _run_folder(place: Place) -> Path:
+    folder = Path(place.name)
+    return folder.parent.parent if folder.name == ARCHIVE else folder.parent
 
 
 def _seed(folder: Path) -> int:
@@ -173,70 +197,63 @@ def _seed(folder: Path) -> int:
 
 
 def _live(run: str, step: int, load: Callable[[], Mapping[str, Any]]) -> Part:
-    def tensors() -> Stream:
-        for name, value in load().items():
-            if isinstance(value, Tensor):
-                yield bare_name(name), value.detach()
-
     def frame() -> dict[str, Any]:
         state = load()
-        rest = {bare_name(name): value for name, value in state.items() if not isinstance(value, Tensor)}
         versions = cast("dict[str, Any]", getattr(state, "_metadata", {}))  # what torch attaches to a state_dict
-        return {"metadata": {bare_name(path): v for path, v in versions.items()}, "buffers": {}, "state": rest}
+        return _without_tensors({"state": state, "metadata": versions, "buffers": {}})
 
-    return Part(run=run, step=step, id="", folder=None, seed=0, tensors=tensors, frame=frame)
+    return Part(run=run, step=step, tensors=lambda: _tensors(load()), frame=frame)
 
 
-def _stream(info: CheckpointInfo) -> Stream:
-    """The model's tensors in the order of the file: no more than one is in memory, the optimizer's neither."""
-    model, found = _opened(info)
-    if found is None:
-        yield from ((name, value) for name, value in model["state"].items() if isinstance(value, Tensor))
-        return
+def _tensors(state: Mapping[str, Any]) -> Stream:
+    return ((bare_name(name), value.detach()) for name, value in state.items() if isinstance(value, Tensor))
+
+
+def _without_tensors(model: Mapping[str, Any]) -> dict[str, Any]:
+    rest = {bare_name(name): value for name, value in model["state"].items() if not isinstance(value, Tensor)}
+    versions = {bare_name(path): version for path, version in model["metadata"].items()}
+    return {"metadata": versions, "buffers": dict(model["buffers"]), "state": rest}
+
+
+def _stream(path: Path) -> Stream:
+    """The model's tensors file by file: no more than one is in memory, and the optimizer's are not read."""
+    manifest, model = _opened(path)
     places: dict[str, list[tuple[str, Any]]] = {}
     for name, node in model["state"].items():
         if _is_tensor(node):
-            places.setdefault(node["$tensor"], []).append((name, node))
-    for key, tensor in found:
-        for name, node in places.get(key, ()):
+            places.setdefault(node["$tensor"], []).append((name, node))  # tied ones share an entry
+    for key, tensor in _read(path, manifest, set(places)):
+        for name, node in places[key]:
             yield name, decode({key: tensor}, node)
 
 
-def _frame(info: CheckpointInfo) -> dict[str, Any]:
-    model, found = _opened(info)
-    if found is None:
-        return {**model, "state": {name: v for name, v in model["state"].items() if not isinstance(v, Tensor)}}
+def _read(path: Path, manifest: Manifest, names: set[str]) -> Stream:
+    check_sizes(path, manifest)
+    check_tiling(path, manifest)
+    for file, table in manifest.tensors.items():
+        own = {name for name in names & table.keys() if table[name].offsets is None}
+        yield from read_tensors(path / file, manifest.files[file], table, own)
+    sharded = {
+        name for table in manifest.tensors.values() for name, entry in table.items() if entry.offsets is not None
+    }
+    for name in sorted(names & sharded):
+        yield from read_whole(path, manifest, {name}.__contains__).items()
+
+
+def _frame(path: Path) -> dict[str, Any]:
+    manifest, model = _opened(path)
     rest = {**model, "state": {name: node for name, node in model["state"].items() if not _is_tensor(node)}}
-    wanted = _named(rest)
-    return decode({key: tensor for key, tensor in found if key in wanted}, rest)
+    return decode(dict(_read(path, manifest, referenced(rest))), rest)
 
 
-def _opened(info: CheckpointInfo) -> tuple[dict[str, Any], Stream | None]:
-    """The tree of the model's state and a stream of all tensors; the state itself where the layout is another."""
-    manifest = load_manifest(info.path)
-    if set(manifest.files) != {STATE, TENSORS}:  # sharded: the store puts it together
-        return CheckpointStore(info.path.parent).load(info)[0]["model"], None
-    text = read_capped(info.path / STATE, manifest.files[STATE])
-    try:
-        model = cast("dict[str, Any]", json.loads(text)["model"])
-    except (ValueError, KeyError, RecursionError) as error:
-        raise CorruptData(f"{info.path / STATE} holds no state of a model: {type(error).__name__}: {error}.") from error
-    return model, read_tensors(info.path / TENSORS, manifest.files[TENSORS], manifest.tensors)
+def _opened(path: Path) -> tuple[Manifest, dict[str, Any]]:
+    """The manifest and the tree of the model's state."""
+    manifest = load_manifest(path)
+    return manifest, chosen(read_tree(path, manifest), ("model",), path)["model"]
 
 
 def _is_tensor(node: Any) -> bool:
     return isinstance(node, dict) and "$tensor" in node
-
-
-def _named(node: Any) -> set[str]:
-    """Tensors that a tree refers to."""
-    if isinstance(node, list):
-        return {name for each in cast("list[Any]", node) for name in _named(each)}
-    if not isinstance(node, dict):
-        return set()
-    node = cast("dict[str, Any]", node)
-    own = {node[mark] for mark in ("$tensor", "$array") if mark in node}
-    return own or {name for each in node.values() for name in _named(each)}
 
 
 def _shown(given: Sequence[Source]) -> str:

@@ -102,7 +102,7 @@ class Window:
     def weights(self, field: Field) -> tuple[np.ndarray, str]:
         """Found in one pass over the parts, newest first."""
         n = len(field.parts)
-        if field.judge is None or n < 3 or len({part.run for part in field.parts}) > 1:  # noqa: PLR2004 - no choice
+        if field.judge is None or n < 3 or len({part.run for part in field.parts}) > 1:
             return Uniform().weights(field)
         sizes, found, mean = {n, *(2**k for k in range(1, n.bit_length()) if 2**k < n)}, dict[int, float](), Mean()
         for age in reversed(range(n)):
@@ -258,4 +258,7 @@ def rule(how: str) -> Rule:
     missing = [key for key, p in options.items() if p.default is p.empty and key not in given]
     if missing:
         raise BadInput(f'blend(how="{name}") needs {missing[0]}. Write {name}:{missing[0]}=200.')
-    return RULES[name](**given)
+    try:
+        return RULES[name](**given)
+    except TypeError as error:
+        raise BadInput(f"blend(how={how!r}): {error}.") from None

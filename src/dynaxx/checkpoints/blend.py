@@ -39,9 +39,9 @@ def blend(
 ) -> Blended:
     """Σ wⱼ θⱼ over checkpoints, and whether it is better than the best of them.
 
-    Half of the validation examples choose: they score the parts, find barriers, set what the rule leaves open. The other
-    half see two sets of weights, once: the blend and the part that was best on the first half. The difference is called
-    better or worse where an exact interval at 95 % leaves out zero (`numerics.paired`), else not established.
+    Half of the validation examples choose: they score the parts, find barriers, set what the rule leaves open. The
+    other half see two sets of weights, once: the blend and the part that was best on the first half. The difference is
+    called better or worse where an exact interval at 95 % leaves out zero (`numerics.paired`), else not established.
     Statistics of batch normalisation are taken anew at every point that is evaluated, the parts included. Means are
     taken in float32, or float64 where the weights are.
 
@@ -200,7 +200,7 @@ def _passed_over(part: Part, why: str) -> None:
 
 
 def _enough(kept: list[Part]) -> list[Part]:
-    if len(kept) < 2:  # noqa: PLR2004
+    if len(kept) < 2:
         raise BadInput(f"blend(of=...): two parts make a blend. Got {len(kept)}. Widen the range, or save more often.")
     return kept
 
@@ -243,7 +243,7 @@ def _told(made: _Made, how: str, judge: Judge | None, seconds: float) -> Blended
         "rule": made.words,
         "verdict": verdict,
         "parts": [
-            {"run": part.run, "folder": str(part.folder or ""), "step": part.step, "id": part.id, "weight": float(w)}
+            {"run": part.run, "place": part.place, "step": part.step, "id": part.id, "weight": float(w)}
             for part, w in zip(made.parts, made.weights, strict=True)
             if w > 0
         ],

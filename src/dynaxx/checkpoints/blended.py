@@ -78,8 +78,7 @@ class Blended:
             BadInput: The store is that of one of the parts' runs.
             NotSaved: The disk is full, read-only or broken.
         """
-        folders = {part["folder"] for part in self.lineage["parts"]}
-        if str(store.folder.parent) in folders:
+        if str(store.folder) in {part["place"] for part in self.lineage["parts"]}:
             raise BadInput(
                 f"Blended.commit(store): {store.folder} is where a part of the blend is from, and a run that goes on "
                 "there would begin from the blend. Give a folder of its own."

@@ -1,4 +1,4 @@
-"""Where blends are measured: a model of its own, and validation examples split into those that choose and those that judge."""
+"""Where blends are measured: validation examples that choose, others that judge, and a model to do it with."""
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,8 +21,8 @@ from dynaxx.numerics.batch_statistics import normalisations, renewed
 from dynaxx.numerics.symmetry import state
 
 Split = Literal["choose", "score", "tune", "judge"]
-"""choose: orders the parts, finds barriers, picks what is blended; score and tune are its halves, for a temperature that
-must not be tuned on what gave the scores. judge: sees one blend and one part, once."""
+"""choose: orders the parts, finds barriers, picks what is blended; score and tune are its halves, for a temperature
+that must not be tuned on what gave the scores. judge: sees one blend and one part, once."""
 
 UNITS = 64
 """Into so many groups the validation examples are split at least, where they can be: 32 of them judge. With 32 pairs a
@@ -95,8 +95,8 @@ class Judge:
         groups = list(batches) if whole else _groups(batches)
         if len(groups) < 4:  # two that judge, one that scores, one that tunes
             raise BadInput(
-                f"Judge(batches=...): the validation examples must be in at least 4 groups. Got {len(groups)}. Give more "
-                "examples, or smaller batches."
+                f"Judge(batches=...): the validation examples must be in at least 4 groups. Got {len(groups)}. "
+                "Give more examples, or smaller batches."
             )
         self.objective = Objective(model, loss_fn, groups, weight=weight)
         self.model = self.objective.model
@@ -213,8 +213,8 @@ def _statistics(
     kept = list(_some(training))
     if not kept:
         raise BadInput(
-            f"Judge(training=...): {type(model).__name__} has batch normalisation, whose statistics do not fit averaged "
-            "weights. Give some training batches."
+            f"Judge(training=...): {type(model).__name__} has batch normalisation, whose statistics do not fit "
+            "averaged weights. Give some training batches."
         )
     return Objective(model, loss_fn, kept, weight=weight)
 

@@ -21,7 +21,7 @@ from typing import Any
 from dynaxx.checkpoints.durable import sync_folder
 from dynaxx.checkpoints.folders import STAGING, TRASH, made
 from dynaxx.checkpoints.manifest import NAME, CheckpointInfo, Origin, load_manifest
-from dynaxx.checkpoints.staging import staging_name
+from dynaxx.checkpoints.staging import staging_name, sweep
 from dynaxx.checkpoints.store import CheckpointStore
 from dynaxx.errors import BadInput, CorruptData, DynaxxWarning
 from dynaxx.runlog.disk import replace_file
@@ -105,6 +105,14 @@ class Place(ABC):
 
         Returns:
             Whether it is out of sight; the reason why not is a warning.
+        """
+
+    @abstractmethod
+    def sweep(self) -> tuple[str, ...]:
+        """Delete what killed processes left half written or half deleted.
+
+        Returns:
+            Names of the checkpoints of which nobody saw anything, where they are known.
         """
 
     @abstractmethod
@@ -287,6 +295,11 @@ class LocalPlace(Place):
             return False
         shutil.rmtree(trash / which.path.name, ignore_errors=True)
         return True
+
+    def sweep(self) -> tuple[str, ...]:
+        """As in every save."""
+        sweep(self.folder / STAGING, self.folder / TRASH)
+        return ()
 
     def read_notes(self, kind: str) -> dict[str, bytes]:
         """Every file of the kind's folder."""

@@ -106,11 +106,14 @@ class RemotePlace(Place):
             The copy: when this returns, everybody sees it whole.
 
         Raises:
-            CorruptData: The local one's manifest is damaged.
+            CorruptData: The local one is damaged.
             NotSaved: The store refuses it, or holds another one of that name; nothing became visible.
         """
         manifest, seal = load_manifest(folder), (folder / NAME).read_bytes()
         target = manifest.folder
+        CheckpointStore(folder.parent).verify(
+            manifest.info(folder)
+        )  # what is damaged here must not count as kept there
         try:
             if self._bucket.read(f"{target}/{NAME}") != seal:
                 for name in manifest.files:
@@ -130,7 +133,7 @@ class RemotePlace(Place):
 
     def verify(self, which: CheckpointInfo, deep: bool = True) -> None:
         """Stream every byte through the checksum; nothing is kept on disk."""
-        manifest = self._manifest(which)
+        manifest, _ = self._manifest(which)
         for name, entry in manifest.files.items():
             path = f"{manifest.folder}/{name}"
             try:
@@ -142,7 +145,7 @@ class RemotePlace(Place):
 
     def fetch(self, which: CheckpointInfo, into: Path) -> Path:
         """Download the files that the manifest lists, and the manifest last."""
-        manifest = self._manifest(which)
+        manifest, seal = self._manifest(which)
         target = into / manifest.folder
         target.mkdir(parents=True)
         for name in manifest.files:
@@ -150,7 +153,7 @@ class RemotePlace(Place):
                 self._bucket.download(f"{manifest.folder}/{name}", target / name)
             except FileNotFoundError as error:
                 raise CorruptData(f"{self.name}/{manifest.folder}/{name} is missing.") from error
-        (target / NAME).write_bytes(dump_manifest(manifest))
+        (target / NAME).write_bytes(seal)
         return target
 
     def remove(self, which: CheckpointInfo) -> bool:
@@ -200,17 +203,17 @@ class RemotePlace(Place):
         else:
             self._bucket.write(path, data)
 
-    def _names(self) -> list[str]:
+    def _names(self) -> Sequence[str]:
         """Folders that look like checkpoints, committed or not."""
         return [name for name in self._bucket.names() if _FOLDER.fullmatch(name)]
 
-    def _manifest(self, which: CheckpointInfo) -> Manifest:
-        """The manifest as it is now, not as it was when it was listed."""
+    def _manifest(self, which: CheckpointInfo) -> tuple[Manifest, bytes]:
+        """The manifest and its bytes as they are now, not as they were when it was listed."""
         name = which.path.name
         data = self._bucket.read(f"{name}/{NAME}")
         if data is None:
             raise CorruptData(f"{self.name}/{name}/{NAME} is missing.")
-        return _parsed(name, data)
+        return _parsed(name, data), data
 
     def _read(self, info: CheckpointInfo) -> tuple[dict[str, Any], CheckpointInfo]:
         with tempfile.TemporaryDirectory(prefix="dynaxx-") as folder:

@@ -6,16 +6,18 @@ The rules, in the order in which they are asked; the first that speaks decides:
 2. nothing but checks before the warm-up is over, unless the finding is critical;
 3. bounds: the learning rate stays within [1/1000, 30] × planned, gradients are never scaled up;
 4. an act must promise something or end by itself;
-5. nothing is repeated for one stretch of a finding, nor before its cooldown is over; broken promises lengthen it;
+5. nothing is repeated for one stretch of a finding, nor before its cooldown is over; broken promises lengthen it, and
+   words that were said before;
 6. budget: acts in a window and in all, checks, updates repeated by rollbacks, updates spent in trials;
-7. one act at a time on one thing: on rate, clipping, layers, batch, ε; a critical finding's higher rung breaks in.
+7. one act at a step, and one at a time on one thing (rate, clipping, layers, …) until it is judged; a critical
+   finding's higher rung breaks in.
 
-Stopping is exempt from 4 to 6: a ladder must be able to end.
+Stopping is exempt from 6 and 7: a ladder must be able to end.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from dynaxx.controllers._clock import started, tick
 from dynaxx.controllers._judge import target
@@ -51,6 +53,8 @@ SLOTS = {
 """What an action acts on; one that is not here acts on a thing of its own name."""
 RISES = frozenset({"loss_spike", "divergence", "oscillation", "catapult"})
 """Findings that an early, healthy rise of the loss may look like."""
+NO_CATAPULT = frozenset({"corrupted_batch", "non_finite_data", "overflow"})
+"""Causes that no early rise passes by itself."""
 REMEMBERED = 100
 """Acts and words that are remembered; four times what a run may do."""
 
@@ -71,7 +75,8 @@ def start() -> Plain:
     Returns:
         Plain data: the clock, what was done and said, and the refusals of the last decision.
     """
-    return {"clock": started(), "acts": [], "said": [], "refused": {}, "spent": {"acts": 0, "check": 0, "lost": 0, "trial": 0}}
+    spent = {"acts": 0, "check": 0, "lost": 0, "trial": 0}
+    return {"clock": started(), "acts": [], "said": [], "refused": {}, "spent": spent}
 
 
 def arbitrate(
@@ -111,10 +116,13 @@ def _rank(proposal: Proposal) -> tuple[bool, int, float, str, str]:
     critical = found is not None and found.severity == "critical"
     sure = 0.0 if found is None else next((c.confidence for c in found.causes if c.name == proposal.cause), 0.0)
     # Of two answers to something critical the ladder's higher rung: it has weighed what the lower ones can do.
-    return (not critical, -proposal.level if critical else proposal.level, -sure, proposal.controller, proposal.action.name)
+    rung = -proposal.level if critical else proposal.level
+    return (not critical, rung, -sure, proposal.controller, proposal.action.name)
 
 
-def _decide(state: Plain, proposal: Proposal, situation: Situation, mode: Mode) -> tuple[Any, str]:
+def _decide(
+    state: Plain, proposal: Proposal, situation: Situation, mode: Mode
+) -> tuple[Literal["taken", "advised", "refused"], str]:
     case = _Case(state, situation, limits(situation), state["clock"]["updates"])
     for rule in (_nature, _bounds, _repeats, _budget, _conflict):
         why = rule(case, proposal)
@@ -137,7 +145,8 @@ def _nature(case: _Case, proposal: Proposal) -> str | None:
         return f"{found.name} is a healthy phenomenon"
     if (found is not None and found.severity == "critical") or proposal.action.name in ("check", ADVICE):
         return None
-    if found is not None and found.name in RISES and step <= case.limits.catapult:
+    rises = found is not None and found.name in RISES and proposal.cause not in NO_CATAPULT
+    if rises and step <= case.limits.catapult:
         return f"an early rise may be a catapult; it has time until step {case.limits.catapult}"
     if step < case.limits.warmup:
         return f"the run warms up until step {case.limits.warmup}"
@@ -173,9 +182,8 @@ def _bounds(case: _Case, proposal: Proposal) -> str | None:
 
 def _repeats(case: _Case, proposal: Proposal) -> str | None:
     """Rule 5."""
-    if proposal.action.name == "stop":
-        same = [a for a in case.state["acts"] if a["name"] == "stop"]
-        return "the run is asked to stop already" if same else None
+    if "stop" in case.situation.in_force:
+        return "the run is about to end"
     word = _word(proposal)
     if any(said == word for said in case.state["said"]):
         return "this was answered so already"
@@ -183,12 +191,11 @@ def _repeats(case: _Case, proposal: Proposal) -> str | None:
         return None
     key = _key(proposal)
     same = [a for a in case.state["acts"] if a["key"] == key]
-    broken = sum(
-        not o.kept for o in case.situation.outcomes if _key(o.proposal) == key and o.proposal.action.name != "check"
-    )
+    broken = sum(not o.kept for o in case.situation.outcomes if _key(o.proposal) == key)
     if broken >= BROKEN:
         return f"its promise was broken {broken} times"
-    rest = case.limits.cooldown * BACKOFF**broken if proposal.action.name != "check" else case.limits.cooldown
+    words = sum(not a["acted"] and a["name"] != "check" for a in same)
+    rest = case.limits.cooldown * BACKOFF ** (broken + words)
     if same and case.now < same[-1]["at"] + rest:
         return f"it rests for {rest} updates"
     return None
@@ -221,26 +228,26 @@ def _budget(case: _Case, proposal: Proposal) -> str | None:
 
 def _conflict(case: _Case, proposal: Proposal) -> str | None:
     """Rule 7."""
-    name = proposal.action.name
+    name, acts = proposal.action.name, case.state["acts"]
     if name in (ADVICE, "stop"):
         return None
-    now = [a for a in case.state["acts"] if a["at"] == case.now and a["step"] == case.situation.step and a["acted"]]
-    if any(a["slot"] == "state" for a in now) or (now and _slot(name) == "state"):
-        return "something else is done at this step"
+    here = [a for a in acts if a["at"] == case.now and a["step"] == case.situation.step]
     if name == "check":
-        made = sum(a["name"] == "check" and a["at"] == case.now for a in case.state["acts"])
-        return "another check is made at this step" if made else None
-    busy = [a for a in case.state["acts"] if a["slot"] == _slot(name) and case.now < a["until"] and a["acted"]]
+        taken = any(a["name"] == "check" or a["slot"] == "state" and a["acted"] for a in here)
+        return "one look at a time" if taken else None
+    if any(a["acted"] for a in here):
+        return "something else is done at this step"
+    busy = [a for a in acts if a["acted"] and a["slot"] == _slot(name) and case.now < a["until"]]
     busy = [a for a in busy if not _breaks_in(proposal, a)]
-    if busy:
-        return f"{busy[-1]['name']} of {busy[-1]['controller']} is still to be judged"
-    return None
+    return f"{busy[-1]['name']} of {busy[-1]['controller']} is still to be judged" if busy else None
 
 
 def _breaks_in(proposal: Proposal, act: Mapping[str, Any]) -> bool:
     """Whether a higher rung need not wait for a lower one: something critical has begun, or got worse, since."""
     found = proposal.finding
-    return found is not None and found.severity == "critical" and (proposal.level > act["level"] or found.onset > act["step"])
+    if found is None or found.severity != "critical":
+        return False
+    return proposal.level > act["level"] or found.onset > act["step"]
 
 
 def _entered(state: Plain, proposal: Proposal, situation: Situation, *, taken: bool) -> Plain:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+from dynaxx.controllers._past import same
 from dynaxx.core.navigation import REMEDIES, Decision, Outcome, Situation, kept
 from dynaxx.core.records import Action
 
@@ -132,7 +133,7 @@ def _verdict(decision: Decision, since: int, situation: Situation) -> tuple[tupl
         return (False, math.nan), True
     if action.name not in PASSING and not _over(action, since, situation.step):
         present = situation.in_force.get(action.name)
-        if present is None or dict(present.arguments) != dict(action.arguments):
+        if present is None or not same(present, action):
             return (False, math.nan), True
     verdict = kept(promise, situation.run, since)
     if verdict is None and situation.step >= since + PATIENCE * promise.steps:

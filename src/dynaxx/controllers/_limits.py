@@ -30,9 +30,10 @@ UNKNOWN_STEPS = 1_000
 """Updates that a run without a plan is taken to have at least, where a bound is a share of them."""
 WARMUP_SHARE, WARMUP_LEAST, WARMUP_MOST = 0.02, 10, 200
 """Until then only what is critical is answered: optimizer statistics and detectors' baselines are still filling."""
-CATAPULT_SHARE = 0.1
-"""Early rises of the loss recover by themselves within the first 5–10 % of training (Lewkowycz et al. 2020): rates are
-not lowered there unless the run is in danger."""
+CATAPULT_SHARE, CATAPULT_MOST = 0.1, 1_000
+"""Early rises of the loss recover by themselves within the first 5–10 % of training: rates are not lowered there unless
+the run is in danger. A catapult takes tens to hundreds of updates (Lewkowycz et al. 2020), so long runs wait no more
+than a thousand."""
 COOLDOWN_SHARE, COOLDOWN_LEAST = 0.02, 20
 """Rest after an act before the same is done for the same cause: one interval of evaluation (`run.due`)."""
 BACKOFF = 4
@@ -86,7 +87,7 @@ def limits(situation: Situation) -> Limits:
         steps=steps,
         window=max(WINDOW_LEAST, round(WINDOW_SHARE * steps)),
         warmup=min(WARMUP_MOST, max(WARMUP_LEAST, round(WARMUP_SHARE * steps))),
-        catapult=round(CATAPULT_SHARE * steps),
+        catapult=min(CATAPULT_MOST, round(CATAPULT_SHARE * steps)),
         cooldown=max(COOLDOWN_LEAST, round(COOLDOWN_SHARE * steps)),
         # As long as the rest: an act is judged once before the next. At most what a run may spend on waiting.
         horizon=min(400, max(COOLDOWN_LEAST, round(COOLDOWN_SHARE * steps))),

@@ -1,6 +1,8 @@
 """What a controller has done before and what became of it, read from the decisions and outcomes of the situation."""
 
+from dynaxx.controllers._limits import ACTS_IN_ALL
 from dynaxx.core.navigation import Decision, Outcome, Situation
+from dynaxx.core.records import Action
 
 
 def acts(situation: Situation, controller: str) -> tuple[Decision, ...]:
@@ -41,3 +43,42 @@ def waiting(situation: Situation, controller: str) -> bool:
     """
     promised = sum(d.proposal.promise is not None for d in acts(situation, controller))
     return promised > len(judged(situation, controller))
+
+
+def exhausted(situation: Situation) -> bool:
+    """Whether the acts that one run may hold are done; then only stopping is left.
+
+    Args:
+        situation: Where the run is.
+
+    Returns:
+        True when they are.
+    """
+    return sum(d.proposal.action.name != "check" for d in situation.decisions) >= ACTS_IN_ALL
+
+
+def proven(situation: Situation) -> tuple[Action, ...]:
+    """The acts in force that have kept their promise: a rollback keeps them.
+
+    Args:
+        situation: Where the run is.
+
+    Returns:
+        Those that hold until they are lifted, in the order of their names.
+    """
+    good = [o.proposal.action for o in situation.outcomes if o.kept]
+    force = sorted(situation.in_force.items())
+    return tuple(a for name, a in force if a.steps is None and any(same(a, b) for b in good if b.name == name))
+
+
+def same(one: Action, other: Action) -> bool:
+    """Whether two actions do the same, whatever they are done for.
+
+    Args:
+        one: An action.
+        other: Another.
+
+    Returns:
+        True where name and arguments agree.
+    """
+    return one.name == other.name and dict(one.arguments) == dict(other.arguments)

@@ -17,12 +17,12 @@ LEAST = 24
 SPAN = 5
 """A rise lasts where the median over so many steps is high: three of five hard batches in a row are rare at 1 %."""
 RATE = Threshold(
-    value=3e-5,
-    origin="a third of the budget of one alarm in 10 000 steps; a normal stream then alarms beyond 4.0 deviations",
+    value=1.5e-5,
+    origin="a seventh of the budget of one alarm in 10 000 steps; a normal stream then alarms beyond 4.2 deviations",
     false_alarms="benchmarks/spikes.py, seven kinds of noise, 160 000 steps each: at most 0.9 in 10 000 steps",
 )
 LASTING = Threshold(
-    value=6.0,
+    value=7.0,
     origin="robust deviations of the running median of five; its tail is thin whatever that of the steps is: a step's "
     "tail of t⁻³ becomes t⁻⁹",
     false_alarms="with RATE",
@@ -40,6 +40,8 @@ EARLY = Threshold(
     origin="before that a lone outlier must be so many times the stream's level, Lightning's rule (rtol 2)",
     false_alarms="Lightning's rule on the streams of benchmarks/spikes.py: 0 on six kinds of noise",
 )
+SAMPLING = 0.25
+"""A scale this near to the usual one, in logarithms, is the usual one: three standard errors of a MAD of 128."""
 FLOOR = 0.005
 """Least scale, relative: below half a percent a rise is of no account whatever the noise."""
 TESTED = 8
@@ -107,8 +109,9 @@ def _residuals(logs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         base = trailing_baseline(logs, keep, window=WINDOW, every=every, least=LEAST)
         if not np.isfinite(base.scale).any():
             raise NotApplicable("the stream jumps about so much that it has no level to compare with")
-        typical = float(np.nanmedian(base.scale))
-        scale = np.maximum(np.maximum(base.scale, 0.5 * typical), FLOOR)
+        typical = max(float(np.nanmedian(base.scale)), FLOOR)
+        sampled = np.abs(np.log(np.maximum(base.scale, 1e-300) / typical)) < SAMPLING
+        scale = np.maximum(np.where(sampled, typical, np.maximum(base.scale, 0.5 * typical)), FLOOR)
         residuals = (logs - base.center) / scale
         keep = ~(residuals > 4.0)
     return residuals, scale

@@ -1,5 +1,7 @@
 """Layers whose relative updates are far from those of the others."""
 
+import re
+
 import numpy as np
 
 from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Remedy, Test, Threshold
@@ -81,7 +83,7 @@ def _causes(run: Log, labels: list[str], size: list[float]) -> tuple[Cause, ...]
     slow = size[0] < 0
     gradients = _gradient_apart(run, labels[0])
     follows = np.isfinite(gradients) and np.sign(gradients) == np.sign(size[0]) and abs(gradients) >= 1
-    factors = {label: float(np.clip(10**-s, 1 / BOUND, BOUND)) for label, s in zip(labels, size, strict=True)}
+    factors = {re.escape(label): float(np.clip(10**-s, 1 / BOUND, BOUND)) for label, s in zip(labels, size, strict=True)}
     balance = Remedy(
         text=f"Bring the layers' rates together, by at most {BOUND:g}-fold each.",
         action=Action(name="layer_rates", arguments={"factors": factors}),

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 Decay = Callable[[float], float]
-"""A factor of the learning rate over u, the share of the decay that has passed: 1 at u = 0, 0 at u = 1, never rising."""
+"""A factor of the learning rate over u, the share of the decay that has passed: from 1 at u = 0 to 0, never rising."""
 
 DECAYS: Mapping[str, Decay] = {
     "linear": lambda u: 1 - u,

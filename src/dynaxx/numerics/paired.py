@@ -40,10 +40,10 @@ def paired(
 ) -> Paired:
     """The mean of paired differences, with the interval of all shifts that a sign-flip test does not reject.
 
-    If the difference is δ and dᵢ − δ is as likely as δ − dᵢ, every set of signs is. The test of δ compares
-    |Σ wᵢ (dᵢ − δ)| with its values under all sets of signs; the interval of the δ that it leaves has the ends that
-    Hartigan (1969) found: a set of signs rejects none between the mean over the pairs it flips and that over the others,
-    so the ends are quantiles of the smaller and of the larger of these two means over all sets. No normality is assumed.
+    If the difference is δ and dᵢ − δ is as likely as δ − dᵢ, all sets of signs of them are. The test of δ compares
+    |Σ wᵢ (dᵢ − δ)| with its values under all sets of signs. A set exceeds it for all δ between the mean over the pairs
+    that it flips and the mean over the others, so the ends of the interval are quantiles of the smaller and of the
+    larger of these two means over all sets (Hartigan 1969, typical values). No normality is assumed.
 
     Args:
         differences: One a pair, finite.
@@ -77,7 +77,7 @@ def _subsets(n: int, seed: int) -> np.ndarray:
     """Which pairs are flipped, one row a set of signs; the observed one, which flips none, among them."""
     if n <= ENUMERATED:
         return (np.arange(2**n)[:, None] >> np.arange(n) & 1).astype(bool)
-    drawn = np.random.default_rng(seed).random((DRAWS, n)) < 0.5  # noqa: PLR2004
+    drawn = np.random.default_rng(seed).random((DRAWS, n)) < 0.5
     return np.concatenate([np.zeros((1, n), dtype=bool), drawn])
 
 

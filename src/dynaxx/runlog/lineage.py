@@ -90,11 +90,8 @@ def lanes(saves: Sequence[Save]) -> list[list[Save]]:
     """
     up, by_id = parents(saves), {save.id: save for save in saves}
     drawn: set[str] = set()
-    found: list[list[Save]] = []
-    for tip in reversed(in_order(saves)):
-        if tip.id not in drawn:
-            found.append(_upwards(tip.id, up, by_id, drawn)[::-1])
-    return found
+    tips = (save for save in reversed(in_order(saves)) if save.id not in drawn)  # looked up as it is drawn
+    return [_upwards(tip.id, up, by_id, drawn)[::-1] for tip in tips]
 
 
 def in_order(saves: Iterable[Save]) -> list[Save]:

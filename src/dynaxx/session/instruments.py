@@ -357,6 +357,15 @@ class Instruments:
             instrument.state = state["states"].get(instrument.name, instrument.state)
         self._sort()
 
+    def go_back(self, state: Mapping[str, Any]) -> None:
+        """Take up the states of an earlier step; cadences that are set stay.
+
+        Args:
+            state: What `state_dict` returned then.
+        """
+        cadences = {i.name: i.cadence for i in self.instruments}
+        self.load_state_dict({**state, "calibrated": True, "cadences": cadences} if self.calibrated else state)
+
     def close(self) -> None:
         """Take every hook out of the model."""
         if self.forward is not None:

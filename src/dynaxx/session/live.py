@@ -67,6 +67,8 @@ class Live:
         """Whether a forward ran under float16 autocast while no gradient scaler could be seen."""
         self.had_gradient: set[int] = set()
         self.after_calibration: Callable[[], None] = lambda: None
+        self.after_step: Callable[[int], None] = lambda left_out: None
+        """Called at the end of each step, with 0, and of each update left out, with how many were in a row."""
         self._world_size = world_size
         self._left_out = left_out
         self._warn = warn
@@ -107,7 +109,7 @@ class Live:
             skipped: Updates left out by then.
         """
         self.step, self._skipped = step, skipped
-        self._view = self._new_view()
+        self._start_over()
 
     @property
     def current(self) -> int:
@@ -126,6 +128,15 @@ class Live:
         """What follows until the next training forward is not part of a step (evaluation, saving)."""
         if self._pause_began is None:
             self._pause_began = time.perf_counter()
+
+    def spent(self, seconds: float) -> None:
+        """Time that looking at the run has taken between two steps: it counts as measuring.
+
+        Args:
+            seconds: Of a pause.
+        """
+        self._spent += seconds
+        self._passed += seconds
 
     def loaded(self, seconds: float) -> None:
         """Time spent waiting for data, where batches come from `run.batches`.
@@ -253,6 +264,7 @@ class Live:
         if ready:
             self.after_calibration()
         self.recorder.tick(self.step)
+        self.after_step(0)
         self._leave(self._last_end)
 
     def step_left_out(self) -> None:
@@ -294,6 +306,7 @@ class Live:
         self._forget()
         self._view.batch = StepBatch()
         self._backward = self._stepping = self._evaluated = False
+        self.after_step(self._skipped_since)
 
     def _forget(self) -> None:
         """Undo the measurements of the step in progress."""

@@ -191,7 +191,8 @@ class Navigator:
         for name, error in turn.failed.items():
             self._around.warn(f"The controller {name!r} failed and is left out from here on; training goes on. {error}")
         for outcome in turn.outcomes:
-            self._around.event("outcome", **outcome.as_dict(), at=step)
+            plain = outcome.as_dict()
+            self._around.event("outcome", acted=plain.pop("step"), **plain)
         for decision in turn.decisions:
             self._around.event("decision", **{k: v for k, v in decision.as_dict().items() if k != "step"})
             action = decision.proposal.action

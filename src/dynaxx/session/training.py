@@ -74,8 +74,19 @@ class Training:
         Returns:
             Rank 0's.
         """
-        if not (self.distributed and self.sharded):
-            return plan
-        box: list[Any] = [plan]
+        return self.from_first(plan) if self.sharded else plan
+
+    def from_first(self, value: Any) -> Any:
+        """Rank 0's value on every rank: a collective.
+
+        Args:
+            value: This rank's, plain data.
+
+        Returns:
+            Rank 0's.
+        """
+        if not self.distributed:
+            return value
+        box: list[Any] = [value]
         dist.broadcast_object_list(box, src=0, device=torch.device("cpu") if dist.get_backend() == "gloo" else None)
         return box[0]

@@ -17,7 +17,7 @@ class Underflow(Fault):
     causes = ("underflow", "loss_scale_stuck")
 
     def __init__(self, random: Random) -> None:
-        self.scale = log_uniform(random, 1e-6, 1e-4)
+        self.scale = log_uniform(random, 1e-8, 1e-6)
 
     def before_update(self, step: int, steps: int, model: nn.Module, optimizer: Optimizer) -> None:
         """Round what is too small to zero."""

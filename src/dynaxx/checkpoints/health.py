@@ -1,0 +1,187 @@
+"""What is said later of a checkpoint that never changes: whether the training that it holds was in good health.
+
+A fresh checkpoint is on probation: a fault shows some steps after it began. Once it has stood `PROBATION` steps without
+an alarm it is healthy; an alarm within them makes it suspect.
+"""
+
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, cast, get_args
+
+from dynaxx.checkpoints.folders import left_behind
+from dynaxx.checkpoints.manifest import CheckpointInfo
+from dynaxx.checkpoints.places import LocalPlace, Place, original
+from dynaxx.checkpoints.store import CheckpointStore
+from dynaxx.errors import BadInput, DynaxxWarning
+
+Health = Literal["probation", "healthy", "suspect", "bad"]
+"""probation: too young to tell; healthy; suspect: an alarm was raised near it; bad: it is known to be damaged goods."""
+PROBATION = 100
+"""Steps without an alarm that make a checkpoint healthy. PaLM (2022) restarted about 100 steps before each spike and
+none came back; our detectors of spikes speak within 10 steps."""
+KIND = "health"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What is said of a checkpoint.
+
+    Args:
+        health: In one word.
+        why: In words.
+        signals: Name → value at its step.
+        findings: Those that were open at its step, by name.
+    """
+
+    health: Health
+    why: str
+    signals: Mapping[str, float] = field(default_factory=dict[str, float])
+    findings: tuple[str, ...] = ()
+
+
+def mark(
+    store: CheckpointStore | Place,
+    info: CheckpointInfo,
+    health: Health,
+    why: str,
+    *,
+    signals: Mapping[str, float] | None = None,
+    findings: Sequence[str] = (),
+) -> None:
+    """Say how healthy a checkpoint is, in the place of what was said before; whole or not at all.
+
+    Args:
+        store: Where it lies.
+        info: The checkpoint.
+        health: In one word.
+        why: In words.
+        signals: Name → value at its step; None: as said before.
+        findings: Those that were open at its step.
+
+    Raises:
+        BadInput: There is no such word.
+        OSError: It cannot be written.
+    """
+    if health not in get_args(Health):
+        raise BadInput(f"mark(health=...) must be one of {', '.join(get_args(Health))}. Got {health!r}.")
+    place, key = as_place(store), original(info).id
+    before = verdicts(place).get(key)
+    record = {
+        "step": info.step,
+        "health": health,
+        "why": why,
+        "signals": dict(signals if signals is not None else before.signals if before else {}),
+        "findings": list(findings or (before.findings if before else ())),
+    }
+    place.note(KIND, key, record)
+
+
+def verdicts(store: CheckpointStore | Place) -> dict[str, Verdict]:
+    """What was said of the checkpoints of a place.
+
+    Args:
+        store: The place.
+
+    Returns:
+        Id → verdict; those of which nothing was said, or can be read, are missing.
+    """
+    return {
+        key: Verdict(
+            health=cast(Health, record["health"]),
+            why=str(record["why"]),
+            signals={name: float(value) for name, value in record["signals"].items()},
+            findings=tuple(record["findings"]),
+        )
+        for key, record in as_place(store).notes(KIND).items()
+    }
+
+
+def settle(
+    store: CheckpointStore | Place, step: int, alarms: Collection[int] = (), probation: int = PROBATION
+) -> dict[str, Verdict]:
+    """End the probation of those checkpoints that have stood long enough, or near which an alarm was raised.
+
+    An alarm at step a makes those at steps a − probation … a suspect: what it speaks of may have begun before them. So
+    are those that the training has gone back past: it was not without a reason.
+
+    Args:
+        store: The place.
+        step: Completed optimizer steps now.
+        alarms: Steps at which a detector raised an alarm since the training last went back.
+        probation: Steps to stand without an alarm.
+
+    Returns:
+        Id → verdict of those whose health changed.
+    """
+    place = as_place(store)
+    said, infos = verdicts(place), place.list()
+    behind = left_behind(infos)
+    changed: dict[str, Verdict] = {}
+    for info in infos:
+        before = said.get(info.id)
+        if before is not None and before.health != "probation":
+            continue
+        near = [alarm for alarm in sorted(alarms) if info.step <= alarm <= info.step + probation]
+        if info.path.name in behind:
+            mark(place, info, "suspect", "the training went back past it")
+        elif near:
+            mark(place, info, "suspect", f"an alarm at step {near[0]}, {near[0] - info.step} steps after it")
+        elif step >= info.step + probation:
+            mark(place, info, "healthy", f"{probation} steps without an alarm after it")
+        elif before is None:
+            mark(place, info, "probation", f"younger than {probation} steps")
+        else:
+            continue
+        changed[info.id] = verdicts(place)[info.id]
+    return changed
+
+
+def healthy(infos: Sequence[CheckpointInfo], said: Mapping[str, Verdict]) -> list[CheckpointInfo]:
+    """The checkpoints to trust, the best to go back to first.
+
+    Args:
+        infos: The checkpoints of a place.
+        said: What was said of them. Where nobody ever said anything, all are trusted.
+
+    Returns:
+        Those of the line that the training is on, newest first; then those that it left behind.
+    """
+    judged = any(original(info).id in said for info in infos)
+    good = {key for key, verdict in said.items() if verdict.health == "healthy"}
+    trusted = [info for info in infos if not judged or original(info).id in good]
+    behind = left_behind(infos)
+    return sorted(trusted, key=lambda info: (info.path.name not in behind, info.step, info.id), reverse=True)
+
+
+def last_healthy(store: CheckpointStore | Place, before: int | None = None) -> CheckpointInfo | None:
+    """The newest healthy checkpoint whose every byte is as it was written.
+
+    Args:
+        store: The place.
+        before: Only those of a smaller step: before the trouble began; None: any.
+
+    Returns:
+        The checkpoint; None where there is none. Damaged ones are passed over with a `DynaxxWarning`.
+    """
+    place = as_place(store)
+    for info in healthy(place.list(), verdicts(place)):
+        if before is not None and info.step >= before:
+            continue
+        if place.is_sound(info):
+            return info
+        message = f"{info.path.name} in {place.name} is healthy by its record and damaged on disk: it is passed over."
+        warnings.warn(message, DynaxxWarning, stacklevel=2)
+    return None
+
+
+def as_place(store: CheckpointStore | Place) -> Place:
+    """A store as a place.
+
+    Args:
+        store: A store, or a place already.
+
+    Returns:
+        The place.
+    """
+    return store if isinstance(store, Place) else LocalPlace(store)

@@ -1,0 +1,251 @@
+"""Which checkpoints are kept: small pure policies whose keep-sets are united, in Python or in words.
+
+```
+last:3                  the last 3 of the line that the training is on
+newer:2000              those at most 2000 steps older than the newest
+every:1000              the first one at or after each multiple of 1000 steps
+best:2:val_loss:min     the best 2 by a number that was saved with them
+diverse:10              10 that are as far apart as can be, by their sketches
+all                     every one
+last:3,best:2           several: what any of them keeps
+```
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
+
+from dynaxx.checkpoints.folders import left_behind
+from dynaxx.checkpoints.manifest import CheckpointInfo
+from dynaxx.errors import BadInput, UnknownName
+
+FORM = "last:N, newer:STEPS, every:STEPS, best:K[:METRIC[:min|max]], diverse:K or all, joined by commas"
+"""How policies are written."""
+
+
+class Policy(ABC):
+    """What is to be kept; pure: it sees what is known of the checkpoints, no clock and no disk.
+
+    Policies are united by `|`.
+    """
+
+    @abstractmethod
+    def keep(self, infos: Sequence[CheckpointInfo]) -> frozenset[str]:
+        """The keep-set.
+
+        Args:
+            infos: The checkpoints of one run, in any order.
+
+        Returns:
+            Ids of those to keep.
+        """
+
+    def __or__(self, other: "Policy") -> "Policy":
+        return Union((self, other))
+
+
+@dataclass(frozen=True)
+class Last(Policy):
+    """The last ones of the line that the training is on; what it left behind by going back is none of them.
+
+    Args:
+        count: How many.
+    """
+
+    count: int
+
+    def __post_init__(self) -> None:
+        _at_least_one("last", self.count)
+
+    def keep(self, infos: Sequence[CheckpointInfo]) -> frozenset[str]:
+        """The keep-set."""
+        return _ids(_line(infos)[-self.count :])
+
+    def __str__(self) -> str:
+        return f"last:{self.count}"
+
+
+@dataclass(frozen=True)
+class Newer(Policy):
+    """Those of the line at most so many steps older than the newest: age is told in steps.
+
+    Args:
+        steps: The greatest age.
+    """
+
+    steps: int
+
+    def __post_init__(self) -> None:
+        _at_least_one("newer", self.steps)
+
+    def keep(self, infos: Sequence[CheckpointInfo]) -> frozenset[str]:
+        """The keep-set."""
+        line = _line(infos)
+        return _ids([info for info in line if line[-1].step - info.step <= self.steps])
+
+    def __str__(self) -> str:
+        return f"newer:{self.steps}"
+
+
+@dataclass(frozen=True)
+class Every(Policy):
+    """Of the line the first one at or after each multiple of so many steps: it stays whatever is saved later.
+
+    Args:
+        steps: The distance.
+    """
+
+    steps: int
+
+    def __post_init__(self) -> None:
+        _at_least_one("every", self.steps)
+
+    def keep(self, infos: Sequence[CheckpointInfo]) -> frozenset[str]:
+        """The keep-set."""
+        first: dict[int, CheckpointInfo] = {}
+        for info in _line(infos):
+            first.setdefault(info.step // self.steps, info)
+        return _ids(first.values())
+
+    def __str__(self) -> str:
+        return f"every:{self.steps}"
+
+
+@dataclass(frozen=True)
+class Best(Policy):
+    """The best by a number among their facts; those without it, or whose number is not finite, are not.
+
+    Of equal ones the earlier is better. One that the training left behind may be the best.
+
+    Args:
+        count: How many.
+        metric: The name of the number.
+        mode: Whether the smallest or the largest is best.
+    """
+
+    count: int
+    metric: str = "val_loss"
+    mode: Literal["min", "max"] = "min"
+
+    def __post_init__(self) -> None:
+        _at_least_one("best", self.count)
+        if self.mode not in ("min", "max"):
+            raise BadInput(f"best:{self.count}:{self.metric}:{self.mode}: the mode must be min or max.")
+
+    def keep(self, infos: Sequence[CheckpointInfo]) -> frozenset[str]:
+        """The keep-set."""
+        sign = 1 if self.mode == "min" else -1
+        scored = [(sign * value, info) for info in infos if (value := number(info, self.metric)) is not None]
+        scored.sort(key=lambda pair: (pair[0], pair[1].step, pair[1].id))
+        return _ids([info for _, info in scored[: self.count]])
+
+    def __str__(self) -> str:
+        return f"best:{self.count}:{self.metric}:{self.mode}"
+
+
+@dataclass(frozen=True)
+class All(Policy):
+    """Every one."""
+
+    def keep(self, infos: Sequence[CheckpointInfo]) -> frozenset[str]:
+        """The keep-set."""
+        return _ids(infos)
+
+    def __str__(self) -> str:
+        return "all"
+
+
+@dataclass(frozen=True)
+class Union(Policy):
+    """What any of several keeps.
+
+    Args:
+        parts: The policies.
+    """
+
+    parts: tuple[Policy, ...]
+
+    def keep(self, infos: Sequence[CheckpointInfo]) -> frozenset[str]:
+        """The keep-set."""
+        return frozenset[str]().union(*(part.keep(infos) for part in self.parts))
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self.parts))
+
+
+def policy(words: str) -> Policy:
+    """A policy from words.
+
+    Args:
+        words: See the top of this module.
+
+    Returns:
+        The policy; `str` gives words back.
+
+    Raises:
+        BadInput: The words cannot be read.
+
+    Example:
+        >>> str(policy("last:3, best:2"))
+        'last:3,best:2:val_loss:min'
+    """
+    parts = [_part(part.strip(), words) for part in words.split(",") if part.strip()]
+    if not parts:
+        raise BadInput(f"A retention policy must keep something. Got {words!r}. Write {FORM}.")
+    return parts[0] if len(parts) == 1 else Union(tuple(parts))
+
+
+def number(info: CheckpointInfo, metric: str) -> float | None:
+    """A finite number among the facts of a checkpoint.
+
+    Args:
+        info: The checkpoint.
+        metric: Its name.
+
+    Returns:
+        The number; None where there is none.
+    """
+    value = info.facts.get(metric)
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _part(part: str, words: str) -> Policy:
+    name, _, rest = part.partition(":")
+    if name not in _KINDS:
+        raise UnknownName("retention policy", name, _KINDS)
+    given = rest.split(":") if rest else []
+    least, most = _KINDS[name]
+    if not least <= len(given) <= most or (given and not given[0].isdecimal()):
+        raise BadInput(f"{part!r} in the retention policy {words!r} cannot be read. Write {FORM}.")
+    match name:
+        case "last":
+            return Last(int(given[0]))
+        case "newer":
+            return Newer(int(given[0]))
+        case "every":
+            return Every(int(given[0]))
+        case "best":
+            return Best(int(given[0]), *cast("list[Literal['min', 'max']]", given[1:]))
+        case _:
+            return All()
+
+
+_KINDS = {"last": (1, 1), "newer": (1, 1), "every": (1, 1), "best": (1, 3), "all": (0, 0)}
+"""Name → least and most arguments."""
+
+
+def _line(infos: Sequence[CheckpointInfo]) -> list[CheckpointInfo]:
+    """Those that the training builds on, oldest first: by step, then by save, never by a clock."""
+    behind = left_behind(infos)
+    return sorted((i for i in infos if i.path.name not in behind), key=lambda info: (info.step, info.id))
+
+
+def _ids(infos: Iterable[CheckpointInfo]) -> frozenset[str]:
+    return frozenset(info.id for info in infos)
+
+
+def _at_least_one(name: str, count: int) -> None:
+    if count < 1:
+        raise BadInput(f"{name}:{count}: the number must be at least 1.")

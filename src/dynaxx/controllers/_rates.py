@@ -1,0 +1,107 @@
+"""What controllers read of the learning rate: the loop's own, without the factors of acts, and whether it is changing."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from dynaxx.controllers._reading import Vector, rows
+from dynaxx.core.navigation import Situation
+
+CHANGE = 0.01
+"""Relative change over a stretch below which a rate counts as constant: cosine at its flattest, over a tenth of the
+run, changes by 2 %."""
+DECAYING = ("cosine", "linear_decay", "one_cycle", "power_decay", "warm_restarts", "wsd")
+"""Built-in schedules that lower the rate before their end, however constant it looks meanwhile."""
+
+
+class Plan(NamedTuple):
+    """The loop's own rate.
+
+    Args:
+        steps: Steps of its rows.
+        rate: The largest group's, shape (rows,).
+    """
+
+    steps: Vector
+    rate: Vector
+
+
+def planned(situation: Situation) -> Plan | None:
+    """The loop's own learning rate up to now.
+
+    Args:
+        situation: Where the run is.
+
+    Returns:
+        The rates; None where they are not logged.
+    """
+    run = situation.run
+    if "lr" not in run.columns:
+        return None
+    series = run["lr"]
+    values = np.asarray(series.values, dtype=np.float64)
+    values = values.max(axis=1) if values.ndim == 2 else values
+    steps = np.asarray(series.steps, dtype=np.float64)
+    if "lr.factor" in run.columns:
+        at, factor = rows(run, "lr.factor", 0, situation.step)
+        values = values.copy()
+        _, mine, theirs = np.intersect1d(steps, at, return_indices=True)
+        values[mine] /= factor[theirs]
+    before = steps <= situation.step
+    return Plan(steps[before], values[before]) if before.any() else None
+
+
+def change(plan: Plan, back: int) -> float:
+    """By what factor the rate has changed over the last steps.
+
+    Args:
+        plan: The rates.
+        back: How many steps.
+
+    Returns:
+        The factor; 1 where it did not.
+    """
+    then = plan.rate[np.searchsorted(plan.steps, plan.steps[-1] - back)]
+    return float(plan.rate[-1] / then) if then > 0 else 1.0
+
+
+def yet_to_decay(situation: Situation) -> str | None:
+    """Why the schedule may still lower the rate: then a plateau is no end.
+
+    Args:
+        situation: Where the run is.
+
+    Returns:
+        The reason; None where the rate is constant and nothing is known that would lower it, or where it has decayed
+        below a hundredth of its peak.
+    """
+    plan = planned(situation)
+    if plan is None:
+        return "the learning rate is not logged"
+    if plan.rate[-1] < 0.01 * plan.rate.max():
+        return None
+    back = max(10, (situation.steps or situation.step) // 10)
+    if change(plan, back) < 1 - CHANGE:
+        return "the schedule is lowering the learning rate"
+    name = schedule(situation)
+    if name is not None and situation.steps is not None and situation.step < situation.steps:
+        return f"the schedule ({name}) has not lowered the learning rate yet"
+    return None
+
+
+def schedule(situation: Situation) -> str | None:
+    """The schedule that may lower the rate, as far as the manifest says.
+
+    Args:
+        situation: Where the run is.
+
+    Returns:
+        Its name; None where there is none, or a constant one.
+    """
+    manifest = situation.run.manifest
+    recipe = (manifest.get("facts") or {}).get("schedule")
+    if recipe is not None:
+        name = str(recipe).partition(":")[0]
+        return name if name in DECAYING else None
+    scheduler = manifest.get("scheduler")
+    return None if scheduler in (None, "ConstantLR") else str(scheduler)

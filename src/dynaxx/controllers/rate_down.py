@@ -1,0 +1,91 @@
+"""Halves a learning rate that is too high, and raises it again when the run has been calm: backing off near the edge."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from dynaxx.controllers._clock import started, tick
+from dynaxx.controllers._limits import Limits, limits
+from dynaxx.controllers._past import waiting
+from dynaxx.controllers._promise import trend, unharmed
+from dynaxx.controllers._reading import latest, own_factor, round_figure
+from dynaxx.controllers._suspects import Suspect, accused
+from dynaxx.core.navigation import Controller, Proposal, Situation
+from dynaxx.core.records import Action
+
+Plain = dict[str, Any]
+CAUSES = frozenset({"learning_rate_too_high", "momentum_too_high", "schedule_too_aggressive", "warmup_missing"})
+"""What a lower rate answers."""
+STEP = 0.5
+"""Factor of one cut, and of one way back (Soup's and the tuning playbook's halving)."""
+LEAST_STEP = 0.1
+"""The deepest single cut that a logged stability margin can ask for."""
+SAFE = 0.5
+"""Share of the stability margin that a cut aims at."""
+CALM = 3
+"""Horizons without an accusation before the rate is raised again: the cut is judged in the first, then two that show
+the run calm."""
+LATEST = 0.8
+"""Share of the planned steps after which nothing is raised: too late to gain by it (warmup–stable–decay schedules
+decay over the last fifth)."""
+
+
+class RateDown(Controller[Plain]):
+    """η × ½ while the steps are longer than the curvature allows; back by doubling, as long as that makes it faster.
+
+    A cut promises that the loss is unharmed. A raise promises that the loss falls at least as fast as before it:
+    otherwise it is taken back, and tried ever more rarely. What other controllers have cut is raised likewise.
+    """
+
+    about: ClassVar[str] = "halves a learning rate that is too high, and recovers it later"
+
+    def init(self) -> Plain:
+        """Calm since the start."""
+        return {"clock": started(), "accused": 0, "factor": 1.0}
+
+    def decide(self, state: Plain, situation: Situation) -> tuple[Plain, Sequence[Proposal]]:
+        """Cut while accused, raise when calm."""
+        clock = tick(state["clock"], situation.step)
+        suspect = accused(situation, CAUSES)
+        factor = own_factor(situation)
+        changed = suspect is not None or factor != state["factor"]
+        state = {"clock": clock, "accused": clock["updates"] if changed else state["accused"], "factor": factor}
+        if waiting(situation, "rate_down"):
+            return state, ()
+        if suspect is not None:
+            return state, _cut(suspect, situation)
+        return state, _raise(state, situation, limits(situation))
+
+
+def _cut(suspect: Suspect, situation: Situation) -> Sequence[Proposal]:
+    promise = unharmed(situation)
+    if promise is None:
+        return ()
+    margin = latest(situation.run, "stability_margin", situation.step, 3)
+    step = STEP if margin is None or margin <= 0 else min(STEP, max(LEAST_STEP, SAFE * margin))
+    factor = round_figure(own_factor(situation) * step)
+    reason = f"{suspect.finding.title} ({suspect.cause}, {suspect.confidence:.0%}): the learning rate × {factor:g}"
+    return (
+        Proposal(
+            controller="rate_down",
+            action=Action(name="learning_rate", arguments={"factor": factor}, reason=reason),
+            finding=suspect.finding,
+            cause=suspect.cause,
+            promise=promise,
+            level=3,
+        ),
+    )
+
+
+def _raise(state: Plain, situation: Situation, bounds: Limits) -> Sequence[Proposal]:
+    calm = state["clock"]["updates"] - state["accused"]
+    late = situation.steps is not None and situation.step > LATEST * situation.steps
+    if state["factor"] >= 1.0 or calm < CALM * bounds.horizon or late or any(f.alarms for f in situation.findings
+                                                                            if f.name in situation.fresh):
+        return ()
+    promise = trend(situation, 1.0)
+    if promise is None:
+        return ()
+    factor = round_figure(min(1.0, state["factor"] / STEP))
+    reason = f"calm for {calm} updates: the learning rate goes back up to × {factor:g}"
+    action = Action(name="learning_rate", arguments={"factor": factor}, reason=reason)
+    return (Proposal(controller="rate_down", action=action, promise=promise, level=3),)

@@ -1,0 +1,134 @@
+"""Gradients that add up over the steps because nobody clears them."""
+
+import numpy as np
+
+from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Remedy, Test, Threshold
+from dynaxx.detectors._reading import belief, end_of, matching, moving_mean, ranked, rows, stretches, within
+from dynaxx.errors import NotApplicable
+
+COSINE = Threshold(
+    value=0.95,
+    origin="a sum of t independent gradients of equal size has cosine √(1 − 1/t) with the one before: 0.95 at t = 10",
+    false_alarms="",
+)
+GROWTH = Threshold(
+    value=3.0,
+    origin="norm over the smallest before it: a sum of independent gradients grows as √t, 3-fold in 10 steps",
+    false_alarms="",
+)
+EXCESS = Threshold(
+    value=10.0,
+    origin="squared norm over ‖G‖² + tr Σ/B, its expectation for one batch; a sum of t gradients has t to t² of it",
+    false_alarms="",
+)
+PERSIST = Threshold(value=20, origin="rows on end of a mean over 5", false_alarms="")
+WINDOW = 5
+
+
+class GradientsNotCleared(Detector):
+    """Successive gradients point the same way and the norm has grown: what a running sum does, and little else.
+
+    Full-batch descent in a smooth valley has the cosine, and a falling norm.
+    """
+
+    code = "D34"
+    title = "gradients are not cleared"
+    reads = ("gradient_agreement", "grad_norm")
+
+    def detect(self, run: Log) -> Finding | None:
+        """Cosine near 1 for long, with growth of the norm or a norm that no single batch has."""
+        cosine = rows(run, "gradient_agreement", least=int(PERSIST.value))
+        norms = rows(run, "grad_norm", least=int(PERSIST.value))
+        consecutive = np.diff(cosine.steps, prepend=cosine.steps[0] - 1) == 1
+        if consecutive.sum() < PERSIST.value:
+            raise NotApplicable("the cosine was not measured at enough consecutive steps")
+        level = moving_mean(np.where(consecutive, cosine.values, np.nan), WINDOW)
+        spans = stretches(cosine.steps, level >= COSINE.value, int(PERSIST.value), end_of(run))
+        if not spans:
+            return None
+        total = np.sqrt((norms.values**2).sum(axis=1))
+        inside = within(norms.steps, spans) & np.isfinite(total)
+        before = total[(norms.steps <= norms.steps[inside][0]) & (total > 0)] if inside.any() else total[:0]
+        if not inside.any() or len(before) == 0:
+            return None
+        grown = float(np.median(total[inside]) / before.min())
+        excess = _excess(run, norms.steps, total)
+        if not (grown >= GROWTH.value or excess >= EXCESS.value) or excess < 2:
+            return None
+        size = float(np.median(cosine.values[within(cosine.steps, spans)]))
+        evidence = [
+            Evidence(
+                text=f"the cosine between successive gradients stays at {size:.3f}",
+                columns=("gradient_agreement",),
+                steps=(spans[0][0], spans[-1][1]),
+                value=size,
+                threshold=COSINE.value,
+            ),
+            Evidence(
+                text=f"while their norm is {grown:.3g} times what it was before",
+                columns=("grad_norm",),
+                value=grown,
+                threshold=GROWTH.value,
+            ),
+        ]
+        if np.isfinite(excess):
+            evidence.append(
+                Evidence(
+                    text=f"the squared norm is {excess:.3g} times that of one batch's gradient at the same weights",
+                    columns=("grad_norm", "gradient_noise.trace", "gradient_noise.gradient"),
+                    value=excess,
+                    threshold=EXCESS.value,
+                )
+            )
+        return Finding(
+            code=self.code,
+            name="gradients_not_cleared",
+            title=f"gradients repeat each other (cosine {size:.2f}) and grow: they are not cleared between steps",
+            severity="critical" if excess >= EXCESS.value else "warning",
+            spans=spans,
+            evidence=tuple(evidence),
+            causes=ranked(
+                (
+                    Cause(
+                        name="gradients_not_cleared",
+                        confidence=belief(
+                            0.7, 10.0 if excess >= EXCESS.value else 1.5, 2.0 if grown >= GROWTH.value else 1.0
+                        ),
+                        why="a running sum turns slowly and grows",
+                        remedies=(Remedy(text="Call optimizer.zero_grad() once per step, after the update."),),
+                    ),
+                    Cause(
+                        name="repeated_batch",
+                        confidence=belief(0.15, 0.1 if excess >= EXCESS.value else 1.0),
+                        why="one batch again and again gives gradients that agree, of the size of one batch's",
+                    ),
+                    Cause(
+                        name="learning_rate_too_low",
+                        confidence=belief(0.1, 0.1 if grown >= GROWTH.value else 2.0),
+                        why="steps so short that the gradient hardly turns",
+                    ),
+                )
+            ),
+            test=Test(
+                text="Compute the batch's gradient anew: its norm is far below the one that the optimizer was given.",
+                check="half_batch_noise",
+            ),
+        )
+
+
+def _excess(run: Log, steps: np.ndarray, total: np.ndarray) -> float:
+    """Largest ratio of the squared norm to its expectation from the noise scale; infinite... NaN where not measured."""
+    needed = ("gradient_noise.trace", "gradient_noise.gradient", "effective_batch")
+    if any(name not in run.columns for name in needed):
+        return float("nan")
+    trace, gradient, batch = (rows(run, name) for name in needed)
+    here, there = matching(trace, gradient)
+    at = trace.steps[here]
+    size = np.interp(at, batch.steps, batch.values)
+    expected = np.maximum(gradient.values[there], 0) + trace.values[here] / np.maximum(size, 1)
+    place = np.searchsorted(steps, at)
+    good = (place < len(steps)) & (expected > 0) & np.isfinite(expected)
+    if not good.any():
+        return float("nan")
+    ratio = total[place[good]] ** 2 / expected[good]
+    return float(np.median(ratio[np.isfinite(ratio)])) if np.isfinite(ratio).any() else float("nan")

@@ -1,0 +1,176 @@
+"""Goes back to a healthy checkpoint within a running training, in place, and keeps account of it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+from dynaxx.actuator import Actuator
+from dynaxx.checkpoints import CheckpointInfo, CheckpointStore
+from dynaxx.core.findings import Finding
+from dynaxx.core.isolation import RandomState
+from dynaxx.core.records import Action
+from dynaxx.errors import NotApplicable
+from dynaxx.runlog import LogWriter
+from dynaxx.runlog.recorder import Recorder
+from dynaxx.session.data import Data
+from dynaxx.session.instruments import Instruments
+from dynaxx.session.live import Live
+from dynaxx.session.training import Training
+
+PROBATION = 100
+"""Steps beyond the one it fell back from that a run must come before a rollback counts as survived. PaLM (2022) went
+back about 100 steps for spikes that then stayed away."""
+RETRIES = 3
+"""Rollbacks without surviving one: the bound of elastic trainers, after which a cause in code or data is likelier."""
+
+
+class Rollback:
+    """Restores model, optimizer, scheduler, scaler, registered state, actions and instruments from a checkpoint.
+
+    The log goes on in a new attempt from the checkpoint's step, so that what is diagnosed afterwards is the new course.
+    Data is passed over by default: the batches since the checkpoint are not trained on again, since they may be what
+    did the harm, and the random streams go on. To rewind takes position and streams back as well; then, if nothing
+    else changes, the same bits come again.
+
+    Args:
+        training: What is trained.
+        store: Its checkpoints.
+        live: The loop's hooks.
+        data: The position in the data.
+        instruments: The signals.
+        actuator: The actions in force.
+        recorder: Where measurements wait.
+        writer: The log; None on ranks other than the first.
+        event: Writes an event at the present step.
+    """
+
+    def __init__(
+        self,
+        *,
+        training: Training,
+        store: CheckpointStore,
+        live: Live,
+        data: Data,
+        instruments: Instruments,
+        actuator: Actuator,
+        recorder: Recorder,
+        writer: LogWriter | None,
+        event: Callable[..., None],
+    ) -> None:
+        self._training, self._store, self._live, self._data = training, store, live, data
+        self._instruments, self._actuator = instruments, actuator
+        self._recorder, self._writer, self._event = recorder, writer, event
+        self._made: list[dict[str, int]] = []
+
+    def to(
+        self, before: int, findings: Sequence[Finding], *, data: Literal["pass", "rewind"], then: Sequence[Action]
+    ) -> Mapping[str, Any]:
+        """Go back; under several ranks a collective.
+
+        Args:
+            before: The checkpoint must lie before this step.
+            findings: What stands against checkpoints.
+            data: "pass" or "rewind".
+            then: Actions to put into force at once.
+
+        Returns:
+            The run's own part of the checkpoint.
+
+        Raises:
+            NotApplicable: There is no such checkpoint, or too many rollbacks were made.
+        """
+        came = self._live.step
+        info = self._chosen(before, findings)
+        state, _ = self._store.load(info)
+        streams = RandomState.capture()
+        run = state["run"]
+        rewinds = data == "rewind" and run["data"]["epoch"] == self._data.epoch
+        passed = None if rewinds else self._data.index - run["data"]["index"]
+        same_epoch = run["data"]["epoch"] == self._data.epoch
+        self._training.restore(state)
+        for parameter in self._live.layout.parameters:
+            parameter.grad = None
+        if rewinds:
+            self._data.load_state_dict(run["data"])  # takes the restored streams along
+        else:
+            streams.restore()
+        self._recorder.drain()
+        if self._writer is not None:
+            self._writer.begin_attempt(info.step)
+        self._live.begin_at(run["step"], run["skipped"])
+        self._instruments.go_back(run["instruments"])
+        self._actuator.go_back(run["actuator"], info.step)
+        self._made.append({"from": came, "to": info.step})
+        self._event(
+            "rolled_back",
+            came_from=came,
+            id=info.id,
+            before=before,
+            data="rewound" if rewinds else "passed",
+            batches_passed=passed if same_epoch else None,
+            retry=len(self._since_survived(came)),
+            level=self._training.level,
+            then=list(then),
+        )
+        for action in then:
+            self._actuator.begin(action, info.step)
+        return run
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rollbacks so far."""
+        return {"made": [dict(each) for each in self._made]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint.
+
+        Args:
+            state: What `state_dict` returned.
+        """
+        self._made = [dict(each) for each in state["made"]]
+
+    def _since_survived(self, step: int) -> list[dict[str, int]]:
+        """The last rollbacks of which none was survived before the next, or before now."""
+        pending: list[dict[str, int]] = []
+        ends = [later["from"] for later in self._made[1:]] + [step]
+        for made, end in zip(self._made, ends, strict=True):
+            pending = [] if end > max(m["from"] for m in [*pending, made]) + PROBATION else [*pending, made]
+        return pending
+
+    def _chosen(self, before: int, findings: Sequence[Finding]) -> CheckpointInfo:
+        """Rank 0's choice on every rank."""
+        found: str = ""
+        reason = ""
+        if self._training.rank == 0:
+            try:
+                found = self._choose(before, findings).id
+            except NotApplicable as error:
+                reason = str(error)
+        found, reason = self._training.from_first((found, reason))
+        if reason:
+            raise NotApplicable(reason)
+        return next(info for info in self._store.list() if info.id == found)
+
+    def _choose(self, before: int, findings: Sequence[Finding]) -> CheckpointInfo:
+        pending = self._since_survived(self._live.step)
+        if len(pending) >= RETRIES:
+            raise NotApplicable(
+                f"{RETRIES} rollbacks were made and none led more than {PROBATION} steps past the step it fell back from"
+            )
+        infos = healthy([info for info in self._store.list() if info.step < before], findings)
+        if not infos:
+            raise NotApplicable(f"no healthy checkpoint lies before step {before}")
+        further = [info for info in infos if not pending or info.step < min(made["to"] for made in pending)]
+        return (further or infos[:1])[-1]
+
+
+def healthy(infos: Sequence[CheckpointInfo], findings: Sequence[Finding]) -> list[CheckpointInfo]:
+    """The checkpoints that no critical finding covers.
+
+    Args:
+        infos: Checkpoints, oldest first.
+        findings: What was found.
+
+    Returns:
+        Those outside of every stretch of a critical finding, oldest first.
+    """
+    bad = [span for finding in findings if finding.severity == "critical" for span in finding.spans]
+    return [info for info in infos if not any(first <= info.step <= last for first, last in bad)]

@@ -1,0 +1,80 @@
+"""Commits a run's checkpoints, at once or in the background, and keeps those that are worth keeping."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from dynaxx.checkpoints import CheckpointInfo, CheckpointStore
+from dynaxx.checkpoints.asynchronous import PendingSave
+from dynaxx.errors import BadInput, NotApplicable, NotSaved
+
+
+class Saving:
+    """The checkpoints of one run, on the rank that writes.
+
+    A disk that is full or gone costs the checkpoint and a warning, not the training.
+
+    Args:
+        store: Where they go.
+        event: Writes an event at the present step.
+        warn: Called with a message when one could not be written.
+    """
+
+    def __init__(self, store: CheckpointStore, event: Callable[..., None], warn: Callable[[str], None]) -> None:
+        self.store = store
+        self._event, self._warn = event, warn
+        self._pending: list[tuple[PendingSave, dict[str, Any], int]] = []
+
+    def save(
+        self, step: int, state: Mapping[str, Any], facts: Mapping[str, Any], *, keep: int, wait: bool
+    ) -> CheckpointInfo | None:
+        """Commit a state.
+
+        Args:
+            step: Completed optimizer steps.
+            state: The full state; without `wait` it is copied before this returns.
+            facts: What a reader should know of it.
+            keep: How many of the latest stay.
+            wait: Return when it is on disk, not when it is copied.
+
+        Returns:
+            What was written; None where it could not be, or is still being written.
+        """
+        self.settle()
+        try:
+            if not wait:
+                self._pending.append((self.store.save_async(step, state, facts=facts), dict(facts), keep))
+                return None
+            info = self.store.save(step, state, facts=facts)
+        except (BadInput, NotApplicable, NotSaved) as error:
+            self._lost(step, error)
+            return None
+        self._committed(info, facts, keep)
+        return info
+
+    def settle(self, *, wait: bool = False) -> None:
+        """Log the saves in the background that have ended.
+
+        Args:
+            wait: Wait for all of them.
+        """
+        while self._pending and (wait or self._pending[0][0].done):
+            pending, facts, keep = self._pending.pop(0)
+            try:
+                self._committed(pending.result(), facts, keep)
+            except (BadInput, NotApplicable, NotSaved) as error:
+                self._lost(pending.step, error)
+
+    def close(self) -> None:
+        """Wait for the saves in the background."""
+        self.settle(wait=True)
+        self.store.close()
+
+    def _committed(self, info: CheckpointInfo, facts: Mapping[str, Any], keep: int) -> None:
+        self._event("checkpoint", id=info.id, of_step=info.step, **facts)
+        try:
+            self.store.prune(keep=keep)
+        except (NotApplicable, NotSaved) as error:
+            self._lost(info.step, error)
+
+    def _lost(self, step: int, error: Exception) -> None:
+        self._warn(f"No checkpoint was written at step {step}; training goes on. {error}")
