@@ -1,22 +1,18 @@
 """What the thin subclasses of torch's own optimizers share: checks, groups, planned bytes."""
 
-from abc import abstractmethod
-from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dynaxx.core.methods import ModelOptimizer
-from dynaxx.core.parameters import local
 from dynaxx.errors import BadInput
 from dynaxx.optim import _options as options
 from dynaxx.optim._groups import decay_groups
-from dynaxx.optim._state import restore_state, tensor_bytes
+from dynaxx.optim._state import Planned
 from dynaxx.optim._transport import Transportable
 
 
-class Elementwise(Transportable, ModelOptimizer):
+class Elementwise(Transportable, Planned):
     """One of torch's optimizers, whose arithmetic stays torch's; to be put before it among the bases."""
 
     rules: ClassVar[dict[str, options.Rule]]
@@ -53,27 +49,6 @@ class Elementwise(Transportable, ModelOptimizer):
         except BadInput:
             self.param_groups.pop()
             raise
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """As torch's, with every tensor copied in the precision it was saved in.
-
-        Args:
-            state_dict: What `state_dict` returned.
-        """
-        super().load_state_dict(dict(state_dict))
-        restore_state(self, state_dict)
-
-    def planned_bytes(self) -> int:
-        """Memory that the state will take, from the shapes alone."""
-        return sum(
-            tensor_bytes(self._blank(local(p.detach()).to("meta"), group))
-            for group in self.param_groups
-            for p in group["params"]
-        )
-
-    @abstractmethod
-    def _blank(self, parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The state that torch will make for a parameter, empty, on the parameter's device."""
 
 
 def group_of(optimizer: Optimizer, parameter: Tensor) -> tuple[dict[str, Any], int]:

@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Self, cast
 import torch
 from torch import Tensor, nn
 
-from dynaxx.core.methods import ModelOptimizer
 from dynaxx.errors import BadInput
 from dynaxx.numerics.kronecker import carried, eigenpairs, tracked
 from dynaxx.optim import _many as many
@@ -16,7 +15,7 @@ from dynaxx.optim._adam import adam_step, blank_moments
 from dynaxx.optim._elementwise import group_of
 from dynaxx.optim._groups import decay_groups
 from dynaxx.optim._stack import Stack, Work, stacks
-from dynaxx.optim._state import restore_state, tensor_bytes, wide
+from dynaxx.optim._state import Precise, tensor_bytes, wide
 from dynaxx.optim._tiles import Tile, Tiling, tiling
 from dynaxx.optim._transport import Transportable, completed
 
@@ -26,7 +25,7 @@ SMALLEST = 8
 """Smallest block that the message about memory offers: below it the factors are hardly more than a diagonal."""
 
 
-class KroneckerEigen(Transportable, ModelOptimizer):
+class KroneckerEigen(Transportable, Precise):
     """An optimizer that steps in the eigenbases of E[G Gᵀ] and E[Gᵀ G], block by block of every matrix.
 
     Tensors of more dimensions are laid out as matrices, long sides cut (`optim/_tiles.py`); vectors and scalars take
@@ -91,15 +90,6 @@ class KroneckerEigen(Transportable, ModelOptimizer):
     def planned_bytes(self) -> int:
         """Memory that the state will take, from the shapes alone: made once on the meta device."""
         return self._planned({})
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """As torch's, with every tensor in the precision it was saved in.
-
-        Args:
-            state_dict: What `state_dict` returned.
-        """
-        super().load_state_dict(dict(state_dict))
-        restore_state(self, state_dict)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]

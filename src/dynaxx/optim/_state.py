@@ -1,5 +1,6 @@
 """State in its own precision: what torch's loading would round to the parameters', and how many bytes it takes."""
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
@@ -7,6 +8,38 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+
+from dynaxx.core.methods import ModelOptimizer
+from dynaxx.core.parameters import local
+
+
+class Precise(ModelOptimizer):
+    """An optimizer whose state keeps its precision through `load_state_dict`."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """As torch's, with every tensor copied in the precision it was saved in.
+
+        Args:
+            state_dict: What `state_dict` returned.
+        """
+        super().load_state_dict(dict(state_dict))
+        restore_state(self, state_dict)
+
+
+class Planned(Precise):
+    """One whose state is made tensor by tensor, so that its size is known from the shapes."""
+
+    def planned_bytes(self) -> int:
+        """Memory that the state will take, from the shapes alone."""
+        return sum(
+            tensor_bytes(self._blank(local(p.detach()).to("meta"), group))
+            for group in self.param_groups
+            for p in group["params"]
+        )
+
+    @abstractmethod
+    def _blank(self, parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The state of a parameter before the first step, on the parameter's device."""
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

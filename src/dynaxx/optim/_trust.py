@@ -8,15 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from dynaxx.core.methods import ModelOptimizer
-from dynaxx.core.parameters import local
 from dynaxx.errors import BadInput
 from dynaxx.optim import _options as options
 from dynaxx.optim._groups import decay_groups
-from dynaxx.optim._state import restore_state, tensor_bytes
+from dynaxx.optim._state import Planned
 
 
-class TrustRatio(ModelOptimizer):
+class TrustRatio(Planned):
     """w ← w − η τ u for each tensor, with τ = `trust_ratio(‖w‖, ‖u‖)` for those of two and more dimensions.
 
     Vectors (biases, scales of norms) and groups with `adapt=False` have τ = 1. Norms are those of whole tensors,
@@ -77,23 +75,6 @@ class TrustRatio(ModelOptimizer):
             self.param_groups.pop()
             raise
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """As torch's, with every tensor copied in the precision it was saved in.
-
-        Args:
-            state_dict: What `state_dict` returned.
-        """
-        super().load_state_dict(dict(state_dict))
-        restore_state(self, state_dict)
-
-    def planned_bytes(self) -> int:
-        """Memory that the state will take, from the shapes alone."""
-        return sum(
-            tensor_bytes(self._blank(local(p.detach()).to("meta"), group))
-            for group in self.param_groups
-            for p in group["params"]
-        )
-
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Update every parameter that has a gradient.
@@ -118,10 +99,6 @@ class TrustRatio(ModelOptimizer):
                     state.update(self._blank(parameter, group))
                 self._update(parameter, gradient, state, group)
         return loss
-
-    @abstractmethod
-    def _blank(self, parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The state before the first step, on the parameter's device."""
 
     @abstractmethod
     def _update(self, parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], group: Mapping[str, Any]) -> None:

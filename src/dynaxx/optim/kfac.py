@@ -8,20 +8,19 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from dynaxx.core.methods import ModelOptimizer
 from dynaxx.errors import BadInput
 from dynaxx.numerics.kronecker import eigenpairs
 from dynaxx.optim import _options as options
 from dynaxx.optim._adam import adam_step, blank_moments
 from dynaxx.optim._capture import Capture, capturable
 from dynaxx.optim._groups import decay_groups
-from dynaxx.optim._state import restore_state, tensor_bytes
+from dynaxx.optim._state import Precise, tensor_bytes
 
 OMEGA = 0.95**5
 """By what the damping is adjusted."""
 
 
-class KFAC(ModelOptimizer):
+class KFAC(Precise):
     """W ← (1 − ηλ) W − η B, B ← μ B + (G + …)⁻¹ ∇W (A + …)⁻¹ with A = E[a aᵀ], G = E[g gᵀ] (Martens, Grosse 2015).
 
     a are a layer's inputs (with 1 for the bias) and g the gradients of one term of the loss by its outputs: G is taken
@@ -156,13 +155,12 @@ class KFAC(ModelOptimizer):
             raise
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """As torch's, with every tensor copied in the precision it was saved in.
+        """As torch's, in the precision it was saved in; what was captured of a batch is forgotten.
 
         Args:
             state_dict: What `state_dict` returned.
         """
-        super().load_state_dict(dict(state_dict))
-        restore_state(self, state_dict)
+        super().load_state_dict(state_dict)
         for capture in self._captures:
             capture.clear()
             self._lend_basis(capture)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from dynaxx.core.methods import ModelOptimizer
 from dynaxx.errors import BadInput
 from dynaxx.numerics.polar import newton_schulz
 from dynaxx.optim import _many as many
@@ -17,11 +16,11 @@ from dynaxx.optim import _options as options
 from dynaxx.optim._adam import adam_step, blank_moments
 from dynaxx.optim._elementwise import group_of
 from dynaxx.optim._groups import beneath, embeddings, output_head, trainable
-from dynaxx.optim._state import restore_state, tensor_bytes, wide
+from dynaxx.optim._state import Precise, tensor_bytes, wide
 from dynaxx.optim._transport import Transportable, completed
 
 
-class Muon(Transportable, ModelOptimizer):
+class Muon(Transportable, Precise):
     """W ← (1 − ηλ) W − η s · NS(G̃) for hidden matrices (Jordan 2024), AdamW for groups with `rule="adamw"`.
 
     B ← μ B + (1 − μ) G, G̃ = (1 − μ) G + μ B with Nesterov's form, else B; NS brings all singular values near 1.
@@ -144,15 +143,6 @@ class Muon(Transportable, ModelOptimizer):
         except BadInput:
             self.param_groups.pop()
             raise
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """As torch's, with every tensor copied in the precision it was saved in.
-
-        Args:
-            state_dict: What `state_dict` returned.
-        """
-        super().load_state_dict(dict(state_dict))
-        restore_state(self, state_dict)
 
     def planned_bytes(self) -> int:
         """Memory that the state will take, from the shapes alone."""
