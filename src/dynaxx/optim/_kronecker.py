@@ -295,18 +295,7 @@ class KroneckerEigen(Transportable, Precise):
         steps: int,
         gradients: Sequence[Tensor] | None = None,
     ) -> None:
-        """Take over moments; the bases are those of the mean Gram matrices of the gradients.
-
-        Args:
-            parameter: One of the optimizer's.
-            first: First moment, bias-corrected.
-            second: Second moment, bias-corrected, in the parameter's basis.
-            steps: Steps that they have seen.
-            gradients: For the factors; 8 to 32 suffice. Needed for every parameter that has factors.
-
-        Raises:
-            BadInput: There are no gradients for the factors.
-        """
+        """Take over moments; the bases are those of the mean Gram matrices of the gradients; arguments as in `Transportable.adopt`."""
         group, index = group_of(self, parameter)
         tiles = _tiles(parameter, group)
         name = options.parameter_name(group, index)

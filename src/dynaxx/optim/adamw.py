@@ -100,18 +100,7 @@ class AdamW(Elementwise, torch.optim.AdamW):
         steps: int,
         gradients: Sequence[Tensor] | None = None,
     ) -> None:
-        """Take over moments.
-
-        Args:
-            parameter: One of the optimizer's.
-            first: First moment, bias-corrected.
-            second: Second moment, bias-corrected.
-            steps: Steps that they have seen.
-            gradients: To make up what is missing.
-
-        Raises:
-            BadInput: A moment is missing and there are no gradients.
-        """
+        """Take over moments; arguments as in `Transportable.adopt`."""
         group, _ = group_of(self, parameter)
         first, second = completed("AdamW", first, second, steps, gradients)
         beta1, beta2 = group["betas"]

@@ -212,18 +212,7 @@ class Muon(Transportable, Precise):
         steps: int,
         gradients: Sequence[Tensor] | None = None,
     ) -> None:
-        """Take over moments; a hidden matrix needs the first only.
-
-        Args:
-            parameter: One of the optimizer's.
-            first: First moment, bias-corrected.
-            second: Second moment, bias-corrected.
-            steps: Steps that they have seen.
-            gradients: To make up what is missing.
-
-        Raises:
-            BadInput: A moment is missing and there are no gradients.
-        """
+        """Take over moments; a hidden matrix needs the first only; arguments as in `Transportable.adopt`."""
         group, _ = group_of(self, parameter)
         hidden = group["rule"] == "muon"
         needed = first if hidden and second is None else second

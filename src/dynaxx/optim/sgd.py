@@ -91,15 +91,7 @@ class SGD(Elementwise, torch.optim.SGD):
         steps: int,
         gradients: Sequence[Tensor] | None = None,
     ) -> None:
-        """Take over the first moment as the sum that it stands for, B = M / (1 − μ).
-
-        Args:
-            parameter: One of the optimizer's.
-            first: First moment, bias-corrected; None, without gradients: start afresh.
-            second: Not used.
-            steps: Not used.
-            gradients: To make up the first moment.
-        """
+        """Take over the first moment as the sum that it stands for, B = M / (1 − μ); second moment and steps are not used; arguments as in `Transportable.adopt`."""
         del second, steps
         group, _ = group_of(self, parameter)
         state = self._blank(parameter.detach(), group)
