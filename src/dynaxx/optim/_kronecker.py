@@ -295,7 +295,10 @@ class KroneckerEigen(Transportable, Precise):
         steps: int,
         gradients: Sequence[Tensor] | None = None,
     ) -> None:
-        """Take over moments; the bases are those of the mean Gram matrices of the gradients; arguments as in `Transportable.adopt`."""
+        """Take over moments; the bases are those of the mean Gram matrices of the gradients.
+
+        Arguments are those of `Transportable.adopt`.
+        """
         group, index = group_of(self, parameter)
         tiles = _tiles(parameter, group)
         name = options.parameter_name(group, index)

@@ -91,7 +91,10 @@ class SGD(Elementwise, torch.optim.SGD):
         steps: int,
         gradients: Sequence[Tensor] | None = None,
     ) -> None:
-        """Take over the first moment as the sum that it stands for, B = M / (1 − μ); second moment and steps are not used; arguments as in `Transportable.adopt`."""
+        """Take over the first moment as the sum that it stands for, B = M / (1 − μ).
+
+        Arguments are those of `Transportable.adopt`; the second moment and the steps are not used.
+        """
         del second, steps
         group, _ = group_of(self, parameter)
         state = self._blank(parameter.detach(), group)
