@@ -2,12 +2,16 @@
 
 import json
 import struct
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from dynaxx.checkpoints import CheckpointStore, decode, encode
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `_sharded_cases`, which is a script of its own too
 
 
 def _raw(tensor):

@@ -52,6 +52,19 @@ def test_the_budget_is_kept_and_shown(noisy):
     assert {"lr_range", "sensitivity", "gradient_noise", "spectrum", "slices"} <= set(found.charts)
 
 
+def test_a_proxy_is_searched_first_at_its_own_price(tmp_path):
+    pytest.importorskip("optuna")
+    found, engine = mapped("Wide", tmp_path, steps=400, budget=1.0, proxy=True)
+    chart = found.charts["proxies"]
+    assert "width 8" in chart.title
+    # 8 to 24 trials of 60 steps on a model of 121 of the 4545 parameters.
+    trials = sum(1 for _ in (tmp_path / "proxies").glob("*/run.json"))
+    assert 8 <= trials <= 24
+    assert chart.cost.backwards == pytest.approx(trials * 60 * 121 / 4545, rel=1e-6)
+    assert engine.trained > trials  # the task itself is scanned all the same
+    assert "sensitivity" in found.charts
+
+
 def test_the_curvature_is_that_of_the_regression(noisy):
     """H = 2 E[x xᵀ] of four Gaussian inputs and a bias: eigenvalues near 2."""
     found, _ = noisy

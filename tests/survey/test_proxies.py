@@ -62,3 +62,19 @@ def test_nothing_found(tmp_path):
 def test_bad_input(tmp_path, change):
     with pytest.raises(BadInput):
         search("diabetes", tmp_path, **change)
+
+
+def test_the_language_model_is_scaled_by_width():
+    """Heads stay 32 wide, so their number follows; of width w the model has 3 (12 w² + 2 w) + w (513) parameters."""
+    from dynaxx import catalog
+
+    task = catalog.task("stdlib-lm")
+    for width, heads in ((96, 3), (64, 2), (16, 1)):
+        narrow = task.scaled(width)
+        model = narrow.model()
+        assert sum(p.numel() for p in model.parameters()) == 3 * (12 * width**2 + 2 * width) + 513 * width
+        assert model.blocks[0].attention.heads == heads
+    assert task.scaled(97).width == 96
+    proxy = scale_down("stdlib-lm", share=0.1)
+    assert proxy.width is not None
+    assert proxy.width < 96

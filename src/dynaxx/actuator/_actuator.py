@@ -45,7 +45,7 @@ class Actuator:
     ) -> None:
         self._receipt = receipt
         self._layout, self._optimizer = layout, optimizer
-        self._rates = rates
+        self.rates = rates
         self._groups, self._layers = Groups(), Layers()
         self._in_force: dict[str, _InForce] = {}
         self._held: list[tuple[Tensor, Tensor | None]] = []
@@ -57,7 +57,7 @@ class Actuator:
     @property
     def idle(self) -> bool:
         """Whether nothing is in force; then a step costs nothing here."""
-        return not self._in_force and self._rates is None
+        return not self._in_force and self.rates is None
 
     @property
     def in_force(self) -> dict[str, Action]:
@@ -113,7 +113,7 @@ class Actuator:
         Args:
             view: The step; its `rates` are complete afterwards, for the signals to read.
         """
-        measured = self._rates is not None and self._rates.before(view)
+        measured = self.rates is not None and self.rates.before(view)
         for item in self._in_force.values():
             if not item.actuation.of_gradient:
                 item.actuation.before(view)
@@ -130,8 +130,8 @@ class Actuator:
         for item in self._in_force.values():
             if item.actuation.of_gradient:
                 item.actuation.before(view)
-        if self._rates is not None:
-            self._rates.gradients(view)
+        if self.rates is not None:
+            self.rates.gradients(view)
         wanted = [item.actuation.skips for item in self._in_force.values()]
         skip = [w for w in wanted if w is not False]
         if skip and not again:
@@ -161,8 +161,8 @@ class Actuator:
                 del view.optimizer.__dict__["found_inf"]
             else:
                 view.optimizer.__dict__["found_inf"] = self._scalers
-        if self._rates is not None and ratios is not None and not skipped:
-            self._rates.after(ratios)
+        if self.rates is not None and ratios is not None and not skipped:
+            self.rates.after(ratios)
         for name, item in list(self._in_force.items()):
             item.taken += 1  # updates that were left out count too: else `skip` would never end
             if item.taken == item.action.steps:

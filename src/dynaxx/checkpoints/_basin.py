@@ -16,10 +16,12 @@ from dynaxx.numerics.permutation import Symmetry
 from dynaxx.numerics.symmetry import checked, state
 
 BARRIER = 0.1
-"""Highest barrier that is allowed, as a share of the loss at its ends."""
-APART = 0.5
+"""Highest barrier that is allowed, as a share of the loss at its ends. Measured on the built-in tasks: within a run,
+from the first twentieth of the steps to the last, at most 0.001; between two seeds 0.36 (stdlib-lm), 0.46 (diabetes)
+and 135 (digits)."""
+APART = 0.7
 """Largest ‖θ₁ − θ₂‖² / (‖θ₁‖² + ‖θ₂‖²) over the matrices that is allowed without a loss: 0 for equal weights, 1 for
-unrelated ones."""
+unrelated ones. Measured on the built-in tasks: within a run at most 0.48, between two seeds 0.99 to 1.01."""
 _FEW = 6
 """Fewer pairs have no interval at 95 %."""
 
@@ -103,17 +105,18 @@ def refuse_barriers(parts: Sequence[Part], found: dict[int, Barrier], anchor: in
     )
 
 
-def refuse_distant(parts: Sequence[Part]) -> np.ndarray:
+def refuse_distant(parts: Sequence[Part], limit: float = APART) -> np.ndarray:
     """Without a loss: refuse parts whose matrices have little in common with the newest part's.
 
     Args:
         parts: Two or more.
+        limit: Largest relative squared distance that is allowed.
 
     Returns:
         Relative squared distance of each to the newest.
 
     Raises:
-        NotApplicable: One is beyond `APART`; the message names the remedies.
+        NotApplicable: One is beyond the limit; the message names the remedies.
     """
     newest = len(parts) - 1
     here = {name: tensor.clone() for name, tensor in parts[newest].tensors() if _is_matrix(tensor)}
@@ -126,12 +129,12 @@ def refuse_distant(parts: Sequence[Part]) -> np.ndarray:
                 apart += float((one - other).square().sum())
                 size += float(one.square().sum()) + float(other.square().sum())
         found[i] = apart / size if size else 0.0
-    if blocked := [i for i in range(len(parts)) if not found[i] <= APART]:
+    if blocked := [i for i in range(len(parts)) if not found[i] <= limit]:
         worst = max(blocked, key=lambda i: found[i])
         raise NotApplicable(
             f"blend: {len(blocked)} of {len(parts)} parts are far from {parts[newest]}. {parts[worst]} has "
             f"‖θ₁ − θ₂‖² = {found[worst]:.2f}·(‖θ₁‖² + ‖θ₂‖²) over the matrices, where unrelated weights have 1; at "
-            f"most {APART:g} is allowed without a loss. {_remedy(parts, blocked, newest)} Or give a task, so that the "
+            f"most {limit:g} is allowed without a loss. {_remedy(parts, blocked, newest)} Or give a task, so that the "
             "loss decides."
         )
     return found
@@ -177,6 +180,6 @@ def _is_matrix(tensor: Tensor) -> bool:
 def _remedy(parts: Sequence[Part], blocked: Sequence[int], anchor: int) -> str:
     if len({part.run for part in parts}) > 1:
         return "Branch the runs from a common checkpoint, leave such parts out, or try align=True."
-    before = [i for i in blocked if i < anchor]
-    first = parts[max(before) + 1].step if before else "first"
-    return f"Take a later range, steps=({first}, {parts[-1].step}), or a shorter duration."
+    first = max((i for i in blocked if i < anchor), default=-1) + 1
+    later = f"steps=({parts[first].step}, {parts[-1].step})" if len(parts) - first > 1 else "steps=(first, last)"
+    return f"Take a range that lies in the basin, {later}."

@@ -8,11 +8,11 @@ from typing import Any, cast
 
 from torch import Tensor
 
+from dynaxx.checkpoints.archive import is_archived
 from dynaxx.checkpoints.codec import chosen, decode, referenced
-from dynaxx.checkpoints.folders import left_behind
 from dynaxx.checkpoints.manifest import CheckpointInfo, Manifest, load_manifest
 from dynaxx.checkpoints.pieces import check_sizes, check_tiling, read_tree, read_whole
-from dynaxx.checkpoints.places import ARCHIVE, LocalPlace, Place
+from dynaxx.checkpoints.places import ARCHIVE, LocalPlace, Place, behind, original
 from dynaxx.checkpoints.store import CheckpointStore
 from dynaxx.checkpoints.tensorfile import read_tensors
 from dynaxx.core.parameters import bare_name
@@ -150,10 +150,9 @@ def _run(place: Place, selection: Selection) -> list[Part]:
 def _sound(place: Place) -> list[CheckpointInfo]:
     """Those whose files have the sizes that were written; their bytes are checked when they are read."""
     infos = place.list()
-    behind = left_behind([info.path.name for info in infos], [info.origin for info in infos])
-    kept: list[CheckpointInfo] = []
+    past, kept = behind([original(info) for info in infos]), list[CheckpointInfo]()
     for info in infos:
-        if info.path.name in behind:
+        if original(info).path.name in past:
             continue
         try:
             place.verify(info, deep=False)
@@ -169,7 +168,7 @@ def _stored(place: Place, info: CheckpointInfo, seed: int) -> Part:
     local = isinstance(place, LocalPlace)
 
     def far(take: Callable[[dict[str, Any]], Any]) -> Callable[[], Any]:
-        return lambda: take(place.load(info)[0]["model"])
+        return lambda: take(place.load(info, only=("model",))[0]["model"])
 
     return Part(
         run=_run_folder(place).name,
@@ -177,7 +176,7 @@ def _stored(place: Place, info: CheckpointInfo, seed: int) -> Part:
         id=info.id,
         place=place.name,
         seed=seed,
-        archived=Path(place.name).name == ARCHIVE,
+        archived=is_archived(info),
         tensors=(lambda: _stream(info.path)) if local else far(lambda model: _tensors(model["state"])),
         frame=(lambda: _frame(info.path)) if local else far(_without_tensors),
     )

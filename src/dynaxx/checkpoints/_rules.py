@@ -135,7 +135,7 @@ class Exponential:
         """At the temperature given, or the one that is found."""
         losses, judge = field.scored("exponential")
         if self.temperature is not None:
-            return exponential(field.scores(), self.temperature), f"exponential, T = {self.temperature:g} as given"
+            return exponential(field.scores(), float(self.temperature)), f"exponential, T = {self.temperature:g} as given"
         shares = judge.shares("score")
         scores = losses[:, : len(shares)] @ shares
         spread = float(np.ptp(scores)) or 1.0
@@ -159,8 +159,8 @@ class Greedy:
     budget: int | None = None
 
     def __post_init__(self) -> None:
-        if self.budget is not None and self.budget < 1:
-            raise BadInput(f'blend(how="greedy:budget=…") must be at least 1 soup. Got {self.budget}.')
+        if self.budget is not None and (type(self.budget) is not int or self.budget < 1):
+            raise BadInput(f'blend(how="greedy:budget=…") must be a whole number of at least 1. Got {self.budget!r}.')
 
     def weights(self, field: Field) -> tuple[np.ndarray, str]:
         """On the choosing split; parts are tried from the best to the worst."""
@@ -197,7 +197,7 @@ class Ema:
 
     def weights(self, field: Field) -> tuple[np.ndarray, str]:
         """By the steps."""
-        return half_life(field.steps("ema"), self.half_life), f"EMA with a half-life of {self.half_life:g} steps"
+        return half_life(field.steps("ema"), float(self.half_life)), f"EMA with a half-life of {self.half_life:g} steps"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from dynaxx.checkpoints.manifest import CheckpointInfo
 from dynaxx.checkpoints.places import Place
-from dynaxx.errors import BadInput
 
 
 def archive(place: Place, info: CheckpointInfo) -> CheckpointInfo:
@@ -30,18 +29,14 @@ def archive(place: Place, info: CheckpointInfo) -> CheckpointInfo:
 
     Raises:
         CorruptData: The full one is damaged.
-        BadInput: It holds no model.
+        BadInput: It holds no model of a training.
         NotSaved: It cannot be written.
     """
     there = place.archive
     for old in there.list():
         if old.facts.get("of") == info.id and there.is_sound(old):
             return old
-    state, _ = place.load(info)
-    if "model" not in state:
-        raise BadInput(
-            f"{info.path.name} holds no model ({', '.join(state) or 'nothing'}): there is nothing to archive."
-        )
+    state, _ = place.load(info, only=("model",))
     origin = None if info.origin is None else asdict(info.origin)
     facts = {**info.facts, "tier": "archive", "of": info.id, "dtype": "bfloat16", "origin": origin}
     return there.save(info.step, weights_only(state), facts=facts)
@@ -80,8 +75,8 @@ def weights_only(state: Mapping[str, Any], dtype: torch.dtype = torch.bfloat16) 
         ([[1.0, 1.0]], torch.float32)
     """
     rounded: dict[int, Tensor] = {}  # tied tensors are one object, and stay one
-    empty = {"optimizer": None, "scheduler": None, "scaler": None, "extra": {}, "random": {}}
-    return {"model": _rounded(state["model"], dtype, rounded), **empty, "fingerprint": state.get("fingerprint", {})}
+    empty = {"optimizer": None, "scheduler": None, "scaler": None, "extra": {}, "random": {}, "fingerprint": {}}
+    return {"model": _rounded(state["model"], dtype, rounded), **empty}
 
 
 def _rounded(value: Any, dtype: torch.dtype, done: dict[int, Tensor]) -> Any:

@@ -18,7 +18,7 @@ class Arena:
 
     def __init__(self) -> None:
         self._memory = torch.empty(0, dtype=torch.uint8, device="cpu")
-        self._copied: list[torch.cuda.Event] = []
+        self._copied: list[torch.Event] = []
 
     def hold(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Copy tensors; what was held before is overwritten.

@@ -1,5 +1,6 @@
 """Saving beside the training: a state is copied, and one thread writes and commits the copies in order."""
 
+import math
 import os
 import time
 import warnings
@@ -33,14 +34,14 @@ class PendingSave:
     def __init__(self, step: int, outcome: "Future[CheckpointInfo]", stalled: float = 0.0) -> None:
         self.step = step
         self.stalled = stalled
-        self._outcome = outcome
+        self.outcome = outcome
         self._process = os.getpid()
         self._asked = False
 
     @property
     def done(self) -> bool:
         """Whether it has ended, well or not."""
-        return self._outcome.done()
+        return self.outcome.done()
 
     def result(self, timeout: float | None = None) -> CheckpointInfo:
         """The checkpoint, once it survives a kill and the loss of power.
@@ -58,11 +59,11 @@ class PendingSave:
         if os.getpid() != self._process and not self.done:
             raise NotSaved(f"The save of step {self.step} belongs to process {self._process}. Ask for it there.")
         self._asked = True
-        return self._outcome.result(timeout)
+        return self.outcome.result(timeout)
 
     def warn_if_lost(self) -> None:
         """Say that it failed, unless its result has been asked for."""
-        if not self._asked and (error := self._outcome.exception()) is not None:
+        if not self._asked and (error := self.outcome.exception()) is not None:
             self._asked = True
             warnings.warn(f"A checkpoint was not saved; training goes on. {error}", DynaxxWarning, stacklevel=4)
 
@@ -90,7 +91,7 @@ class Background:
             step: Completed optimizer steps.
             tensors: Name → contiguous tensor; it may change once this returns.
             commit: Writes the copies.
-            patience: Seconds to wait for memory; after them the save has failed.
+            patience: Seconds to wait for memory, perhaps `math.inf`; after them the save has failed.
 
         Returns:
             The save; where there is no memory for a copy it has ended already, written from the tensors themselves.
@@ -127,9 +128,9 @@ class Background:
         Returns:
             Whether all have.
         """
-        left = wait([pending._outcome for pending in self._pending], timeout).not_done
+        wait([pending.outcome for pending in self._pending], timeout)
         self.reap()
-        return not left
+        return not self._pending
 
     def close(self) -> None:
         """Wait for the saves under way, and end the thread."""
@@ -142,7 +143,7 @@ class Background:
         except Empty:
             began = time.perf_counter()
         try:
-            arena = self._free.get(timeout=patience)
+            arena = self._free.get(timeout=None if patience == math.inf else patience)
         except Empty:
             arena = None
         stalled = time.perf_counter() - began

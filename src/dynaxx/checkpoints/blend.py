@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dynaxx.checkpoints._basin import BARRIER, aligned, barriers, refuse_barriers, refuse_distant
+from dynaxx.checkpoints._basin import APART, BARRIER, aligned, barriers, refuse_barriers, refuse_distant
 from dynaxx.checkpoints._blend_chart import VERDICTS, Judged, Story
 from dynaxx.checkpoints._mean import checked
 from dynaxx.checkpoints._parts import Part, Selection, Source, parts
@@ -61,7 +61,7 @@ def blend(
         duration: Only those of the last so many steps.
         align: Reorder the hidden units of parts that a barrier stands before.
         barrier: Highest loss half-way between a part and the best one, above the mean of both, as a share of that;
-            `math.inf`: nothing is refused.
+            `math.inf`: nothing is refused, by its weights neither.
         seed: Of the splits and of the task's validation batches; None: the first run's own, else 0.
 
     Returns:
@@ -90,7 +90,7 @@ def blend(
     if judge is None:
         if align:
             raise BadInput("blend(align=True) needs a model and its loss to find the units. Give a task or a judge.")
-        made = _unjudged(found, chosen)
+        made = _unjudged(found, chosen, APART if math.isfinite(barrier) else math.inf)
     else:
         made = _judged(found, chosen, judge, align, barrier, seed or 0)
     return _told(made, how, judge, time.perf_counter() - begun)
@@ -144,10 +144,10 @@ def _judged(found: Sequence[Part], chosen: Rule, judge: Judge, align: bool, barr
     )  # fmt: skip
 
 
-def _unjudged(found: Sequence[Part], chosen: Rule) -> _Made:
+def _unjudged(found: Sequence[Part], chosen: Rule, limit: float) -> _Made:
     """Without a loss: parts are read through, compared by their weights, averaged."""
     kept, dtypes = _read_through(found)
-    distances = refuse_distant(kept)
+    distances = refuse_distant(kept, limit)
     weights, words = chosen.weights(Field(parts=kept))
     mean = Field(parts=kept).soup(weights)
     names = ", ".join(n for n in mean.tensors if n.endswith("running_mean"))
@@ -233,10 +233,14 @@ def _told(made: _Made, how: str, judge: Judge | None, seconds: float) -> Blended
     first, last = made.parts[0], made.parts[-1]
     title = f"{made.words} · {len(made.parts)} parts of {', '.join(runs)}, steps {first.step} to {last.step}"
     passes = judge.passes if judge else 0.0
+    archived = sum(part.archived for part in made.parts)
+    notes = list(made.notes)
+    if archived:
+        notes.append(f"{archived} of {len(made.parts)} parts are archived: their matrices were rounded to bf16.")
     newest = int(np.flatnonzero(made.weights)[-1])
     chart = Story(
         title=title, parts=made.parts, weights=made.weights, scores=made.scores, scored=made.scored,
-        judged=made.judged, cost=Cost(forwards=passes, seconds=seconds), notes=made.notes,
+        judged=made.judged, cost=Cost(forwards=passes, seconds=seconds), notes=tuple(notes),
     ).chart()  # fmt: skip
     lineage = {
         "how": how,

@@ -9,9 +9,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, cast, get_args
 
-from dynaxx.checkpoints.folders import left_behind
 from dynaxx.checkpoints.manifest import CheckpointInfo
-from dynaxx.checkpoints.places import LocalPlace, Place, original
+from dynaxx.checkpoints.places import LocalPlace, Place, behind, original
 from dynaxx.checkpoints.store import CheckpointStore
 from dynaxx.errors import BadInput, DynaxxWarning
 
@@ -116,14 +115,14 @@ def settle(
     """
     place = as_place(store)
     said, infos = verdicts(place), place.list()
-    behind = left_behind(infos)
+    past = behind(infos)
     changed: dict[str, Verdict] = {}
     for info in infos:
         before = said.get(info.id)
         if before is not None and before.health != "probation":
             continue
         near = [alarm for alarm in sorted(alarms) if info.step <= alarm <= info.step + probation]
-        if info.path.name in behind:
+        if info.path.name in past:
             mark(place, info, "suspect", "the training went back past it")
         elif near:
             mark(place, info, "suspect", f"an alarm at step {near[0]}, {near[0] - info.step} steps after it")
@@ -150,8 +149,8 @@ def healthy(infos: Sequence[CheckpointInfo], said: Mapping[str, Verdict]) -> lis
     judged = any(original(info).id in said for info in infos)
     good = {key for key, verdict in said.items() if verdict.health == "healthy"}
     trusted = [info for info in infos if not judged or original(info).id in good]
-    behind = left_behind(infos)
-    return sorted(trusted, key=lambda info: (info.path.name not in behind, info.step, info.id), reverse=True)
+    past = behind(infos)
+    return sorted(trusted, key=lambda info: (info.path.name not in past, info.step, info.id), reverse=True)
 
 
 def last_healthy(store: CheckpointStore | Place, before: int | None = None) -> CheckpointInfo | None:

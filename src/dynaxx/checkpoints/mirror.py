@@ -14,8 +14,6 @@ from dynaxx.checkpoints.retention import Policy
 from dynaxx.checkpoints.store import CheckpointStore
 from dynaxx.errors import DynaxxError, DynaxxWarning
 
-_NOTES = ("health", "pins", "branches")
-
 
 class Mirror:
     """Uploads committed checkpoints, oldest first, in a thread of its own; what fails is said and tried again later.
@@ -135,7 +133,7 @@ class Mirror:
 
     def _bring_notes(self) -> None:
         """What was said here of the checkpoints holds there too."""
-        for kind in _NOTES:
+        for kind in self.here.note_kinds():
             there = self.there.read_notes(kind)
             for name, data in self.here.read_notes(kind).items():
                 if there.get(name) != data:

@@ -47,12 +47,12 @@ def check_model(saved: Mapping[str, Any], model: nn.Module) -> list[str]:
 
     Raises:
         BadInput: Names are missing or unexpected, or shapes differ.
-        NotApplicable: The model is sharded.
+        NotApplicable: The model is sharded, and the saved state is not.
     """
-    if any(map(is_sharded, model.parameters())):
+    if any(map(is_sharded, model.parameters())) and not any(map(is_sharded, saved["state"].values())):
         raise NotApplicable(
-            f"restore(model={type(model).__name__}): the model is sharded (FSDP2 or tensor parallelism) and the "
-            "checkpoint holds whole tensors. Restore before sharding, or train with DistributedDataParallel."
+            f"restore(model={type(model).__name__}): the model is sharded (FSDP2 or tensor parallelism) and the state "
+            "holds whole tensors. Read it with ShardedStore.load(like=capture(model, optimizer))."
         )
     own = model.state_dict()
     bare = _bare_names(own)

@@ -13,13 +13,13 @@ import os
 import shutil
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dynaxx.checkpoints.durable import sync_folder
-from dynaxx.checkpoints.folders import STAGING, TRASH, made
+from dynaxx.checkpoints.folders import STAGING, TRASH, left_behind, made
 from dynaxx.checkpoints.manifest import NAME, CheckpointInfo, Origin, load_manifest
 from dynaxx.checkpoints.staging import staging_name, sweep
 from dynaxx.checkpoints.store import CheckpointStore
@@ -40,7 +40,6 @@ class Place(ABC):
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._sound: set[str] = set()
 
     @property
     @abstractmethod
@@ -52,11 +51,14 @@ class Place(ABC):
         """The committed checkpoints by step, then by save, oldest first; what is damaged is named in a warning."""
 
     @abstractmethod
-    def load(self, which: CheckpointInfo | int | None = None) -> tuple[dict[str, Any], CheckpointInfo]:
+    def load(
+        self, which: CheckpointInfo | int | None = None, *, only: Collection[str] | None = None
+    ) -> tuple[dict[str, Any], CheckpointInfo]:
         """Verify and read a checkpoint.
 
         Args:
             which: A checkpoint, a step (its last save), or None: the latest that is valid, others being passed over.
+            only: Keys of the state to read; None: all.
 
         Returns:
             The state, and the checkpoint.
@@ -116,11 +118,15 @@ class Place(ABC):
         """
 
     @abstractmethod
+    def note_kinds(self) -> Sequence[str]:
+        """The kinds of notes that there are."""
+
+    @abstractmethod
     def read_notes(self, kind: str) -> dict[str, bytes]:
         """The notes of a kind as they were written.
 
         Args:
-            kind: "health", "pins" or "branches".
+            kind: "health", "pins", "branches" or what else is said of checkpoints.
 
         Returns:
             Name → bytes.
@@ -168,6 +174,7 @@ class Place(ABC):
                 warnings.warn(message, DynaxxWarning, stacklevel=2)
         return found
 
+    @abstractmethod
     def is_sound(self, which: CheckpointInfo) -> bool:
         """Whether every byte of a checkpoint is as it was written; found out once per place and checkpoint.
 
@@ -177,13 +184,6 @@ class Place(ABC):
         Returns:
             True if it is.
         """
-        if which.id not in self._sound:
-            try:
-                self.verify(which)
-            except (CorruptData, BadInput):
-                return False
-            self._sound.add(which.id)
-        return True
 
     def find(self, which: CheckpointInfo | int | str | None) -> CheckpointInfo:
         """The checkpoint that a step, an id or a folder's name stands for.
@@ -236,9 +236,11 @@ class LocalPlace(Place):
         """As in `CheckpointStore`."""
         return self.store.list()
 
-    def load(self, which: CheckpointInfo | int | None = None) -> tuple[dict[str, Any], CheckpointInfo]:
+    def load(
+        self, which: CheckpointInfo | int | None = None, *, only: Collection[str] | None = None
+    ) -> tuple[dict[str, Any], CheckpointInfo]:
         """As in `CheckpointStore`."""
-        return self.store.load(which)
+        return self.store.load(which, only=only)
 
     def save(self, step: int, state: Mapping[str, Any], *, facts: Mapping[str, Any] | None = None) -> CheckpointInfo:
         """As in `CheckpointStore`."""
@@ -247,6 +249,10 @@ class LocalPlace(Place):
     def verify(self, which: CheckpointInfo, deep: bool = True) -> None:
         """As in `CheckpointStore`."""
         self.store.verify(which, deep)
+
+    def is_sound(self, which: CheckpointInfo) -> bool:
+        """As in `CheckpointStore`."""
+        return self.store.is_sound(which)
 
     def fetch(self, which: CheckpointInfo, into: Path) -> Path:
         """Copy the files that the manifest lists, and the manifest last."""
@@ -284,22 +290,16 @@ class LocalPlace(Place):
 
     def remove(self, which: CheckpointInfo) -> bool:
         """One rename into the trash, then the deletion; what a kill leaves in the trash the store sweeps."""
-        try:
-            trash = made(self.folder, TRASH)
-            (self.folder / which.path.name).rename(trash / which.path.name)
-        except FileNotFoundError:  # another process was faster
-            return True
-        except OSError as error:
-            message = f"{self.folder / which.path.name} cannot be removed: {error.strerror}."
-            warnings.warn(message, DynaxxWarning, stacklevel=2)
-            return False
-        shutil.rmtree(trash / which.path.name, ignore_errors=True)
-        return True
+        return bool(self.store.remove([which])) or not which.path.exists()
 
     def sweep(self) -> tuple[str, ...]:
         """As in every save."""
         sweep(self.folder / STAGING, self.folder / TRASH)
         return ()
+
+    def note_kinds(self) -> Sequence[str]:
+        """One folder each."""
+        return sorted(path.name for path in (self.folder / NOTES).glob("*") if path.is_dir())
 
     def read_notes(self, kind: str) -> dict[str, bytes]:
         """Every file of the kind's folder."""
@@ -333,6 +333,18 @@ def original(info: CheckpointInfo) -> CheckpointInfo:
         path=info.path.parent.parent / f"{info.step:010d}-{info.facts['of']}",
         origin=None if origin is None else Origin(**origin),
     )
+
+
+def behind(infos: Sequence[CheckpointInfo]) -> set[str]:
+    """The checkpoints that a training has gone back past and does not build on any more.
+
+    Args:
+        infos: The checkpoints of one run.
+
+    Returns:
+        Names of their folders.
+    """
+    return left_behind([info.path.name for info in infos], [info.origin for info in infos])
 
 
 def _sync_all(folder: Path) -> None:

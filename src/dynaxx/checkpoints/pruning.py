@@ -6,6 +6,7 @@ the full one is removed, a removal takes a checkpoint out of sight whole before 
 pruning goes on from what it finds.
 """
 
+import re
 import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from dynaxx.errors import BadInput, CorruptData, DynaxxWarning, NotSaved
 FLOOR = 2
 """Verified healthy checkpoints that no pruning goes below: one may turn out damaged when it is needed."""
 PINS, BRANCHES = "pins", "branches"
+_ID = re.compile(r"\d{6,}-[0-9a-f]{8}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +66,7 @@ def prune(store: CheckpointStore | Place, keep: Policy, *, cold: Policy | None =
     """
     place = health.as_place(store)
     infos, old = place.list(), place.archive.list()
-    why = _protected(place)
+    why = protected(place)
     wanted = keep.keep(infos) | why.keys()
     both = {original(info).id: original(info) for info in (*old, *infos)}
     chilled = frozenset(both) if cold is None else cold.keep(list(both.values())) | why.keys()
@@ -120,8 +122,15 @@ def unpin(store: CheckpointStore | Place, info: CheckpointInfo) -> None:
     health.as_place(store).note(PINS, original(info).id, None)
 
 
-def _protected(place: Place) -> dict[str, str]:
-    """Id → what keeps it: a pin, or a run that was branched from it and is still there."""
+def protected(place: Place) -> dict[str, str]:
+    """What every pruning keeps: what is pinned, and what a run was branched from that is still there.
+
+    Args:
+        place: The place.
+
+    Returns:
+        Id → why.
+    """
     pins = {key: f"pinned: {record.get('why', '')}" for key, record in place.notes(PINS).items()}
     branches = {
         str(record["checkpoint"]): f"{record['run']} branched from it"
@@ -166,7 +175,9 @@ def _carry_out(
     for info in expiring:
         place.archive.remove(info)
     kept |= {original(info).id for info in place.archive.list()}
-    for key in place.notes(health.KIND).keys() - kept:
-        place.note(health.KIND, key, None)
+    for kind in place.note_kinds():
+        for name in place.read_notes(kind).keys() - kept:
+            if _ID.fullmatch(name):  # a note on a checkpoint that is gone
+                place.note(kind, name, None)
     place.sweep()
     return gone

@@ -10,16 +10,16 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from dynaxx.checkpoints.bucket import WAITS, Bucket
-from dynaxx.checkpoints.folders import left_behind, place
+from dynaxx.checkpoints.folders import place
 from dynaxx.checkpoints.manifest import NAME, CheckpointInfo, Manifest, dump_manifest, load_manifest
-from dynaxx.checkpoints.places import ARCHIVE, NOTES, Place
+from dynaxx.checkpoints.places import ARCHIVE, NOTES, Place, behind
 from dynaxx.checkpoints.store import CheckpointStore
 from dynaxx.errors import BadInput, CorruptData, DynaxxWarning, NotSaved
 
@@ -51,6 +51,7 @@ class RemotePlace(Place):
         self._bucket = Bucket(url, waits, **options)
         super().__init__(self._bucket.url)
         self._manifests: dict[str, Manifest] = {}  # they never change: each is read once
+        self._sound: set[str] = set()
 
     @property
     def archive(self) -> "RemotePlace":
@@ -69,17 +70,19 @@ class RemotePlace(Place):
                 message = f"A checkpoint in {self.name} is not listed: {error}"
                 warnings.warn(message, DynaxxWarning, stacklevel=2)
         infos = [self._info(self._manifests[name]) for name in names if name in self._manifests]
-        behind = left_behind(infos)
-        return tuple(sorted(infos, key=lambda info: (info.path.name not in behind, place(info.path.name))))
+        past = behind(infos)
+        return tuple(sorted(infos, key=lambda info: (info.path.name not in past, place(info.path.name))))
 
-    def load(self, which: CheckpointInfo | int | None = None) -> tuple[dict[str, Any], CheckpointInfo]:
+    def load(
+        self, which: CheckpointInfo | int | None = None, *, only: Collection[str] | None = None
+    ) -> tuple[dict[str, Any], CheckpointInfo]:
         """Download into a temporary folder, verify and read there."""
         if which is not None:
-            return self._read(self.find(which))
+            return self._read(self.find(which), only)
         passed_over: list[str] = []
         for info in reversed(self.list()):
             try:
-                state, found = self._read(info)
+                state, found = self._read(info, only)
             except CorruptData as error:
                 passed_over.append(info.path.name)
                 warnings.warn(f"A corrupted checkpoint is passed over: {error}", DynaxxWarning, stacklevel=2)
@@ -143,6 +146,16 @@ class RemotePlace(Place):
             if size != entry.size or digest not in (None, entry.digest):
                 raise CorruptData(f"{self.name}/{path}: the bytes are not those that were written.")
 
+    def is_sound(self, which: CheckpointInfo) -> bool:
+        """As `verify` says, the first time."""
+        if which.id not in self._sound:
+            try:
+                self.verify(which)
+            except (CorruptData, BadInput):
+                return False
+            self._sound.add(which.id)
+        return True
+
     def fetch(self, which: CheckpointInfo, into: Path) -> Path:
         """Download the files that the manifest lists, and the manifest last."""
         manifest, seal = self._manifest(which)
@@ -188,6 +201,10 @@ class RemotePlace(Place):
                 gone.append(name)
         return tuple(gone)
 
+    def note_kinds(self) -> Sequence[str]:
+        """One folder each."""
+        return self._bucket.names(NOTES)
+
     def read_notes(self, kind: str) -> dict[str, bytes]:
         """Every object of the kind's folder."""
         folder = f"{NOTES}/{kind}"
@@ -215,11 +232,10 @@ class RemotePlace(Place):
             raise CorruptData(f"{self.name}/{name}/{NAME} is missing.")
         return _parsed(name, data), data
 
-    def _read(self, info: CheckpointInfo) -> tuple[dict[str, Any], CheckpointInfo]:
+    def _read(self, info: CheckpointInfo, only: Collection[str] | None) -> tuple[dict[str, Any], CheckpointInfo]:
         with tempfile.TemporaryDirectory(prefix="dynaxx-") as folder:
             local = replace(info, path=self.fetch(info, Path(folder)))
-            state, _ = CheckpointStore(folder).load(local)
-        self._sound.add(info.id)
+            state, _ = CheckpointStore(folder).load(local, only=only)
         return state, info
 
     def _info(self, manifest: Manifest) -> CheckpointInfo:

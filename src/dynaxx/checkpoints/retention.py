@@ -1,28 +1,14 @@
-"""Which checkpoints are kept: small pure policies whose keep-sets are united, in Python or in words.
-
-```
-last:3                  the last 3 of the line that the training is on
-newer:2000              those at most 2000 steps older than the newest
-every:1000              the first one at or after each multiple of 1000 steps
-best:2:val_loss:min     the best 2 by a number that was saved with them
-diverse:10              10 that are as far apart as can be, by their sketches
-all                     every one
-last:3,best:2           several: what any of them keeps
-```
-"""
+"""Which checkpoints are kept: small pure policies, whose keep-sets are united."""
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
-from dynaxx.checkpoints.folders import left_behind
 from dynaxx.checkpoints.manifest import CheckpointInfo
-from dynaxx.errors import BadInput, UnknownName
-
-FORM = "last:N, newer:STEPS, every:STEPS, best:K[:METRIC[:min|max]], diverse:K or all, joined by commas"
-"""How policies are written."""
+from dynaxx.checkpoints.places import behind
+from dynaxx.errors import BadInput
 
 
 class Policy(ABC):
@@ -175,28 +161,6 @@ class Union(Policy):
         return ",".join(map(str, self.parts))
 
 
-def policy(words: str) -> Policy:
-    """A policy from words.
-
-    Args:
-        words: See the top of this module.
-
-    Returns:
-        The policy; `str` gives words back.
-
-    Raises:
-        BadInput: The words cannot be read.
-
-    Example:
-        >>> str(policy("last:3, best:2"))
-        'last:3,best:2:val_loss:min'
-    """
-    parts = [_part(part.strip(), words) for part in words.split(",") if part.strip()]
-    if not parts:
-        raise BadInput(f"A retention policy must keep something. Got {words!r}. Write {FORM}.")
-    return parts[0] if len(parts) == 1 else Union(tuple(parts))
-
-
 def number(info: CheckpointInfo, metric: str) -> float | None:
     """A finite number among the facts of a checkpoint.
 
@@ -211,35 +175,10 @@ def number(info: CheckpointInfo, metric: str) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def _part(part: str, words: str) -> Policy:
-    name, _, rest = part.partition(":")
-    if name not in _KINDS:
-        raise UnknownName("retention policy", name, _KINDS)
-    given = rest.split(":") if rest else []
-    least, most = _KINDS[name]
-    if not least <= len(given) <= most or (given and not given[0].isdecimal()):
-        raise BadInput(f"{part!r} in the retention policy {words!r} cannot be read. Write {FORM}.")
-    match name:
-        case "last":
-            return Last(int(given[0]))
-        case "newer":
-            return Newer(int(given[0]))
-        case "every":
-            return Every(int(given[0]))
-        case "best":
-            return Best(int(given[0]), *cast("list[Literal['min', 'max']]", given[1:]))
-        case _:
-            return All()
-
-
-_KINDS = {"last": (1, 1), "newer": (1, 1), "every": (1, 1), "best": (1, 3), "all": (0, 0)}
-"""Name → least and most arguments."""
-
-
 def _line(infos: Sequence[CheckpointInfo]) -> list[CheckpointInfo]:
     """Those that the training builds on, oldest first: by step, then by save, never by a clock."""
-    behind = left_behind(infos)
-    return sorted((i for i in infos if i.path.name not in behind), key=lambda info: (info.step, info.id))
+    past = behind(infos)
+    return sorted((i for i in infos if i.path.name not in past), key=lambda info: (info.step, info.id))
 
 
 def _ids(infos: Iterable[CheckpointInfo]) -> frozenset[str]:

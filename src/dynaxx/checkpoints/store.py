@@ -62,7 +62,8 @@ class CheckpointStore:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).absolute()
         self._verified: set[str] = set()
-        self._origin: Origin | None = None
+        self.origin: Origin | None = None
+        """Where training last went back to, for the saves that come."""
         self._origins: dict[str, Origin | None] = {}  # a checkpoint never changes
         self._background: Background | None = None
 
@@ -82,7 +83,7 @@ class CheckpointStore:
             NotApplicable: The state holds shards.
             NotSaved: The disk is full, read-only or broken.
         """
-        tensors, content = encoded(step, state, facts, self._origin)
+        tensors, content = encoded(step, state, facts, self.origin)
         self.flush()
         return self._commit(content, tensors)
 
@@ -117,7 +118,7 @@ class CheckpointStore:
             >>> store.load(pending.result())[0]
             {'weight': tensor([0., 0.])}
         """
-        tensors, content = encoded(step, state, facts, self._origin, host=False)
+        tensors, content = encoded(step, state, facts, self.origin, host=False)
         return self._own_background().submit(step, tensors, lambda copies: self._commit(content, copies), patience)
 
     @property
@@ -160,7 +161,7 @@ class CheckpointStore:
             info: The checkpoint that was restored.
         """
         beyond = any(place(name)[0] > info.step for name in committed(self.folder))
-        self._origin = Origin(checkpoint=info.path.name, number=next_number(self.folder)) if beyond else info.origin
+        self.origin = Origin(checkpoint=info.path.name, number=next_number(self.folder)) if beyond else info.origin
 
     def list(self) -> tuple[CheckpointInfo, ...]:
         """The committed checkpoints, oldest first: by step, then by save; no clock is asked.
@@ -205,7 +206,7 @@ class CheckpointStore:
             CorruptData: The one asked for is corrupted, or all are.
         """
         if which is not None:
-            return self._read(self._path(which), only)
+            return self._read(self.path_of(which), only)
         passed_over: list[str] = []
         for name in self.candidates(tries):
             try:
@@ -256,6 +257,27 @@ class CheckpointStore:
         message = f"A corrupted checkpoint is passed over and {done}: {reason}"
         warnings.warn(message, DynaxxWarning, stacklevel=3)
 
+    def path_of(self, which: CheckpointInfo | int) -> Path:
+        """Where a checkpoint is.
+
+        Args:
+            which: A checkpoint, or a step (its last save).
+
+        Returns:
+            Its folder.
+
+        Raises:
+            BadInput: There is none of this step.
+        """
+        if isinstance(which, CheckpointInfo):
+            return which.path
+        names = self._ordered()
+        found = [name for name in names if place(name)[0] == which]
+        if not found:
+            steps = ", ".join(str(place(name)[0]) for name in names) or "none"
+            raise BadInput(f"No checkpoint of step {which} is in {self.folder}. Steps there: {steps}.")
+        return self.folder / found[-1]
+
     def verify(self, which: CheckpointInfo | int, deep: bool = True) -> None:
         """Check a checkpoint against its manifest.
 
@@ -267,7 +289,7 @@ class CheckpointStore:
             BadInput: There is no such checkpoint.
             CorruptData: It is corrupted; the message names the file, and the tensor where it can.
         """
-        self._check(self._path(which), deep)
+        self._check(self.path_of(which), deep)
 
     def is_sound(self, which: CheckpointInfo | int) -> bool:
         """Whether a checkpoint passes a check: a deep one once per store, then of manifest and sizes.
@@ -278,7 +300,7 @@ class CheckpointStore:
         Returns:
             True if it does.
         """
-        return self._is_sound(self._path(which).name)
+        return self._is_sound(self.path_of(which).name)
 
     def prune(self, keep: int = 3) -> tuple[str, ...]:
         """Delete all but the latest checkpoints, what killed processes left of theirs, and the trash.
@@ -365,16 +387,6 @@ class CheckpointStore:
                 self._origins[name] = None  # who reads it will say what is wrong with it
         behind = left_behind(names, {self._origins[name] for name in names})
         return sorted(names, key=lambda name: (name not in behind, place(name)))
-
-    def _path(self, which: CheckpointInfo | int) -> Path:
-        if isinstance(which, CheckpointInfo):
-            return which.path
-        names = self._ordered()
-        found = [name for name in names if place(name)[0] == which]
-        if not found:
-            steps = ", ".join(str(place(name)[0]) for name in names) or "none"
-            raise BadInput(f"No checkpoint of step {which} is in {self.folder}. Steps there: {steps}.")
-        return self.folder / found[-1]
 
     def _removed(self, names: Iterable[str]) -> tuple[str, ...]:
         deleted = tuple(filter(self._trashed, names))

@@ -34,6 +34,7 @@ class _Share(click.ParamType):
 @click.option("--workers", type=click.IntRange(min=1), help="Processes of this machine; one per core by default.")
 @click.option("--ray", metavar="ADDRESS", help='Train on a Ray cluster: its address, "auto", or "local".')
 @click.option("--slurm", is_flag=True, help="Train on a SLURM cluster.")
+@click.option("--proxy", is_flag=True, help="Search on a narrower model first, as a prior for the scan of rates.")
 @click.option("--production", is_flag=True, help="Variance between runs cannot be accepted.")
 @click.option("--fine-tuning", is_flag=True, help="The training begins from a good model.")
 @click.option("--memory", type=float, help="Gigabytes for the optimizer's state; ample by default.")
@@ -50,6 +51,7 @@ def command(
     workers: int | None,
     ray: str | None,
     slurm: bool,
+    proxy: bool,
     production: bool,
     fine_tuning: bool,
     memory: float | None,
@@ -80,6 +82,7 @@ def command(
             budget=budget,
             engine=_engine(workers, ray, slurm, folder),
             circumstances=Circumstances(production=production, fine_tuning=fine_tuning, memory=memory, passes=passes),
+            proxy=proxy,
             said=said,
             progress=progress,
         )

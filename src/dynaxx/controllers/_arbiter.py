@@ -9,8 +9,8 @@ The rules, in the order in which they are asked; the first that speaks decides:
 5. nothing is repeated for one stretch of a finding, nor before its cooldown is over; broken promises lengthen it, and
    words that were said before;
 6. budget: acts in a window and in all, checks, updates repeated by rollbacks, updates spent in trials;
-7. one act at a step, and one at a time on one thing (rate, clipping, layers, …) until it is judged; a critical
-   finding's higher rung breaks in.
+7. one act at a step, and one at a time on one thing (rate, clipping, layers, …) or for one cause, until it is judged;
+   a critical finding's higher rung breaks in.
 
 Stopping is exempt from 6 and 7: a ladder must be able to end.
 """
@@ -155,6 +155,13 @@ def _nature(case: _Case, proposal: Proposal) -> str | None:
 
 def _bounds(case: _Case, proposal: Proposal) -> str | None:
     """Rules 3 and 4."""
+    try:
+        return _bounds_of(case, proposal)
+    except (KeyError, TypeError, ValueError) as error:
+        return f"its arguments cannot be read: {type(error).__name__}: {error}"
+
+
+def _bounds_of(case: _Case, proposal: Proposal) -> str | None:
     action, situation = proposal.action, case.situation
     arguments = action.arguments
     factor = None
@@ -185,7 +192,7 @@ def _repeats(case: _Case, proposal: Proposal) -> str | None:
     if "stop" in case.situation.in_force:
         return "the run is about to end"
     word = _word(proposal)
-    if any(said == word for said in case.state["said"]):
+    if proposal.finding is not None and word in case.state["said"]:
         return "this was answered so already"
     if proposal.level >= 4:  # the ladder never takes a rung twice for one incident, and goes further back each time
         return None
@@ -233,12 +240,14 @@ def _conflict(case: _Case, proposal: Proposal) -> str | None:
         return None
     here = [a for a in acts if a["at"] == case.now and a["step"] == case.situation.step]
     if name == "check":
-        taken = any(a["name"] == "check" or a["slot"] == "state" and a["acted"] for a in here)
+        taken = any(a["name"] == "check" or (a["slot"] == "state" and a["acted"]) for a in here)
         return "one look at a time" if taken else None
     if any(a["acted"] for a in here):
         return "something else is done at this step"
-    busy = [a for a in acts if a["acted"] and a["slot"] == _slot(name) and case.now < a["until"]]
+    done = [[o.step, _key(o.proposal)] for o in case.situation.outcomes]
+    busy = [a for a in acts if a["acted"] and case.now < a["until"] and [a["step"], a["key"]] not in done]
     busy = [a for a in busy if not _breaks_in(proposal, a)]
+    busy = [a for a in busy if a["slot"] == _slot(name) or (proposal.cause and a["key"][2] == proposal.cause)]
     return f"{busy[-1]['name']} of {busy[-1]['controller']} is still to be judged" if busy else None
 
 
@@ -306,6 +315,9 @@ def _slot(name: str) -> str:
 
 
 def _lost(situation: Situation, proposal: Proposal) -> int:
+    """Updates that a rollback repeats; none where the run ends with it."""
+    if any(action["name"] == "stop" for action in proposal.action.arguments.get("then", ())):
+        return 0
     return max(0, situation.step - target(situation, proposal.action))
 
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from dynaxx.controllers._past import same
-from dynaxx.core.navigation import REMEDIES, Decision, Outcome, Situation, kept
+from dynaxx.core.navigation import REMEDIES, Decision, Outcome, Proposal, Situation, kept
 from dynaxx.core.records import Action
 
 Plain = dict[str, Any]
@@ -75,7 +75,8 @@ def judge(pending: Sequence[Mapping[str, Any]], situation: Situation) -> Judgeme
     """Judge what can be judged.
 
     An act that no longer holds before its time (replaced by a higher rung, lifted by hand, or lost with the steps that
-    a rollback took back) counts as broken and needs no undoing.
+    a rollback took back) counts as broken and needs no undoing. One behind which something critical begins is broken
+    at once. Rungs that answer something critical are never undone: the next one builds on them.
 
     Args:
         pending: What `pend` returned.
@@ -95,7 +96,7 @@ def judge(pending: Sequence[Mapping[str, Any]], situation: Situation) -> Judgeme
             still.append(dict(item))
             continue
         good, measured = verdict
-        lifts = not good and not gone and proposal.action.name in situation.in_force
+        lifts = not good and not gone and not _critical(proposal) and proposal.action.name in situation.in_force
         outcomes.append(
             Outcome(
                 proposal=proposal,
@@ -136,9 +137,22 @@ def _verdict(decision: Decision, since: int, situation: Situation) -> tuple[tupl
         if present is None or not same(present, action):
             return (False, math.nan), True
     verdict = kept(promise, situation.run, since)
+    if verdict is None and not _critical(decision.proposal) and _alarmed(situation, since):
+        return (False, math.nan), False
     if verdict is None and situation.step >= since + PATIENCE * promise.steps:
         return (False, math.nan), False
     return verdict, False
+
+
+def _critical(proposal: Proposal) -> bool:
+    """Whether it answers something critical."""
+    return proposal.finding is not None and proposal.finding.severity == "critical"
+
+
+def _alarmed(situation: Situation, since: int) -> bool:
+    """Whether something critical has begun since."""
+    critical = (f for f in situation.findings if f.severity == "critical" and f.name in situation.fresh)
+    return any(finding.onset > since for finding in critical)
 
 
 def _over(action: Action, since: int, step: int) -> bool:

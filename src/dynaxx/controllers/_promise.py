@@ -1,83 +1,133 @@
-"""What controllers promise of the loss: to be unharmed, or to fall faster than it does."""
+"""What controllers promise of the loss: to be unharmed, or to fall faster than it would by itself."""
 
 import math
+from typing import NamedTuple
+
+import numpy as np
 
 from dynaxx.controllers._limits import limits
-from dynaxx.controllers._reading import LOSS, Level, column_of, level
+from dynaxx.controllers._reading import LOSS, NORMAL, Vector, column_of, rows
 from dynaxx.core.navigation import Promise, Situation
 
 SPEED = 0.5
-"""Share of its present speed of descent that an unharmed loss keeps: curves flatten by themselves, but not by half
-within one horizon."""
+"""Speed of descent that an unharmed loss keeps: what is to be expected errs by about as much."""
 ERRORS = 2.0
 """Standard errors of the difference of two medians that count as noise: of true promises 2 % are lost to it."""
 MEDIAN = 1.2533
 """Standard error of a median over that of a mean, for normal noise."""
+LEAST = 3
+"""Values that a median is taken of, at least."""
 
 
-def present(situation: Situation, names: tuple[str, ...] = LOSS) -> tuple[str, Level] | None:
-    """The level and trend of the loss over the last two horizons.
+UNKNOWN_RATIO = 0.5
+"""Ratio of successive gains that is assumed where the rate has changed meanwhile, so that it cannot be measured."""
+_RATE_ACTS = frozenset({"learning_rate", "accumulate", "rollback", "trial"})
+
+
+class Descent(NamedTuple):
+    """Where the loss is, and how it falls.
+
+    Args:
+        column: The loss.
+        now: Its level: the median of the last quarter of a horizon.
+        last: What the last horizon has gained; not negative.
+        ratio: What the next horizon gains of that, in [0, 1].
+        error: Standard error of the difference between two levels.
+        steps: The horizon.
+    """
+
+    column: str
+    now: float
+    last: float
+    ratio: float
+    error: float
+    steps: int
+
+    def gain(self, speed: float) -> float:
+        """What the next horizon gains at a multiple of the speed: d r (1 − r^s) / (1 − r).
+
+        Args:
+            speed: s; 1: nothing changes.
+
+        Returns:
+            The gain, in the loss' unit.
+        """
+        r = self.ratio
+        return self.last * (speed if r == 1 else r * (1 - r**speed) / (1 - r))
+
+
+def descent(situation: Situation) -> Descent | None:
+    """The level of the loss, what the last horizon gained and the ratio to what the one before gained.
+
+    Curves flatten, and a straight line would promise too much.
 
     Args:
         situation: Where the run is.
-        names: The columns that will do.
 
     Returns:
-        Column and level; None where there are too few values.
+        The descent; None where the loss is not logged, or not for two horizons yet.
     """
-    column = column_of(situation.run, names)
+    column = column_of(situation.run, LOSS)
     if column is None:
         return None
-    found = level(situation.run, column, situation.step - 2 * limits(situation).horizon, situation.step)
-    return None if found is None else (column, found)
-
-
-def unharmed(situation: Situation, names: tuple[str, ...] = LOSS, steps: int | None = None) -> Promise | None:
-    """The loss goes on falling at least half as fast as it does, within the noise.
-
-    Args:
-        situation: Where the run is.
-        names: The columns that will do.
-        steps: After which it is judged; None: the run's horizon.
-
-    Returns:
-        The promise; None where the log has no level yet.
-    """
-    found = present(situation, names)
-    if found is None:
-        return None
-    column, now = found
-    steps = limits(situation).horizon if steps is None else steps
-    gain = SPEED * min(0.0, now.slope) * steps
-    return Promise(column=column, below=now.now + gain + ERRORS * error(now, steps), steps=steps)
-
-
-def trend(situation: Situation, share: float) -> Promise | None:
-    """The loss falls at least `share` times as fast as it does now.
-
-    Args:
-        situation: Where the run is.
-        share: 1: as fast as now.
-
-    Returns:
-        The promise; None where the log has no level yet.
-    """
-    found = present(situation)
-    if found is None:
-        return None
-    column, now = found
     steps = limits(situation).horizon
-    return Promise(column=column, below=now.now + share * min(0.0, now.slope) * steps, steps=steps)
+    at, values = rows(situation.run, column, situation.step - 3 * steps, situation.step)
+    finite = np.isfinite(values)
+    at, values = at[finite], values[finite]
+    levels = [_median(at, values, situation.step - back * steps, steps) for back in (2, 1, 0)]
+    if any(level is None for level in levels):
+        return None
+    before, middle, now = (level for level in levels if level is not None)
+    first, second = before - middle, middle - now
+    ratio = second / first if first > second > 0 else 1.0
+    if _changed(situation, situation.step - 2 * steps):
+        ratio = min(ratio, UNKNOWN_RATIO)
+    # Differences of neighbours do not feel the trend; their deviation is √2 of one value's.
+    noise = NORMAL * float(np.median(np.abs(np.diff(values)))) / math.sqrt(2)
+    error = MEDIAN * noise * math.sqrt(2 * 4 / steps)
+    return Descent(column, now, max(0.0, second), ratio, error, steps)
 
 
-def error(now: Level, steps: int) -> float:
-    """Standard error of the difference between the level now and the median that a promise is judged by.
+def unharmed(situation: Situation) -> Promise | None:
+    """The loss goes on falling at least half as fast, within the noise.
 
     Args:
-        now: The level.
-        steps: Of the promise; its last quarter is judged.
+        situation: Where the run is.
 
     Returns:
-        The error, in the column's unit.
+        The promise; None where no level is known.
     """
-    return MEDIAN * now.noise * math.sqrt(1 / now.values + 4 / max(4, steps))
+    found = descent(situation)
+    if found is None:
+        return None
+    below = found.now - found.gain(SPEED) + ERRORS * found.error
+    return Promise(column=found.column, below=below, steps=found.steps)
+
+
+def faster(situation: Situation, speed: float) -> Promise | None:
+    """The loss falls at least `speed` times as fast.
+
+    Args:
+        situation: Where the run is.
+        speed: More than 1.
+
+    Returns:
+        The promise; None where no level is known, or where the difference would be lost in the noise.
+    """
+    found = descent(situation)
+    if found is None or found.gain(speed) - found.gain(1.0) <= ERRORS * found.error:
+        return None
+    return Promise(column=found.column, below=found.now - found.gain(speed), steps=found.steps)
+
+
+def _changed(situation: Situation, since: int) -> bool:
+    """Whether an act has changed the rate, or was taken back, since a step."""
+    done = [(d.proposal.action.name, d.step) for d in situation.decisions]
+    done += [(o.proposal.action.name, o.judged) for o in situation.outcomes if o.undone]
+    return any(name in _RATE_ACTS and step > since for name, step in done)
+
+
+def _median(at: Vector, values: Vector, last: int, steps: int) -> float | None:
+    """The median of the quarter of a horizon that ends at a step."""
+    window = values[(at > last - max(LEAST, steps // 4)) & (at <= last)]
+    return float(np.median(window)) if len(window) >= LEAST else None

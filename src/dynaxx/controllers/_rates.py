@@ -1,4 +1,4 @@
-"""What controllers read of the learning rate: the loop's own, without the factors of acts, and whether it is changing."""
+"""What controllers read of the learning rate: the loop's own, without the factors of acts, and how it changes."""
 
 from typing import NamedTuple
 
@@ -10,6 +10,8 @@ from dynaxx.core.navigation import Situation
 CHANGE = 0.01
 """Relative change over a stretch below which a rate counts as constant: cosine at its flattest, over a tenth of the
 run, changes by 2 %."""
+LOWERED = 2.0
+"""Peak over present rate from which on a schedule has annealed."""
 DECAYING = ("cosine", "linear_decay", "one_cycle", "power_decay", "warm_restarts", "wsd")
 """Built-in schedules that lower the rate before their end, however constant it looks meanwhile."""
 
@@ -63,6 +65,22 @@ def change(plan: Plan, back: int) -> float:
     """
     then = plan.rate[np.searchsorted(plan.steps, plan.steps[-1] - back)]
     return float(plan.rate[-1] / then) if then > 0 else 1.0
+
+
+def annealed(situation: Situation) -> float | None:
+    """By how much the schedule has lowered the rate below its peak.
+
+    Args:
+        situation: Where the run is.
+
+    Returns:
+        Peak over present rate; None where that is below 2, or unknown.
+    """
+    plan = planned(situation)
+    if plan is None or not plan.rate[-1] > 0:
+        return None
+    ratio = float(plan.rate.max() / plan.rate[-1])
+    return ratio if ratio >= LOWERED else None
 
 
 def yet_to_decay(situation: Situation) -> str | None:

@@ -3,7 +3,7 @@
 from collections.abc import Set
 from typing import NamedTuple
 
-from dynaxx.controllers._limits import SURE
+from dynaxx.controllers._limits import CLOSE, SURE
 from dynaxx.core.findings import Finding
 from dynaxx.core.navigation import Situation
 
@@ -73,3 +73,32 @@ def accused(situation: Situation, causes: Set[str], least: float = SURE) -> Susp
             first.setdefault(cause.name, finding)
     found = [Suspect(name, 1.0 - doubt, first[name]) for name, doubt in doubts.items() if 1.0 - doubt >= least]
     return max(found, key=lambda s: (s.finding.severity == "critical", s.confidence), default=None)
+
+
+def unsure(finding: Finding) -> bool:
+    """Whether a finding's first cause is not told apart from the second, or from none.
+
+    Args:
+        finding: The finding.
+
+    Returns:
+        True where a check would help.
+    """
+    sure = [cause.confidence for cause in finding.causes[:2]]
+    return not sure or sure[0] < SURE or (len(sure) == 2 and sure[0] - sure[1] < CLOSE)
+
+
+def known(situation: Situation, finding: Finding) -> bool:
+    """Whether the check that a finding asks for was made since it began.
+
+    Args:
+        situation: Where the run is.
+        finding: A finding with a test.
+
+    Returns:
+        True where its result is in the log.
+    """
+    check = None if finding.test is None else finding.test.check
+    if check is None or check not in situation.last:
+        return False
+    return int(situation.last[check].get("step", -1)) >= finding.onset

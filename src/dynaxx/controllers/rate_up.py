@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from dynaxx.controllers._limits import MOST_RATE, limits
 from dynaxx.controllers._past import waiting
-from dynaxx.controllers._promise import ERRORS, error, present, trend, unharmed
+from dynaxx.controllers._promise import faster, unharmed
 from dynaxx.controllers._rates import change, planned
 from dynaxx.controllers._reading import latest, own_factor, rate_factor, round_figure
 from dynaxx.controllers._suspects import accused
@@ -13,7 +13,7 @@ from dynaxx.core.navigation import Controller, Promise, Proposal, Situation
 from dynaxx.core.records import Action
 
 Plain = dict[str, Any]
-CAUSES = frozenset({"learning_rate_too_low", "flat_valley"})
+CAUSES = frozenset({"learning_rate_too_low"})
 """What a higher rate answers."""
 STEP = 3.0
 """Factor of one raise: half a decade, the grid on which learning rates are searched."""
@@ -30,8 +30,7 @@ LEAST = 1.5
 WARMING = 1.05
 """Growth of the loop's own rate over a horizon that counts as its warm-up: then nothing is raised."""
 FASTER = 1.5
-"""Promised speed of descent over the present one, of the factor of at least `LEAST` that theory gives far below the
-best rate."""
+"""Promised speed over the present one: the smallest raise, as far below the best rate the speed goes with the rate."""
 LATEST = 0.8
 """Share of the planned steps after which nothing is raised."""
 
@@ -60,7 +59,9 @@ class RateUp(Controller[Plain]):
         if step < LEAST or promise is None:
             return state, ()
         factor = round_figure(own_factor(situation) * step)
-        reason = f"{suspect.finding.title} ({suspect.cause}, {suspect.confidence:.0%}): the learning rate × {factor:g}{why}"
+        reason = (
+            f"{suspect.finding.title} ({suspect.cause}, {suspect.confidence:.0%}): the learning rate × {factor:g}{why}"
+        )
         proposal = Proposal(
             controller="rate_up",
             action=Action(name="learning_rate", arguments={"factor": factor}, reason=reason),
@@ -91,12 +92,7 @@ def _step(situation: Situation) -> tuple[float, str]:
 
 
 def _promise(situation: Situation) -> Promise | None:
-    found = present(situation)
-    if found is None:
-        return None
-    steps = limits(situation).horizon
-    gain = (FASTER - 1) * -found[1].slope * steps
-    return trend(situation, FASTER) if gain > ERRORS * error(found[1], steps) else unharmed(situation)
+    return faster(situation, FASTER) or unharmed(situation)
 
 
 def _warming(situation: Situation) -> bool:

@@ -11,6 +11,7 @@ from dynaxx.controllers._clock import started, tick
 from dynaxx.controllers._judge import target
 from dynaxx.controllers._limits import LEAST_RATE, ROLLBACKS, Limits, limits
 from dynaxx.controllers._past import acts, exhausted, judged, proven, waiting
+from dynaxx.controllers._promise import ERRORS, descent
 from dynaxx.controllers._reading import (
     LOSS,
     NORMAL,
@@ -27,9 +28,11 @@ from dynaxx.core.records import Action
 
 Plain = dict[str, Any]
 SKIP, CLIP, RATE, ROLLBACK, LOWER, STOP = 1, 2, 3, 4, 5, 6
-_DATA = (SKIP, CLIP, ROLLBACK, LOWER, STOP)
-_GRADIENT = (CLIP, RATE, ROLLBACK, LOWER, STOP)
-_RATE = (RATE, LOWER, STOP)
+MOST_TRIES = {RATE: ROLLBACKS, LOWER: ROLLBACKS}
+"""How often a rung is taken in one incident, where more than once: those that go further each time."""
+_DATA = (SKIP, CLIP, ROLLBACK, LOWER)
+_GRADIENT = (CLIP, RATE, ROLLBACK, LOWER)
+_RATE = (RATE, LOWER)
 RUNGS: Mapping[str, tuple[int, ...]] = {
     "corrupted_batch": _DATA,
     "non_finite_data": _DATA,
@@ -49,7 +52,7 @@ passing the data answers bad data; going back with the same rate does not answer
 PATIENT = frozenset({"learning_rate_too_high", "momentum_too_high", "warmup_missing", "schedule_too_aggressive"})
 """Causes that `rate_down` answers while they are no more than a warning."""
 HARM = 6.0
-"""Robust standard deviations above its level before, at which the loss counts as harmed (OLMo's training code, 2024)."""
+"""Robust standard deviations above its level before at which the loss counts as harmed (OLMo's training code, 2024)."""
 BEFORE, AFTER = 50, 5
 """Rows that the level before and after is read from: the longest stretch within one cadence block, the shortest
 median that two outliers do not move."""
@@ -65,7 +68,7 @@ class Recover(Controller[Plain]):
     Which rungs there are follows from the cause, where it begins from the severity and from what the loss does: a
     critical finding whose loss has not come back demands a rollback at once. A rung has failed when its promise was
     broken or when the finding began anew after it. The incident is over after two horizons without an alarm. At most 3
-    rollbacks in a window, each to an earlier checkpoint than the last; a run that is still harmed when nothing is left,
+    rollbacks in a window, in one incident each to an earlier checkpoint than the last; a run that is still harmed when nothing is left,
     or when a whole window has passed, is stopped: every ladder ends.
     """
 
@@ -134,17 +137,23 @@ def _next(state: Plain, suspect: Suspect, situation: Situation, bounds: Limits) 
     """The first rung that is open, from where severity and harm ask to begin."""
     critical = suspect.finding.severity == "critical"
     hurt = _harmed(situation, suspect)
-    tried = {rung["level"] for rung in state["tried"]}
-    wanted = [rung for rung in RUNGS[suspect.cause] if rung not in tried or rung == LOWER]
+    rungs = RUNGS[suspect.cause]
+    if any(o.undone and o.judged == situation.step for o in situation.outcomes):
+        rungs = (ROLLBACK, *rungs)  # the act that was just undone did it: to go back is enough
     if critical and hurt:
-        # Where a rollback is asked for and cannot be had, a cut of the rate is better than nothing.
-        wanted = [rung for rung in wanted if rung >= ROLLBACK] + ([] if RATE in tried else [RATE])
+        # Where a rollback is asked for and cannot be had, a cut of the rate is better than nothing; not for weights
+        # that are lost.
+        rungs = [rung for rung in rungs if rung >= ROLLBACK] + ([RATE] if math.isfinite(_now(situation)) else [])
     elif not hurt and not critical:
-        wanted = [rung for rung in wanted if rung < ROLLBACK]
+        rungs = [rung for rung in rungs if rung < ROLLBACK]
+    levels = [rung["level"] for rung in state["tried"]]
+    wanted = (rung for rung in rungs if levels.count(rung) < MOST_TRIES.get(rung, 1))
+    proposals = (_rung(rung, state, suspect, situation, bounds) for rung in wanted)
     late = state["clock"]["updates"] - state["since"] >= bounds.window or exhausted(situation)
-    proposals = (_rung(rung, state, suspect, situation, bounds) for rung in wanted if rung != STOP)
     proposal = None if late and critical and hurt else next((p for p in proposals if p is not None), None)
-    return _stop(state, suspect) if proposal is None and critical and hurt else proposal
+    if proposal is None and critical and hurt and not _recovering(situation):
+        return _stop(state, suspect)
+    return proposal
 
 
 def _rung(rung: int, state: Plain, suspect: Suspect, situation: Situation, bounds: Limits) -> Proposal | None:
@@ -200,7 +209,8 @@ def _rollback(rung: int, state: Plain, suspect: Suspect, situation: Situation, b
     recent = [r for r in state["rollbacks"] if r["at"] > state["clock"]["updates"] - bounds.window]
     if "rollback" not in situation.able or len(recent) >= ROLLBACKS:
         return None
-    before = min([suspect.finding.onset, *(r["to"] for r in recent)])
+    further = [rung["step"] for rung in state["tried"] if rung["level"] in (ROLLBACK, LOWER)]
+    before = min([suspect.finding.onset, *further])
     earlier = [step for step in situation.healthy if step < before]
     if not earlier:
         return None
@@ -208,12 +218,17 @@ def _rollback(rung: int, state: Plain, suspect: Suspect, situation: Situation, b
     lost = situation.step - to
     if sum(r["lost"] for r in state["rollbacks"]) + lost > bounds.rollback:
         return None
-    then = [action for action in proven(situation) if rung != LOWER or action.name != "learning_rate"]
+    then = [action for action in proven(situation) if action.name != "learning_rate"]
+    factor = own_factor(situation)
+    reason = "as before the rollback"
     if rung == LOWER:
-        factor = _lower(suspect, situation)
-        if factor is None:
+        lower = _lower(suspect, situation)
+        if lower is None:
             return None
-        reason = _because(suspect, f"after the rollback the learning rate is multiplied by {factor:g}")
+        factor, reason = lower, _because(suspect, f"after the rollback the learning rate is multiplied by {lower:g}")
+    if recent and (guard := _skip(suspect, situation)) is not None and RUNGS[suspect.cause] == _DATA:
+        then.append(guard)  # it was not one batch alone
+    if factor != 1.0 or any(d.proposal.action.name == "learning_rate" for d in situation.decisions):
         then.append(Action(name="learning_rate", arguments={"factor": factor}, reason=reason))
     reason = _because(suspect, f"back to step {to}, the batches since are passed over")
     arguments = {"before": to + 1, "pass_data": True, "then": [asdict(action) for action in then]}
@@ -260,6 +275,12 @@ def _baseline(situation: Situation, onset: int) -> tuple[float, float] | None:
         return None
     middle = float(np.median(values))
     return middle, NORMAL * float(np.median(np.abs(values - middle)))
+
+
+def _recovering(situation: Situation) -> bool:
+    """Whether the loss comes down by itself, beyond the noise: then it is not lost."""
+    found = descent(situation)
+    return found is not None and found.last > ERRORS * found.error
 
 
 def _bound(situation: Situation, onset: int) -> tuple[str, float] | None:

@@ -168,8 +168,14 @@ class Outcome:
         Returns:
             The outcome.
         """
-        measured = math.nan if data["measured"] is None else data["measured"]
-        return cls(**{**data, "proposal": Proposal.from_dict(data["proposal"]), "measured": measured})
+        return cls(
+            proposal=Proposal.from_dict(data["proposal"]),
+            step=data["step"],
+            judged=data["judged"],
+            kept=data["kept"],
+            measured=math.nan if data["measured"] is None else data["measured"],
+            undone=data["undone"],
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

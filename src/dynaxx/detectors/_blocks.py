@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dynaxx.detectors._read import Track
+from dynaxx.detectors._spikes import TINY
 from dynaxx.errors import NotApplicable
 from dynaxx.numerics.robust_scale import CONSISTENT, center_and_scale
 
@@ -25,7 +26,7 @@ class Blocks:
         last: Last step of each block.
         medians: Their levels; as natural logarithms where `log`.
         noise: Standard deviation of one median about its trend, robust.
-        log: Whether the loss is positive throughout.
+        log: Whether the loss is nowhere negative.
     """
 
     first: np.ndarray
@@ -61,8 +62,8 @@ def blocks(loss: Track, size: int | None = None) -> Blocks:
         raise NotApplicable(f"{len(loss)} rows of {loss.name} make {count} blocks of {rows}; {LEAST} are needed")
     rest = len(loss) - count * rows
     steps, values = loss.steps[rest:].reshape(count, rows), loss.values[rest:].reshape(count, rows)
-    log = bool(loss.values.min() > 0)
-    table = np.log(values) if log else values
+    log = bool(loss.values.min() >= 0 and loss.values.max() > 0)
+    table = np.log(np.maximum(values, TINY * loss.values.max())) if log else values
     medians, scales = center_and_scale(table)
     # What scatters inside a block gives the noise where steps are independent; what scatters from one median to the
     # next, where they are not. The larger one is believed.

@@ -9,7 +9,7 @@ from dynaxx.detectors._reading import matrices, moving_mean, rows
 from dynaxx.errors import NotApplicable
 
 WINDOW = 10
-"""Rows that a layer's logarithms are averaged over before they are compared, as TheDeepChecker does (2022)."""
+"""Track that a layer's logarithms are averaged over before they are compared, as TheDeepChecker does (2022)."""
 
 
 class Depth(NamedTuple):

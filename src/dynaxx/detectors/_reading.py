@@ -1,39 +1,25 @@
 """How detectors read a log: rows of a column, stretches of steps, facts of model and optimizer, belief in a cause."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from dynaxx.core.findings import Cause, Log
+from dynaxx.core.findings import Cause, Log, Remedy
+from dynaxx.detectors._read import Track, track
+from dynaxx.detectors._weigh import Suspect, ranked
 from dynaxx.errors import NotApplicable
 
 ROWS = 1024
 """Rows of a column that are looked at: what persists for a thousandth of a run is seen, and 10 000 steps × 30 layers
 take under 5 ms."""
-NORMALISING = ("adam", "rmsprop", "adagrad", "adadelta", "rprop", "lion", "lamb", "lars", "shampoo", "soap", "muon")
-"""Parts of the class names of optimizers whose step does not grow with the gradient."""
 NO_MATRIX = ("BatchNorm", "LayerNorm", "GroupNorm", "InstanceNorm", "RMSNorm", "SyncBatchNorm", "Embedding", "PReLU")
 """Beginnings of the kinds of layers whose gradients do not compare with those of weight matrices: scales of a
 normalisation are few and see every example; rows of an embedding see few."""
 
 
-class Rows(NamedTuple):
-    """A column as a detector looks at it.
-
-    Args:
-        steps: int64 of shape (rows,), increasing.
-        values: float64 of shape (rows,) or (rows, entries); NaN and infinite as they were measured.
-        labels: Names of the entries.
-    """
-
-    steps: np.ndarray
-    values: np.ndarray
-    labels: tuple[str, ...]
-
-
-def rows(run: Log, name: str, least: int = 1) -> Rows:
-    """A column's rows, thinned evenly where they are many.
+def rows(run: Log, name: str, least: int = 1) -> Track:
+    """A column, thinned evenly where its rows are many.
 
     Thinning keeps the steps that are multiples of a power of two, so that a longer log shows the same rows of its past.
 
@@ -43,29 +29,17 @@ def rows(run: Log, name: str, least: int = 1) -> Rows:
         least: Rows that the detector needs.
 
     Returns:
-        The rows.
-
-    Raises:
-        NotApplicable: The column is absent, has fewer rows, or its steps do not increase.
+        The rows; `NotApplicable` is raised as by `track`.
     """
-    if name not in run.columns:
-        raise NotApplicable(f"needs the column {name}, which the log does not hold")
-    series = run[name]
-    steps = np.asarray(series.steps)
-    if len(steps) < least:
-        raise NotApplicable(f"{name} has {len(steps)} row(s); {least} are needed")
-    if len(steps) > 1 and int(np.diff(steps).min()) <= 0:
-        raise NotApplicable(f"the steps of {name} do not increase: the log seems to hold two runs in one")
-    values = np.asarray(series.values)
-    if len(steps) > 2 * ROWS:
-        stride = 1 << int(np.log2(len(steps) / ROWS))
-        kept = np.flatnonzero(steps % stride == 0)
-        if len(kept) >= max(least, ROWS // 2):
-            steps, values = steps[kept], values[kept]
-    return Rows(steps, values.astype(np.float64), tuple(series.labels))
+    found = track(run, name, least)
+    if len(found) <= 2 * ROWS:
+        return found
+    stride = 1 << int(np.log2(len(found) / ROWS))
+    kept = found.rows(found.steps % stride == 0)
+    return kept if len(kept) >= max(least, ROWS // 2) else found
 
 
-def matching(one: Rows, other: Rows) -> tuple[np.ndarray, np.ndarray]:
+def matching(one: Track, other: Track) -> tuple[np.ndarray, np.ndarray]:
     """The places of the steps that two columns share.
 
     Args:
@@ -218,35 +192,8 @@ def groups(run: Log) -> list[Mapping[str, Any]]:
     return list(run.manifest.get("optimizer", {}).get("groups", ()))
 
 
-def normalises(run: Log) -> bool:
-    """Whether the optimizer's step does not grow with the gradient, as Adam's; False where it is not known.
-
-    Args:
-        run: The log.
-
-    Returns:
-        True for the Adam family and its like.
-    """
-    name = str(run.manifest.get("optimizer", {}).get("class", "")).lower()
-    return any(part in name for part in NORMALISING)
-
-
-def checked(run: Log, name: str) -> Mapping[str, Any]:
-    """What the last live check of a name found.
-
-    Args:
-        run: The log.
-        name: The check.
-
-    Returns:
-        Its values; empty where it was not made.
-    """
-    found = [event for event in run.events("check") if event.get("name") == name]
-    return dict(found[-1].get("values", {})) if found else {}
-
-
 def fallen(run: Log) -> float:
-    """By what share of its start the training loss has fallen: 1 − median of the last tenth / median of the first steps.
+    """By what share of its start the loss has fallen: 1 − median of the last tenth / median of the first steps.
 
     Args:
         run: The log.
@@ -264,32 +211,36 @@ def fallen(run: Log) -> float:
     return (first - last) / abs(first) if first else float("nan")
 
 
-def belief(prior: float, *ratios: float) -> float:
-    """How sure a cause is: o = p/(1−p) Π rᵢ, confidence o/(1+o), kept within 0.02 and 0.98.
+def suspect(name: str, prior: float, *ratios: float, why: str = "", remedies: Sequence[Remedy] = ()) -> Suspect:
+    """A cause whose evidence is weighed at once.
 
     Args:
+        name: A key of `CAUSES`.
         prior: Confidence before the evidence: how often the symptom has this cause.
-        ratios: Of each piece of evidence, how much likelier it is under the cause than without it.
+        *ratios: Of each piece of evidence, how much likelier it is under the cause than without it; 1 where unknown.
+        why: What was observed.
+        remedies: What would help, best first.
 
     Returns:
-        The confidence.
+        The suspect.
 
     Example:
-        >>> belief(0.5, 3.0)
+        >>> suspect("label_noise", 0.5, 3.0).confidence
         0.75
     """
-    odds = prior / (1 - prior) * float(np.prod(ratios))
-    return min(0.98, max(0.02, odds / (1 + odds)))
+    made = Suspect(name, prior, tuple(remedies))
+    made.odds *= float(np.prod(ratios))
+    made.why.extend([why] if why else [])
+    return made
 
 
-def ranked(causes: Iterable[Cause | None]) -> tuple[Cause, ...]:
-    """Causes, most likely first; those under 5 % are left out unless they are the first.
+def weighed(suspects: Iterable[Suspect | None]) -> tuple[Cause, ...]:
+    """Causes, most likely first.
 
     Args:
-        causes: In any order; None is passed over.
+        suspects: In any order; None is passed over.
 
     Returns:
-        Sorted ones.
+        As `ranked` gives them.
     """
-    order = sorted((cause for cause in causes if cause is not None), key=lambda cause: -cause.confidence)
-    return tuple(cause for i, cause in enumerate(order) if i == 0 or cause.confidence >= 0.05)
+    return ranked(*(one for one in suspects if one is not None))

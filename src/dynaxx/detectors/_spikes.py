@@ -44,6 +44,8 @@ SAMPLING = 0.25
 """A scale this near to the usual one, in logarithms, is the usual one: three standard errors of a MAD of 128."""
 FLOOR = 0.005
 """Least scale, relative: below half a percent a rise is of no account whatever the noise."""
+TINY = 1e-6
+"""Share of the largest value below which all are taken for equal: a mean over a batch in float32 can be zero."""
 TESTED = 8
 """Largest outliers that are judged one by one, each without the larger ones in the sample."""
 
@@ -84,13 +86,13 @@ def spikes(values: np.ndarray) -> list[Spike]:
         Spikes in order.
 
     Raises:
-        NotApplicable: A value is not positive, or there are fewer than 60.
+        NotApplicable: A value is negative, or there are fewer than 60.
     """
     if len(values) < 60:
         raise NotApplicable(f"{len(values)} steps are too few to know the noise; 60 are needed")
-    if values.min() <= 0:
+    if values.min() < 0 or values.max() == 0:
         raise NotApplicable("the values are not positive: ratios mean nothing")
-    logs = np.log(values)
+    logs = np.log(np.maximum(values, TINY * values.max()))
     residuals, scale = _residuals(logs)
     first = int(np.argmax(np.isfinite(residuals)))
     known, scale = np.nan_to_num(residuals[first:], nan=0.0), scale[first:]

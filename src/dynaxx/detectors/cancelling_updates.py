@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Remedy, Test, Threshold
-from dynaxx.detectors._reading import belief, end_of, fallen, moving_mean, ranked, rows, stretches
+from dynaxx.core.findings import Detector, Evidence, Finding, Log, Remedy, Test, Threshold
+from dynaxx.detectors._reading import end_of, fallen, moving_mean, rows, stretches, suspect, weighed
 from dynaxx.detectors._remedies import rate
 from dynaxx.errors import NotApplicable
 
@@ -52,23 +52,26 @@ class CancellingUpdates(Detector):
                 ),
                 Evidence(text=f"successive gradients have the cosine {cosine:.2f}", columns=("gradient_agreement",)),
             ),
-            causes=ranked(
+            causes=weighed(
                 (
-                    Cause(
-                        name="cancelling_updates",
-                        confidence=belief(0.5, 2.0 if cosine > 0.1 else 0.7),
+                    suspect(
+                        "cancelling_updates",
+                        0.5,
+                        2.0 if cosine > 0.1 else 0.7,
                         why="gradients agree from step to step, and still the layers work against each other",
                         remedies=(Remedy(text="Lower the rates of the layers that raise the loss."), rate(0.5)),
                     ),
-                    Cause(
-                        name="noise_floor",
-                        confidence=belief(0.4, 2.0 if abs(cosine) < 0.1 else 0.5),
+                    suspect(
+                        "noise_floor",
+                        0.4,
+                        2.0 if abs(cosine) < 0.1 else 0.5,
                         why="successive gradients have nothing in common",
                         remedies=(rate(0.3),),
                     ),
-                    Cause(
-                        name="momentum_too_high",
-                        confidence=belief(0.2, 4.0 if cosine < -0.1 else 0.5),
+                    suspect(
+                        "momentum_too_high",
+                        0.2,
+                        4.0 if cosine < -0.1 else 0.5,
                         why="the momentum carries the weights past where the gradient has turned",
                     ),
                 )

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Remedy, Test, Threshold
-from dynaxx.detectors._reading import belief, end_of, fallen, moving_mean, normalises, ranked, rows, stretches
+from dynaxx.core.findings import Detector, Evidence, Finding, Log, Remedy, Test, Threshold
+from dynaxx.detectors._read import adaptive
+from dynaxx.detectors._reading import end_of, fallen, moving_mean, rows, stretches, suspect, weighed
 from dynaxx.detectors._remedies import rate
 from dynaxx.errors import NotApplicable
 
@@ -45,7 +46,7 @@ class ClippingAlwaysOn(Detector):
         on = float((factor.values[WINDOW:] < 1).mean())
         size = float(np.nanmedian(factor.values[WINDOW:]))
         gone = fallen(run)
-        harmful = size < HARD.value and not normalises(run) and not gone > 0.5
+        harmful = size < HARD.value and not adaptive(run) and not gone > 0.5
         return Finding(
             code=self.code,
             name="clipping_always_on",
@@ -62,19 +63,22 @@ class ClippingAlwaysOn(Detector):
                 ),
                 Evidence(text=f"the median factor is {size:.2g}", value=size, threshold=HARD.value),
             ),
-            causes=ranked(
+            causes=weighed(
                 (
-                    Cause(
-                        name="clipping_too_tight",
-                        confidence=belief(0.5, 3.0 if size < HARD.value else 1.0, 1.5 if not gone > 0.3 else 1.0),
+                    suspect(
+                        "clipping_too_tight",
+                        0.5,
+                        3.0 if size < HARD.value else 1.0,
+                        1.5 if not gone > 0.3 else 1.0,
                         why=f"the threshold is {size:.2g} of the usual norm",
                         remedies=(
                             Remedy(text=f"Clip at the 90th percentile of the norms: {1 / max(size, 1e-6):.3g} × now."),
                         ),
                     ),
-                    Cause(
-                        name="learning_rate_too_high",
-                        confidence=belief(0.3, _growing(run)),
+                    suspect(
+                        "learning_rate_too_high",
+                        0.3,
+                        _growing(run),
                         why="clipping may be all that keeps the run together",
                         remedies=(rate(0.5),),
                     ),

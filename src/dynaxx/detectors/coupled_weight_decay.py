@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Remedy, Test, Threshold
-from dynaxx.detectors._reading import belief, end_of, groups, layer_facts, matching, ranked, rows
+from dynaxx.core.findings import Detector, Evidence, Finding, Log, Remedy, Test, Threshold
+from dynaxx.detectors._reading import end_of, groups, layer_facts, matching, rows, suspect, weighed
 from dynaxx.errors import NotApplicable
 
 SHARE = Threshold(
@@ -16,7 +16,7 @@ COUPLED = ("Adam", "NAdam", "RAdam", "Adamax", "Adagrad", "RMSprop", "Adadelta")
 
 
 class CoupledWeightDecay(Detector):
-    """λ‖θ‖ against ‖g‖ where the optimizer adds λθ to the gradient and then normalises.
+    """λ‖θ‖ against ‖g‖ where the optimizer adds λθ to the gradient and then adaptive.
 
     Weights with large gradients are then hardly decayed, those with small ones strongly (Loshchilov and Hutter 2019).
     """
@@ -59,17 +59,19 @@ class CoupledWeightDecay(Detector):
             spans=((int(run.steps[0]), end_of(run)),),
             layers=(layer,) if layer else (),
             evidence=tuple(evidence),
-            causes=ranked(
+            causes=weighed(
                 (
-                    Cause(
-                        name="weight_decay_coupled",
-                        confidence=belief(0.6, 5.0 if harmful else 1.0),
+                    suspect(
+                        "weight_decay_coupled",
+                        0.6,
+                        5.0 if harmful else 1.0,
                         why="the optimizer's class and options say so",
                         remedies=(Remedy(text="Use AdamW, or decoupled_weight_decay=True; tune the decay anew."),),
                     ),
-                    Cause(
-                        name="weight_decay_too_high",
-                        confidence=belief(0.15, 5.0 if share > 3 else 0.5),
+                    suspect(
+                        "weight_decay_too_high",
+                        0.15,
+                        5.0 if share > 3 else 0.5,
                         why=f"λ‖θ‖/‖g‖ = {share:.2g}",
                         remedies=(Remedy(text="Lower the weight decay tenfold."),),
                     ),

@@ -4,8 +4,9 @@ import numpy as np
 
 from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Test, Threshold
 from dynaxx.detectors._inputs import scale_of_inputs
-from dynaxx.detectors._reading import belief, end_of, entries, fallen, ranked, rows
-from dynaxx.detectors._remedies import LEAKY, STANDARDISE, rate
+from dynaxx.detectors._reading import end_of, entries, fallen, rows, suspect, weighed
+from dynaxx.detectors._remedies import FAN_IN, LEAKY, STANDARDISE, rate
+from dynaxx.detectors._start import excess
 from dynaxx.errors import NotApplicable
 
 SHARE = Threshold(
@@ -81,26 +82,39 @@ class DeadUnits(Detector):
 
 
 def _causes(run: Log, *, start: bool) -> tuple[Cause, ...]:
-    scale, step = scale_of_inputs(run), _largest_step(run)
-    return ranked(
+    scale, step, begun = scale_of_inputs(run), _largest_step(run), excess(run)
+    return weighed(
         (
-            Cause(
-                name="dead_units",
-                confidence=belief(0.6, 4.0 if start else 0.8),
+            suspect(
+                "dead_units",
+                0.6,
+                4.0 if start else 0.8,
                 why="they began dead: the biases or the scale of the initial weights keep them below zero"
                 if start
                 else "nothing brings a dead unit back, as no gradient reaches it",
                 remedies=(LEAKY,),
             ),
-            Cause(
-                name="learning_rate_too_high",
-                confidence=belief(0.4, 0.2 if start else 2.0, 3.0 if step > 0.1 else 0.7),
+            suspect(
+                "learning_rate_too_high",
+                0.4,
+                0.2 if start else 2.0,
+                3.0 if step > 0.1 else 0.7,
+                0.2 if begun > 1 else 1.0,
                 why=f"the largest early relative update of a layer was {step:.2g}" if step > 0 else "",
                 remedies=(rate(0.3), LEAKY),
             ),
-            Cause(
-                name="inputs_not_normalised",
-                confidence=belief(0.1, 5.0 if scale > 30 else 0.3 if scale < 5 else 1.0),
+            suspect(
+                "initialisation_too_large",
+                0.1,
+                15.0 if begun > 1 else 0.5,
+                0.2 if scale > 5 else 1.0,
+                why=f"the model began {begun:.3g} nats worse than a guess" if begun > 1 else "",
+                remedies=(FAN_IN,),
+            ),
+            suspect(
+                "inputs_not_normalised",
+                0.1,
+                5.0 if scale > 30 else 0.3 if scale < 5 else 1.0,
                 why=f"the inputs have a scale of {scale:.3g}" if np.isfinite(scale) else "",
                 remedies=(STANDARDISE,),
             ),

@@ -2,19 +2,19 @@
 
 import numpy as np
 
-from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Remedy, Test, Threshold
+from dynaxx.core.findings import Detector, Evidence, Finding, Log, Remedy, Test, Threshold
+from dynaxx.detectors._read import Track
 from dynaxx.detectors._reading import (
-    Rows,
-    belief,
     end_of,
     fallen,
     groups,
     layer_facts,
     matching,
     moving_mean,
-    ranked,
     rows,
     stretches,
+    suspect,
+    weighed,
 )
 from dynaxx.detectors._remedies import rate
 
@@ -70,32 +70,30 @@ class EpsilonDominates(Detector):
                 ),
                 Evidence(text=f"ε is {epsilon:g}; {USUAL:g} is usual", value=epsilon, threshold=USUAL),
             ),
-            causes=ranked(
+            causes=weighed(
                 (
-                    Cause(
-                        name="epsilon_too_large",
-                        confidence=belief(0.5, 12.0 if large else 0.2),
+                    suspect(
+                        "epsilon_too_large",
+                        0.5,
+                        12.0 if large else 0.2,
                         why=f"ε = {epsilon:g}",
                         remedies=(Remedy(text=f"Lower ε to {USUAL:g}."), rate(3.0)),
                     ),
-                    Cause(
-                        name="vanishing_gradients",
-                        confidence=belief(0.4, 0.3 if large else 3.0),
+                    suspect(
+                        "vanishing_gradients",
+                        0.4,
+                        0.3 if large else 3.0,
                         why=f"gradients are below {max(epsilon, USUAL):g} in most coordinates",
                         remedies=(Remedy(text="Scale the loss up, or lower ε further."),),
                     ),
-                    Cause(
-                        name="converged",
-                        confidence=belief(0.2, 6.0 if gone > 0.95 else 0.2),
-                        why=f"the loss has fallen by {gone:.0%}",
-                    ),
+                    suspect("converged", 0.2, 6.0 if gone > 0.95 else 0.2, why=f"the loss has fallen by {gone:.0%}"),
                 )
             ),
             test=Test(text="Train a copy some steps at ε = 1e-12: if the loss falls faster, ε was too large."),
         )
 
 
-def _of_living(run: Log, under: Rows) -> np.ndarray:
+def _of_living(run: Log, under: Track) -> np.ndarray:
     """The share over the whole model; coordinates without a gradient are left out where they are known."""
     facts = layer_facts(run)
     numel = np.array([facts.get(label, {}).get("numel", 1) for label in under.labels], dtype=np.float64)

@@ -7,8 +7,10 @@ import numpy as np
 from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Severity, Test, Threshold
 from dynaxx.detectors._depth import depth
 from dynaxx.detectors._inputs import scale_of_inputs
-from dynaxx.detectors._reading import belief, end_of, fallen, normalises, ranked, rows, stretches
+from dynaxx.detectors._read import adaptive
+from dynaxx.detectors._reading import end_of, fallen, rows, stretches, suspect, weighed
 from dynaxx.detectors._remedies import FAN_IN, NORMALISE, STANDARDISE, clip, rate
+from dynaxx.detectors._start import excess
 from dynaxx.errors import NotApplicable
 
 GROWTH = Threshold(
@@ -27,9 +29,9 @@ DROP = Threshold(
     false_alarms="",
 )
 DEPTH_PERSIST = 20
-"""Rows on end for the profile over depth, as for vanishing gradients."""
+"""Track on end for the profile over depth, as for vanishing gradients."""
 BASELINE = 20
-"""Rows that the level of the start is taken from at least."""
+"""Track that the level of the start is taken from at least."""
 
 
 class _Symptom(NamedTuple):
@@ -123,7 +125,7 @@ def _severity(run: Log, found: _Symptom) -> Severity:
     if not np.isfinite(rows(run, "grad_norm").values[-1]).all():
         return "critical"
     if not found.over_steps:
-        return "note" if normalises(run) else "warning"
+        return "note" if adaptive(run) else "warning"
     recovered = found.spans[-1][1] < end_of(run)
     return "note" if recovered and fallen(run) > 0 else "warning"
 
@@ -132,36 +134,44 @@ def _causes(run: Log, found: _Symptom) -> tuple[Cause, ...]:
     onset = found.spans[0][0]
     ratio = _update_ratio_before(run, onset)
     scale = scale_of_inputs(run)
-    early = onset <= BASELINE
+    early, begun = onset <= BASELINE, excess(run)
     clipped = clip(2 * found.level, "twice its median at the start")
     lower = rate(0.3)
-    return ranked(
+    return weighed(
         (
-            Cause(
-                name="learning_rate_too_high",
-                confidence=belief(0.5, _odds(ratio, 0.03, 0.3), 0.5 if not found.over_steps else 1.3),
+            suspect(
+                "learning_rate_too_high",
+                0.5,
+                _odds(ratio, 0.03, 0.3),
+                0.5 if not found.over_steps else 1.3,
+                0.2 if begun > 1 else 1.0,
                 why=f"before it the largest relative update of a step was {ratio:.2g}"
                 if np.isfinite(ratio)
                 else "the updates before it were not measured",
                 remedies=(lower, clipped),
             ),
-            Cause(
-                name="exploding_gradients",
-                confidence=belief(0.3, 0.5 if found.over_steps else 6.0),
+            suspect(
+                "exploding_gradients",
+                0.3,
+                0.5 if found.over_steps else 6.0,
                 why="the first layers have the larger gradients"
                 if not found.over_steps
                 else "the norm grew over the steps",
                 remedies=(clipped, NORMALISE),
             ),
-            Cause(
-                name="initialisation_too_large",
-                confidence=belief(0.15, 3.0 if early and not found.over_steps else 0.4),
+            suspect(
+                "initialisation_too_large",
+                0.15,
+                3.0 if early and not found.over_steps else 0.4,
+                12.0 if begun > 1 else 0.5,
+                0.2 if scale > 5 else 1.0,
                 why=f"it holds since step {onset}",
                 remedies=(FAN_IN, lower),
             ),
-            Cause(
-                name="inputs_not_normalised",
-                confidence=belief(0.1, _odds(scale, 3.0, 30.0)),
+            suspect(
+                "inputs_not_normalised",
+                0.1,
+                _odds(scale, 3.0, 30.0),
                 why=f"the inputs have a scale of {scale:.3g}" if np.isfinite(scale) else "",
                 remedies=(STANDARDISE,),
             ),

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Remedy, Test, Threshold
-from dynaxx.detectors._reading import belief, end_of, matching, moving_mean, ranked, rows, stretches, within
+from dynaxx.core.findings import Detector, Evidence, Finding, Log, Remedy, Test, Threshold
+from dynaxx.detectors._read import Track
+from dynaxx.detectors._reading import end_of, matching, moving_mean, rows, stretches, suspect, weighed, within
 from dynaxx.errors import NotApplicable
 
 COSINE = Threshold(
@@ -46,13 +47,17 @@ class GradientsNotCleared(Detector):
         spans = stretches(cosine.steps, level >= COSINE.value, int(PERSIST.value), end_of(run))
         if not spans:
             return None
-        total = np.sqrt((norms.values**2).sum(axis=1))
+        moving = _moving(run, norms)
+        total = np.sqrt((norms.values[:, moving] ** 2).sum(axis=1))
         inside = within(norms.steps, spans) & np.isfinite(total)
+        resting = np.sqrt((norms.values[:, ~moving] ** 2).sum(axis=1))
+        if np.median(resting[inside] > total[inside]) > 0:  # no zero_grad of the optimizer clears what it does not hold
+            return None
         before = total[(norms.steps <= norms.steps[inside][0]) & (total > 0)] if inside.any() else total[:0]
         if not inside.any() or len(before) == 0:
             return None
         grown = float(np.median(total[inside]) / before.min())
-        excess = _excess(run, norms.steps, total)
+        excess = _excess(run, norms.steps, total) if moving.all() else float("nan")
         if not (grown >= GROWTH.value or excess >= EXCESS.value) or excess < 2:
             return None
         size = float(np.median(cosine.values[within(cosine.steps, spans)]))
@@ -87,24 +92,26 @@ class GradientsNotCleared(Detector):
             severity="critical" if excess >= EXCESS.value else "warning",
             spans=spans,
             evidence=tuple(evidence),
-            causes=ranked(
+            causes=weighed(
                 (
-                    Cause(
-                        name="gradients_not_cleared",
-                        confidence=belief(
-                            0.7, 10.0 if excess >= EXCESS.value else 1.5, 2.0 if grown >= GROWTH.value else 1.0
-                        ),
+                    suspect(
+                        "gradients_not_cleared",
+                        0.7,
+                        10.0 if excess >= EXCESS.value else 1.5,
+                        2.0 if grown >= GROWTH.value else 1.0,
                         why="a running sum turns slowly and grows",
                         remedies=(Remedy(text="Call optimizer.zero_grad() once per step, after the update."),),
                     ),
-                    Cause(
-                        name="repeated_batch",
-                        confidence=belief(0.15, 0.1 if excess >= EXCESS.value else 1.0),
+                    suspect(
+                        "repeated_batch",
+                        0.15,
+                        0.1 if excess >= EXCESS.value else 1.0,
                         why="one batch again and again gives gradients that agree, of the size of one batch's",
                     ),
-                    Cause(
-                        name="learning_rate_too_low",
-                        confidence=belief(0.1, 0.1 if grown >= GROWTH.value else 2.0),
+                    suspect(
+                        "learning_rate_too_low",
+                        0.1,
+                        0.1 if grown >= GROWTH.value else 2.0,
                         why="steps so short that the gradient hardly turns",
                     ),
                 )
@@ -116,8 +123,16 @@ class GradientsNotCleared(Detector):
         )
 
 
+def _moving(run: Log, norms: Track) -> np.ndarray:
+    """Which layers are updated; all where that was not measured."""
+    if "update_norm" not in run.columns:
+        return np.ones(len(norms.labels), dtype=bool)
+    update = rows(run, "update_norm")
+    return (update.values > 0).any(axis=0) if update.labels == norms.labels else np.ones(len(norms.labels), dtype=bool)
+
+
 def _excess(run: Log, steps: np.ndarray, total: np.ndarray) -> float:
-    """Largest ratio of the squared norm to its expectation from the noise scale; infinite... NaN where not measured."""
+    """Median ratio of the squared norm to its expectation from the noise scale; NaN where that was not measured."""
     needed = ("gradient_noise.trace", "gradient_noise.gradient", "effective_batch")
     if any(name not in run.columns for name in needed):
         return float("nan")

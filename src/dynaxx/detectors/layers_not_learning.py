@@ -5,7 +5,9 @@ from typing import NamedTuple
 import numpy as np
 
 from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Remedy, Severity, Test, Threshold
-from dynaxx.detectors._reading import belief, checked, end_of, entries, layer_facts, matching, ranked, rows, within
+from dynaxx.detectors._read import checked
+from dynaxx.detectors._reading import end_of, entries, fallen, layer_facts, matching, rows, suspect, weighed, within
+from dynaxx.detectors._weigh import Suspect
 from dynaxx.errors import NotApplicable
 
 PERSIST = Threshold(
@@ -21,6 +23,12 @@ GRADIENT_PERSIST = Threshold(
 MINORITY = Threshold(
     value=0.5,
     origin="share of the parameters: adapters and heads are trained on a frozen majority by intention",
+    false_alarms="",
+)
+SLOW = Threshold(
+    value=0.5,
+    origin="share of its start by which the loss has fallen after a quarter of the run: a head on frozen layers that "
+    "were trained gets there, one on random layers does not",
     false_alarms="",
 )
 
@@ -107,8 +115,9 @@ def _called(run: Log) -> dict[str, bool]:
 
 
 def _severity_of_frozen(run: Log, frozen: list[str]) -> Severity:
-    """A warning where nobody freezes by intention: a minority of the weights, in a run that starts from scratch or
-    behind layers that learn."""
+    """A warning where freezing costs the outcome: nobody asks for it in a run that starts from scratch, behind layers
+    that learn, or where the loss hardly falls.
+    """
     facts = layer_facts(run)
     wanted = [label for label in frozen if facts[label]["kind"] != "Embedding"]
     if not wanted:
@@ -117,7 +126,9 @@ def _severity_of_frozen(run: Log, frozen: list[str]) -> Severity:
     share = sum(facts[label]["numel"] for label in frozen) / max(1, sum(layer["numel"] for layer in facts.values()))
     scratch = "start" in run.manifest.get("facts", {}) and run.manifest["facts"]["start"] is None
     behind = any(facts[label]["trainable"] > 0 for label in order[: order.index(wanted[0])])
-    return "warning" if scratch or (behind and share < MINORITY.value) else "note"
+    settled = end_of(run) >= int(run.manifest.get("steps") or 0) // 4
+    slow = settled and fallen(run) < SLOW.value
+    return "warning" if scratch or slow or (behind and share < MINORITY.value) else "note"
 
 
 def _evidence(still: _Still, end: int) -> list[Evidence]:
@@ -150,18 +161,22 @@ def _causes(run: Log, still: _Still) -> tuple[Cause, ...]:
         dead = float(values[np.isfinite(values)].max()) if np.isfinite(values).any() else 0.0
     constant = _constant_outputs(run)
     later = bool(still.outside) and still.spans[still.outside[0]][0][0] > 5
-    causes: list[Cause | None] = [
-        Cause(
-            name="parameters_not_in_optimizer",
-            confidence=belief(0.6, 0.1 if foreign else 6.0 if known else 1.5, 0.3 if later else 1.0),
+    causes: list[Suspect | None] = [
+        suspect(
+            "parameters_not_in_optimizer",
+            0.6,
+            0.1 if foreign else 6.0 if known else 1.5,
+            0.3 if later else 1.0,
             why="they receive gradients and no update",
             remedies=(rebuild,),
         )
         if still.outside
         else None,
-        Cause(
-            name="stale_parameters",
-            confidence=belief(0.3, 20.0 if foreign else 0.1 if known else 1.0, 5.0 if later else 1.0),
+        suspect(
+            "stale_parameters",
+            0.3,
+            20.0 if foreign else 0.1 if known else 1.0,
+            5.0 if later else 1.0,
             why=f"the optimizer holds {foreign:.0f} parameters that are not the model's"
             if foreign
             else "they learned at first" * later,
@@ -169,42 +184,43 @@ def _causes(run: Log, still: _Still) -> tuple[Cause, ...]:
         )
         if still.outside
         else None,
-        Cause(
-            name="loss_disconnected",
-            confidence=belief(0.6, 0.3 if dead >= 0.9 or constant else 3.0),
+        suspect(
+            "loss_disconnected",
+            0.6,
+            0.3 if dead >= 0.9 or constant else 3.0,
             why="their outputs are computed and no gradient comes back",
             remedies=(Remedy(text="Look for detach(), no_grad(), argmax or .data between them and the loss."),),
         )
         if still.disconnected
         else None,
-        Cause(
-            name="dead_units",
-            confidence=belief(0.2, 12.0 if dead >= 0.9 else 0.1),
-            why=f"{dead:.0%} of a layer's units behind them are dead",
+        suspect(
+            "dead_units", 0.2, 12.0 if dead >= 0.9 else 0.1, why=f"{dead:.0%} of a layer's units behind them are dead"
         )
         if still.disconnected
         else None,
-        Cause(
-            name="initialisation_symmetric",
-            confidence=belief(0.2, 20.0 if constant else 0.1),
+        suspect(
+            "initialisation_symmetric",
+            0.2,
+            20.0 if constant else 0.1,
             why="a layer's outputs do not vary at all: zero weights pass nothing on",
             remedies=(Remedy(text="Initialise weights at random; only the last layer may begin at zero."),),
         )
         if still.disconnected
         else None,
-        Cause(
-            name="frozen_parameters",
-            confidence=belief(0.85, 2.0 if not (still.outside or still.disconnected) else 0.2),
+        suspect(
+            "frozen_parameters",
+            0.85,
+            2.0 if not (still.outside or still.disconnected) else 0.2,
             why="requires_grad is False",
             remedies=(Remedy(text="Set requires_grad_(True) where they are to be trained."),),
         )
         if still.frozen
         else None,
-        Cause(name="loss_disconnected", confidence=0.3, why="no forward calls them")
+        suspect("loss_disconnected", 0.3, why="no forward calls them")
         if still.unused and not still.disconnected
         else None,
     ]
-    return ranked(causes)
+    return weighed(causes)
 
 
 def _constant_outputs(run: Log) -> bool:

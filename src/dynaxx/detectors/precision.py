@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Remedy, Severity, Test, Threshold
+from dynaxx.core.findings import Detector, Evidence, Finding, Log, Remedy, Severity, Test, Threshold
 from dynaxx.core.records import Action
-from dynaxx.detectors._reading import belief, end_of, matrices, moving_mean, normalises, ranked, rows, stretches
+from dynaxx.detectors._read import adaptive
+from dynaxx.detectors._reading import end_of, matrices, moving_mean, rows, stretches, suspect, weighed
 from dynaxx.detectors._remedies import rate
 from dynaxx.errors import NotApplicable
 
@@ -90,11 +91,12 @@ class Precision(Detector):
                     value=growing,
                 ),
             ),
-            causes=ranked(
+            causes=weighed(
                 (
-                    Cause(
-                        name="overflow",
-                        confidence=belief(0.6, 2.0 if growing > 3 else 1.2),
+                    suspect(
+                        "overflow",
+                        0.6,
+                        2.0 if growing > 3 else 1.2,
                         why="gradients overflow whatever the scale" if stuck else "the scale is halved again and again",
                         remedies=(
                             Remedy(text="Compute in bfloat16, which has the range of float32."),
@@ -105,15 +107,17 @@ class Precision(Detector):
                             rate(0.5),
                         ),
                     ),
-                    Cause(
-                        name="loss_scale_stuck",
-                        confidence=belief(0.4, 4.0 if stuck else 0.3),
+                    suspect(
+                        "loss_scale_stuck",
+                        0.4,
+                        4.0 if stuck else 0.3,
                         why=f"the scale stays at {least:g}",
                         remedies=(Remedy(text="Compute in bfloat16, or raise the scaler's growth and least scale."),),
                     ),
-                    Cause(
-                        name="learning_rate_too_high",
-                        confidence=belief(0.2, 4.0 if growing > 10 else 0.5),
+                    suspect(
+                        "learning_rate_too_high",
+                        0.2,
+                        4.0 if growing > 10 else 0.5,
                         why=f"gradients grew {growing:.3g}-fold",
                         remedies=(rate(0.3),),
                     ),
@@ -158,25 +162,28 @@ class Precision(Detector):
                     threshold=UNDERFLOW.value,
                 ),
             ),
-            causes=ranked(
+            causes=weighed(
                 (
-                    Cause(
-                        name="underflow",
-                        confidence=belief(0.75, 1.5 if scaled and last < 1024 else 1.2),
+                    suspect(
+                        "underflow",
+                        0.75,
+                        1.5 if scaled and last < 1024 else 1.2,
                         why="gradients are below what the format holds",
                         remedies=(
                             Remedy(text="Compute in bfloat16, or scale the loss up (GradScaler, at least 2¹⁶)."),
                         ),
                     ),
-                    Cause(
-                        name="loss_scale_stuck",
-                        confidence=belief(0.3, 5.0 if scaled and last < 1024 else 0.1),
+                    suspect(
+                        "loss_scale_stuck",
+                        0.3,
+                        5.0 if scaled and last < 1024 else 0.1,
                         why=f"the loss scale is {last:g}" if scaled else "there is no gradient scaler",
                         remedies=(Remedy(text="Let the scaler grow, or start it at 2¹⁶."),),
                     ),
-                    Cause(
-                        name="vanishing_gradients",
-                        confidence=belief(0.2, 0.7 if normalises(run) else 1.0),
+                    suspect(
+                        "vanishing_gradients",
+                        0.2,
+                        0.7 if adaptive(run) else 1.0,
                         why="small gradients in float32 would be harmless",
                     ),
                 )

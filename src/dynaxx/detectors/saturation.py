@@ -4,7 +4,7 @@ import numpy as np
 
 from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Remedy, Test, Threshold
 from dynaxx.detectors._inputs import scale_of_inputs
-from dynaxx.detectors._reading import belief, end_of, entries, moving_mean, ranked, rows
+from dynaxx.detectors._reading import end_of, entries, moving_mean, rows, suspect, weighed
 from dynaxx.detectors._remedies import FAN_IN, STANDARDISE, rate
 from dynaxx.errors import NotApplicable
 
@@ -76,29 +76,35 @@ class Saturation(Detector):
 def _causes(run: Log, start: float, *, first: bool) -> tuple[Cause, ...]:
     scale = scale_of_inputs(run)
     began = start >= SHARE.value
-    return ranked(
+    return weighed(
         (
-            Cause(
-                name="saturated_activations",
-                confidence=belief(0.5, 1.5),
+            suspect(
+                "saturated_activations",
+                0.5,
+                1.5,
                 why="a saturated unit passes next to no gradient on",
                 remedies=(Remedy(text="Normalise before the activation, or use one that is not bounded."),),
             ),
-            Cause(
-                name="initialisation_too_large",
-                confidence=belief(0.3, 6.0 if began else 0.15, 0.3 if scale > 5 else 1.0),
+            suspect(
+                "initialisation_too_large",
+                0.3,
+                6.0 if began else 0.15,
+                0.3 if scale > 5 else 1.0,
                 why=f"{start:.0%} were saturated in the first steps already",
                 remedies=(FAN_IN,),
             ),
-            Cause(
-                name="inputs_not_normalised",
-                confidence=belief(0.15, 20.0 if scale > 5 else 0.2 if scale < 3 else 1.0, 2.0 if first else 0.5),
+            suspect(
+                "inputs_not_normalised",
+                0.15,
+                20.0 if scale > 5 else 0.2 if scale < 3 else 1.0,
+                2.0 if first else 0.5,
                 why=f"the inputs have a scale of {scale:.3g}" if np.isfinite(scale) else "the first layer saturates",
                 remedies=(STANDARDISE,),
             ),
-            Cause(
-                name="learning_rate_too_high",
-                confidence=belief(0.3, 0.15 if began else 4.0),
+            suspect(
+                "learning_rate_too_high",
+                0.3,
+                0.15 if began else 4.0,
                 why=f"it rose from {start:.0%} at the start",
                 remedies=(rate(0.3),),
             ),

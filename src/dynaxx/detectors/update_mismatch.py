@@ -6,7 +6,8 @@ import numpy as np
 
 from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Remedy, Test, Threshold
 from dynaxx.core.records import Action
-from dynaxx.detectors._reading import belief, end_of, entries, matrices, moving_mean, normalises, ranked, rows
+from dynaxx.detectors._read import adaptive
+from dynaxx.detectors._reading import end_of, entries, matrices, moving_mean, rows, suspect, weighed
 from dynaxx.errors import NotApplicable
 
 APART = Threshold(
@@ -59,7 +60,9 @@ class UpdateMismatch(Detector):
             code=self.code,
             name="update_mismatch",
             title=f"{labels[0]} moves 10^{size[order[0]]:+.1f} times as fast as the median layer",
-            severity="warning" if spans[-1][1] >= end_of(run) and max(map(abs, size.values())) >= APART.value else "note",
+            severity="warning"
+            if spans[-1][1] >= end_of(run) and max(map(abs, size.values())) >= APART.value
+            else "note",
             spans=spans,
             layers=tuple(labels),
             evidence=(
@@ -83,37 +86,43 @@ def _causes(run: Log, labels: list[str], size: list[float]) -> tuple[Cause, ...]
     slow = size[0] < 0
     gradients = _gradient_apart(run, labels[0])
     follows = np.isfinite(gradients) and np.sign(gradients) == np.sign(size[0]) and abs(gradients) >= 1
-    factors = {re.escape(label): float(np.clip(10**-s, 1 / BOUND, BOUND)) for label, s in zip(labels, size, strict=True)}
+    factors = {
+        re.escape(label): float(np.clip(10**-s, 1 / BOUND, BOUND)) for label, s in zip(labels, size, strict=True)
+    }
     balance = Remedy(
         text=f"Bring the layers' rates together, by at most {BOUND:g}-fold each.",
         action=Action(name="layer_rates", arguments={"factors": factors}),
     )
     why = f"its gradients per parameter are 10^{gradients:+.1f} of the median layer's" if np.isfinite(gradients) else ""
-    return ranked(
+    return weighed(
         (
-            Cause(
-                name="ill_conditioned",
-                confidence=belief(0.4, 3.0 if follows and not normalises(run) else 0.7),
+            suspect(
+                "ill_conditioned",
+                0.4,
+                3.0 if follows and not adaptive(run) else 0.7,
                 why=why,
-                remedies=(balance, Remedy(text="Use an optimizer that normalises by layer or coordinate.")),
+                remedies=(balance, Remedy(text="Use an optimizer that adaptive by layer or coordinate.")),
             ),
-            Cause(
-                name="vanishing_gradients" if slow else "exploding_gradients",
-                confidence=belief(0.25, 2.0 if follows else 0.4),
+            suspect(
+                "vanishing_gradients" if slow else "exploding_gradients",
+                0.25,
+                2.0 if follows else 0.4,
                 why=why,
                 remedies=(balance,),
             ),
-            Cause(
-                name="initialisation_too_small" if not slow else "initialisation_too_large",
-                confidence=belief(0.2, 0.5 if follows else 2.0),
+            suspect(
+                "initialisation_too_small" if not slow else "initialisation_too_large",
+                0.2,
+                0.5 if follows else 2.0,
                 why="weights that are small move far relative to their size"
                 if not slow
                 else "weights that are large hardly move relative to their size",
                 remedies=(balance,),
             ),
-            Cause(
-                name="frozen_parameters",
-                confidence=belief(0.05, 4.0 if slow and not follows else 0.3),
+            suspect(
+                "frozen_parameters",
+                0.05,
+                4.0 if slow and not follows else 0.3,
                 why="its rate or its group holds it back although its gradients do not" if slow else "",
             ),
         )

@@ -3,20 +3,21 @@
 import numpy as np
 
 from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Test, Threshold
+from dynaxx.detectors._read import Track
 from dynaxx.detectors._reading import (
-    Rows,
-    belief,
     end_of,
     fallen,
     groups,
     matrices,
     moving_mean,
-    ranked,
     rows,
     stretches,
+    suspect,
+    weighed,
     within,
 )
-from dynaxx.detectors._remedies import rate
+from dynaxx.detectors._remedies import FAN_IN, rate
+from dynaxx.detectors._start import excess
 from dynaxx.errors import NotApplicable
 
 LARGE = Threshold(
@@ -83,13 +84,13 @@ class UpdateSize(Detector):
             ),
             causes=_too_large(run, level, gone) if large else _too_small(run, level, gone),
             test=Test(
-                text="Curvature along the update against 2/η: beyond it the step overshoots, far below it there is room.",
+                text="Curvature along the update against 2/η: beyond it steps overshoot, far below it there is room.",
                 check="directional_curvature",
             ),
         )
 
 
-def _level(run: Log, ratio: Rows) -> np.ndarray:
+def _level(run: Log, ratio: Track) -> np.ndarray:
     places, _ = matrices(run, ratio.labels)
     values = ratio.values[:, places]
     values = values[:, (np.isfinite(values) & (values > 0)).any(axis=0)]
@@ -115,24 +116,36 @@ def _full_rate(run: Log, steps: np.ndarray) -> np.ndarray:
 
 def _too_large(run: Log, level: float, gone: float) -> tuple[Cause, ...]:
     beta = max((float(g.get("momentum") or 0.0) for g in groups(run)), default=0.0)
-    small_weights = _weights_shrink(run)
-    return ranked(
+    small_weights, begun = _weights_shrink(run), excess(run)
+    return weighed(
         (
-            Cause(
-                name="learning_rate_too_high",
-                confidence=belief(0.7, 3.0 if level > LARGE.value + 0.5 else 1.0, 2.0 if not gone > 0.2 else 0.7),
+            suspect(
+                "learning_rate_too_high",
+                0.7,
+                3.0 if level > LARGE.value + 0.5 else 1.0,
+                2.0 if not gone > 0.2 else 0.7,
+                0.3 if begun > 1 else 1.0,
                 why=f"a step of 10^{level:.1f} of the weights, and the loss has fallen by {gone:.0%}",
                 remedies=(rate(0.1 if level > 0 else 0.3),),
             ),
-            Cause(
-                name="momentum_too_high",
-                confidence=belief(0.1, 8.0 if beta > 0.97 else 0.3),
+            suspect(
+                "momentum_too_high",
+                0.1,
+                8.0 if beta > 0.97 else 0.3,
                 why=f"momentum {beta:g} multiplies a steady gradient's step {1 / (1 - min(beta, 0.999)):.0f}-fold",
                 remedies=(rate(0.3),),
             ),
-            Cause(
-                name="weight_decay_too_high",
-                confidence=belief(0.1, 8.0 if small_weights < 0.2 else 0.4),
+            suspect(
+                "initialisation_too_large",
+                0.1,
+                15.0 if begun > 1 else 0.5,
+                why=f"the model began {begun:.3g} nats worse than a guess" if begun > 1 else "",
+                remedies=(FAN_IN,),
+            ),
+            suspect(
+                "weight_decay_too_high",
+                0.1,
+                8.0 if small_weights < 0.2 else 0.4,
                 why=f"the weights have shrunk to {small_weights:.0%} of their size at the start",
             ),
         )
@@ -148,22 +161,26 @@ def _too_small(run: Log, level: float, gone: float) -> tuple[Cause, ...]:
     if "clip_coefficient" in run.columns:
         clipped = float(np.median(rows(run, "clip_coefficient").values))
     missing = SMALL.value - level
-    return ranked(
+    return weighed(
         (
-            Cause(
-                name="learning_rate_too_low",
-                confidence=belief(0.7, 1.5 if missing > 0.5 else 1.0, 0.2 if epsilon > 0.5 else 1.2),
+            suspect(
+                "learning_rate_too_low",
+                0.7,
+                1.5 if missing > 0.5 else 1.0,
+                0.2 if epsilon > 0.5 else 1.2,
                 why=f"a step of 10^{level:.1f} of the weights, and the loss has fallen by {gone:.0%}",
                 remedies=(rate(10.0 if missing > 1 else 3.0),),
             ),
-            Cause(
-                name="epsilon_too_large",
-                confidence=belief(0.1, 30.0 if epsilon > 0.5 else 0.3),
+            suspect(
+                "epsilon_too_large",
+                0.1,
+                30.0 if epsilon > 0.5 else 0.3,
                 why=f"ε outweighs the second moments in {epsilon:.0%} of the coordinates",
             ),
-            Cause(
-                name="clipping_too_tight",
-                confidence=belief(0.1, 10.0 if clipped < 0.1 else 0.3),
+            suspect(
+                "clipping_too_tight",
+                0.1,
+                10.0 if clipped < 0.1 else 0.3,
                 why=f"clipping multiplies the gradient by {clipped:.2g}",
             ),
         )

@@ -4,7 +4,8 @@ import numpy as np
 
 from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Remedy, Test, Threshold
 from dynaxx.detectors._depth import WINDOW, depth
-from dynaxx.detectors._reading import belief, end_of, matrices, normalises, ranked, rows, stretches, within
+from dynaxx.detectors._read import adaptive
+from dynaxx.detectors._reading import end_of, matrices, rows, stretches, suspect, weighed, within
 
 DROP = Threshold(
     value=3.0,
@@ -47,7 +48,7 @@ class VanishingGradients(Detector):
         level = np.nanmedian(found.level[inside], axis=0)
         order = np.argsort(level)
         starved = _starvation(run, spans)
-        harmful = starved < STARVED.value if np.isfinite(starved) else not normalises(run)
+        harmful = starved < STARVED.value if np.isfinite(starved) else not adaptive(run)
         evidence = [
             Evidence(
                 text=f"gradients per parameter fall by {decades:.1f} decades from the last to the first layers",
@@ -109,32 +110,38 @@ def _causes(run: Log, level: np.ndarray, spans: tuple[tuple[int, int], ...]) -> 
     scale = Remedy(
         text="Initialise by fan-in (Kaiming for ReLU, Xavier for tanh) or put a normalisation between layers."
     )
-    return ranked(
+    return weighed(
         (
-            Cause(
-                name="vanishing_gradients",
-                confidence=belief(0.6, 2.0 if steady >= 0.6 else 0.7, 1.5 if at_once else 1.0),
+            suspect(
+                "vanishing_gradients",
+                0.6,
+                2.0 if steady >= 0.6 else 0.7,
+                1.5 if at_once else 1.0,
                 why=f"{steady:.0%} of the layers have smaller gradients than the next one",
                 remedies=(
                     Remedy(text="Replace sigmoid or tanh by ReLU or GELU, add skip connections or normalisation."),
                     scale,
                 ),
             ),
-            Cause(
-                name="saturated_activations",
-                confidence=belief(0.15, 12.0 if saturated >= 0.5 else 0.4),
+            suspect(
+                "saturated_activations",
+                0.15,
+                12.0 if saturated >= 0.5 else 0.4,
                 why=f"up to {saturated:.0%} of a layer's outputs are saturated",
                 remedies=(Remedy(text="Lower the initial scale or the rate; normalise before the activation."),),
             ),
-            Cause(
-                name="initialisation_too_small",
-                confidence=belief(0.15, 12.0 if shrinking >= 2 else 0.5, 1.5 if at_once else 0.3),
+            suspect(
+                "initialisation_too_small",
+                0.15,
+                12.0 if shrinking >= 2 else 0.5,
+                1.5 if at_once else 0.3,
                 why=f"the spread of outputs shrinks by {shrinking:.1f} decades over the depth at the start",
                 remedies=(scale,),
             ),
-            Cause(
-                name="dead_units",
-                confidence=belief(0.1, 12.0 if dead >= 0.5 else 0.3),
+            suspect(
+                "dead_units",
+                0.1,
+                12.0 if dead >= 0.5 else 0.3,
                 why=f"up to {dead:.0%} of a layer's units are dead",
                 remedies=(Remedy(text="Use a leaky activation and re-initialise the dead layers."),),
             ),

@@ -55,9 +55,9 @@ def paired(
         Mean, interval and p-value.
 
     Example:
-        >>> found = paired(np.array([1.0, 1.0, 1.0, 1.0, 1.0, 1.0]))
-        >>> found.mean, found.p  # 2 of 2⁶ sets of signs are as far from 0
-        (1.0, 0.03125)
+        >>> found = paired(np.full(8, 2.0))
+        >>> found.mean, found.p  # 2 of 2⁸ sets of signs are as far from 0
+        (2.0, 0.0078125)
     """
     shares = np.ones(len(differences)) if weights is None else np.asarray(weights, dtype=np.float64)
     held = shares > 0

@@ -11,6 +11,7 @@ from dynaxx.survey.map import Map
 from dynaxx.survey.plan import Plan
 
 TITLES = {
+    "proxies": "Search by proxy",
     "lr_range": "Learning-rate range test",
     "sensitivity": "Sensitivity to the learning rate",
     "fleet": "Optimizers compared",

@@ -8,6 +8,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from dynaxx.errors import NotApplicable
 
+
 def blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Modules that own a matrix of parameters, in the order of the model.
 

@@ -24,7 +24,7 @@ class Altered(Task):
     Args:
         task: The task.
         alteration: What is planted; None: nothing.
-        seed: The run's seed, by which batches are told apart: the same batch is altered on every replay, and on no other.
+        seed: The run's seed, by which batches are told apart: a batch is altered on every replay alike.
 
     Raises:
         NotApplicable: The task has no place for it.
@@ -88,7 +88,9 @@ class Altered(Task):
     def loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
         """The loss that is trained on."""
         self.passes += torch.is_grad_enabled()
-        return self.task.loss(model, batch) if self.alteration is None else self.alteration.loss(self.task, model, batch)
+        return (
+            self.task.loss(model, batch) if self.alteration is None else self.alteration.loss(self.task, model, batch)
+        )
 
     def metrics(self, model: nn.Module, batch: Any) -> Mapping[str, torch.Tensor | float]:
         """The task's own."""

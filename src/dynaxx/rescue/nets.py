@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from dynaxx.core.task import Split, Task, derive_seed
 from dynaxx.errors import UnknownName
-from dynaxx.rescue._chain import LENGTH, SYMBOLS, sequences
+from dynaxx.rescue._chain import SYMBOLS, entropy, sequences
 from dynaxx.tasks._batches import Minibatches, permutation
 from dynaxx.tasks._schedule import warmup_cosine
 from dynaxx.tasks._stdlib import standard_library
@@ -88,7 +89,7 @@ class Perceptron(SmallTask):
     def model(self) -> nn.Module:
         """Linear layers and activations, initialised as torch does."""
         widths = [64] + [self.hidden] * self.depth
-        body = [part for a, b in zip(widths, widths[1:], strict=False) for part in (nn.Linear(a, b), self.activation())]
+        body = [part for a, b in pairwise(widths) for part in (nn.Linear(a, b), self.activation())]
         return nn.Sequential(*body, nn.Linear(self.hidden, 10))
 
     def optimizer(self, model: nn.Module) -> Optimizer:
@@ -266,6 +267,4 @@ def floor(net: str) -> float:
     Returns:
         Nats per prediction; NaN where it is unknown.
     """
-    from dynaxx.rescue._chain import entropy
-
     return entropy() if net == "lstm" else math.nan

@@ -46,7 +46,7 @@ class Nothing(Policy):
 class Navigator(Policy):
     """Dynaxx itself: `watch(..., navigate="act")`."""
 
-    watching = {"navigate": "act"}
+    watching: ClassVar[Mapping[str, Any]] = {"navigate": "act"}
     saves = True
 
     def act(self, run: Run, validation: float | None) -> None:
@@ -54,8 +54,10 @@ class Navigator(Policy):
 
 
 class Halve(Policy):
-    """Halves the rate whenever the validation loss has not improved by 1e-4 in three evaluations, as
-    `ReduceLROnPlateau(factor=0.5, patience=3)` does."""  # noqa: D205, D209
+    """Halves the rate when the validation loss has not improved by 1e-4 for more than three evaluations.
+
+    That is `ReduceLROnPlateau(factor=0.5, patience=3)`.
+    """
 
     def __init__(self, seed: int, steps: int) -> None:
         super().__init__(seed, steps)
@@ -77,12 +79,12 @@ class Halve(Policy):
 class Chance(Policy):
     """Acts three times at random moments, at random: an independent study found random repair hard to beat."""
 
-    ACTIONS: ClassVar[tuple[tuple[str, Mapping[str, float]], ...]] = (
-        ("learning_rate", {"factor": 0.5}),
-        ("learning_rate", {"factor": 0.1}),
-        ("learning_rate", {"factor": 3.0}),
-        ("gradient_clip", {"max_norm": 1.0}),
-        ("gradient_clip", {"max_norm": 0.1}),
+    ACTIONS: ClassVar[tuple[tuple[str, str, float], ...]] = (
+        ("learning_rate", "factor", 0.5),
+        ("learning_rate", "factor", 0.1),
+        ("learning_rate", "factor", 3.0),
+        ("gradient_clip", "max_norm", 1.0),
+        ("gradient_clip", "max_norm", 0.1),
     )
 
     def __init__(self, seed: int, steps: int) -> None:
@@ -93,8 +95,9 @@ class Chance(Policy):
         """Draw."""
         if run.step in self._moments:
             self._moments.discard(run.step)
-            name, arguments = self.random.choice(self.ACTIONS)
-            run.apply(name, reason="baseline: chance", **arguments)
+            name, argument, value = self.random.choice(self.ACTIONS)
+            given: dict[str, Any] = {argument: value}
+            run.apply(name, reason="baseline: chance", **given)
 
 
 POLICIES: Mapping[str, Callable[[int, int], Policy]] = {

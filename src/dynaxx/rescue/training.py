@@ -6,7 +6,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ import torch
 from dynaxx.catalog import task as find_task
 from dynaxx.core.loop import epoch_seed, evaluate, train_steps, validation_seed
 from dynaxx.core.task import Task, derive_seed
-from dynaxx.errors import BadInput, DynaxxError, DynaxxWarning, NotApplicable
+from dynaxx.errors import BadInput, DynaxxWarning, NotApplicable
 from dynaxx.rescue.altered import Altered
 from dynaxx.rescue.faults import ALTERATIONS, plant
 from dynaxx.rescue.nets import NETS, small_task
@@ -54,7 +54,7 @@ class Case:
 
     @property
     def kind(self) -> str:
-        """"healthy", "fault" or "incident"."""  # noqa: D300
+        """Healthy, fault or incident."""
         return "healthy" if self.alteration is None else ALTERATIONS[self.alteration].kind
 
     @property
@@ -131,8 +131,10 @@ class Ended:
         Returns:
             What became of the case.
         """
-        tuples = {name: tuple(data[name]) for name in ("span", "codes", "causes")}
-        return cls(**{**data, **tuples, "case": Case(**data["case"])})
+        read = dict(data)
+        read |= {name: tuple(data[name]) for name in ("span", "codes", "causes")}
+        read["case"] = Case(**data["case"])
+        return cls(**read)
 
 
 def run_case(case: Case, out: Path) -> Ended:
@@ -157,7 +159,7 @@ def run_case(case: Case, out: Path) -> Ended:
         ended = Ended(case=case, folder=str(folder), status="not applicable", why=str(reason))
     except BadInput as reason:
         ended = Ended(case=case, folder=str(folder), status="refused", why=str(reason), **_truth(case, case.task()))
-    ended = Ended.from_dict({**ended.as_dict(), "seconds": time.perf_counter() - began})
+    ended = replace(ended, seconds=time.perf_counter() - began)
     (folder / (RESULT + ".new")).write_text(json.dumps(ended.as_dict()))
     (folder / (RESULT + ".new")).rename(folder / RESULT)
     return ended
@@ -230,7 +232,9 @@ def _steps(
         for loss in train_steps(task, model, optimizer, run.batches(loader), scheduler=scheduler):
             run.log(loss=loss)
             fresh = _every(run.step, task.steps, EVALUATIONS)
-            found = {f"val_{k}": v for k, v in evaluate(task, model, validation).items()} if fresh else {}
+            found: dict[str, Any] = (
+                {f"val_{k}": v for k, v in evaluate(task, model, validation).items()} if fresh else {}
+            )
             run.log(**found)
             acting.act(run, found.get("val_loss"))
             if acting.saves and _every(run.step, task.steps, SAVES):
@@ -254,22 +258,3 @@ def _validation(run: Run) -> dict[str, float | None]:
     if "val_accuracy" in view.columns:
         found["accuracy"] = float(view["val_accuracy"].values[-1])
     return found
-
-
-def open_case(ended: Ended) -> Any:
-    """The log of a case.
-
-    Args:
-        ended: What became of it.
-
-    Returns:
-        Its `RunView`.
-
-    Raises:
-        DynaxxError: It has none: it was not applicable or refused.
-    """
-    from dynaxx.runlog import open_run
-
-    if ended.status in ("refused", "not applicable"):
-        raise DynaxxError(f"{ended.case.key} has no log: {ended.status}: {ended.why}")
-    return open_run(ended.folder)

@@ -156,6 +156,19 @@ class Hooks:
         clipping.leave(self)
         off_repeat(self._before_repeat)
 
+    @contextlib.contextmanager
+    def heard_by(self, listener: Listener) -> Generator[None]:
+        """Report to another listener meanwhile.
+
+        Args:
+            listener: The other one.
+        """
+        own, self._listener = self._listener, listener
+        try:
+            yield
+        finally:
+            self._listener = own
+
     def clipping(self, parameters: list[torch.Tensor], threshold: float, total: torch.Tensor | None) -> None:
         """Pass a clip on if it concerns the watched parameters.
 

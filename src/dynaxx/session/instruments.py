@@ -304,8 +304,12 @@ class Instruments:
         own = {i.name: i.seconds[-1] if i.dear and i.seconds else _median(i.seconds) for i in self.instruments}
         return {name: seconds + shares.get(name, 0.0) for name, seconds in own.items()}
 
-    def plan(self) -> dict[str, int]:
-        """The cadences that keep to the budget by the times measured so far."""
+    def plan(self, beside: float = 0.0) -> dict[str, int]:
+        """The cadences that keep to the budget by the times measured so far.
+
+        Args:
+            beside: Seconds per step that diagnosing takes out of the same budget.
+        """
         for instrument in [i for i in self.instruments if i.dear and not i.spoke]:
             why = self.probe_loss.reason or "it measured nothing in the first steps"
             apart = Need.MICROBATCHES in instrument.signal.needs
@@ -313,7 +317,7 @@ class Instruments:
         price = self.price()
         bare, fixed = self.step_seconds()
         rarely = {i.name: price[i.name] for i in self.instruments if not i.signal.every_step}
-        return cadences(rarely, fixed, bare, self.budget, dear={i.name for i in self.instruments if i.dear})
+        return cadences(rarely, fixed + beside, bare, self.budget, dear={i.name for i in self.instruments if i.dear})
 
     def expected(self) -> float:
         """Share of the step time that measuring will take at the cadences that are set."""

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dynaxx.controllers import Turn, begin, navigate
 from dynaxx.core.findings import Finding
 from dynaxx.core.navigation import REMEDIES, Mode, Situation
 from dynaxx.core.records import Action
@@ -86,11 +85,20 @@ class Navigator:
         self.interval = FIRST
         self.last: dict[str, dict[str, Any]] = {}
         """What the last live checks found, by name."""
+        self.broken = False
+        """Whether it has failed; then it gives no orders any more."""
         self._around = around
         self._diagnosing = Diagnosing(around.warn)
+        from dynaxx.controllers import begin
+
         self._state: dict[str, Any] = begin()
         self._view: RunView | None = None
         self._seconds: list[float] = []
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """All that was found at the last look, worst first."""
+        return self._diagnosing.findings
 
     def due(self, step: int) -> bool:
         """Whether this step is one of those at which it looks.
@@ -109,6 +117,8 @@ class Navigator:
         Returns:
             What is to be done, in order.
         """
+        if self.broken:
+            return []
         start = time.perf_counter()
         log = self._look(step)
         situation = Situation(
@@ -122,6 +132,8 @@ class Navigator:
             able=self._around.able(),
             last=self.last,
         )
+        from dynaxx.controllers import navigate
+
         turn = navigate(self._state, situation, self.mode)
         self._state = turn.state
         self._report(turn, step)
@@ -134,7 +146,8 @@ class Navigator:
         Args:
             step: Completed optimizer steps.
         """
-        self._look(step)
+        if not self.broken:
+            self._look(step)
 
     def settle(self, step_seconds: float, share: float) -> int:
         """The interval that keeps diagnosing within a share of the time, by the times so far; it is not set yet.
@@ -187,7 +200,7 @@ class Navigator:
             self._say(change, finding, step)
         return log
 
-    def _report(self, turn: Turn, step: int) -> None:
+    def _report(self, turn: Any, step: int) -> None:
         for name, error in turn.failed.items():
             self._around.warn(f"The controller {name!r} failed and is left out from here on; training goes on. {error}")
         for outcome in turn.outcomes:
@@ -212,7 +225,7 @@ def _words(arguments: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in arguments.items())
 
 
-def _orders(turn: Turn) -> list[Order]:
+def _orders(turn: Any) -> list[Order]:
     orders: list[Order] = []
     for undo in turn.undo:
         if undo.restore is None:

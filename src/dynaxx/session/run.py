@@ -4,24 +4,29 @@ import atexit
 import sys
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
+from dynaxx import catalog
 from dynaxx.actuator import Actuator
 from dynaxx.checkpoints import CheckpointInfo, CheckpointStore
+from dynaxx.core.navigation import Mode
+from dynaxx.core.objective import LossFunction
 from dynaxx.core.records import Action, Receipt
-from dynaxx.errors import BadInput, DynaxxWarning, NotApplicable, NotSaved
+from dynaxx.errors import BadInput, DynaxxWarning
 from dynaxx.runlog import LogWriter, RunView, open_run
 from dynaxx.runlog.recorder import Recorder
 from dynaxx.session.data import Data
 from dynaxx.session.hooks import Hooks
 from dynaxx.session.instruments import Instruments
 from dynaxx.session.live import Live
+from dynaxx.session.logged import Logged
+from dynaxx.session.saving import Saving
 from dynaxx.session.selftest import seen
+from dynaxx.session.steering import Parts, Steering
 from dynaxx.session.training import Training
 
 Due = Literal["evaluation", "checkpoint"]
@@ -50,8 +55,10 @@ class Run:
         hooks: Hooks,
         data: Data,
         store: CheckpointStore,
+        receipt: Callable[[Receipt], None],
+        loss: LossFunction | None,
+        navigate: Mode,
         steps: int | None,
-        rank: int,
         quiet: bool,
         reserved: frozenset[str],
     ) -> None:
@@ -65,17 +72,33 @@ class Run:
         self._live = live
         self._hooks = hooks
         self._data = data
-        self._store = store
         self._steps = steps
-        self._rank = rank
         self._quiet = quiet
-        self._reserved = reserved
-        self._logged: set[str] = set()
-        self._refused: dict[str, int] = {}
+        self._saving = Saving(store, self._event, self._warn)
+        self._values = Logged(recorder, reserved, self._warn)
         self._asked: dict[str, int] = {}
         self._tested = False
         self._closed = False
         live.after_calibration = self._calibrate
+        parts = Parts(
+            folder=self.dir,
+            training=training,
+            live=live,
+            hooks=hooks,
+            data=data,
+            instruments=instruments,
+            actuator=actuator,
+            recorder=recorder,
+            writer=writer,
+            saving=self._saving,
+            loss=loss,
+            steps=steps,
+            quiet=quiet,
+            event=self._event,
+            warn=self._warn,
+            receipt=receipt,
+        )
+        self.steering = Steering(navigate, parts, self._taken_back)
         self._at_exit = atexit.register(_close_at_exit, weakref.ref(self))
 
     @property
@@ -112,16 +135,7 @@ class Run:
         Example:
             `run.log(loss=loss, accuracy=0.9)`
         """
-        for name, value in values.items():
-            if not name or not name.isprintable():
-                raise BadInput(f"run.log({name!r}=...): the name of a column must be printable and not empty.")
-            number = _number(value)
-            if number is None:
-                self._refuse(name, value)
-                continue
-            self._logged.add(name)
-            taken = name in self._reserved or name in ("step", "wall")
-            self._recorder.log(self._live.current, f"user.{name}" if taken else name, number)
+        self._values.take(self._live.current, values)
 
     def batches(self, loader: Any) -> Iterator[Any]:
         """One epoch of a loader's batches, from where the run is.
@@ -140,7 +154,7 @@ class Run:
         """
         for batch in self._data.batches(loader):
             self._live.epoch = self._data.passes
-            self._instruments.probe_loss.offer(batch)
+            self.steering.batch(batch)
             yield batch
 
     def due(self, what: Due) -> bool:
@@ -200,7 +214,84 @@ class Run:
         """
         self._actuator.lift(name, self.step)
 
-    def save(self, *, keep: int = 3, **facts: Any) -> CheckpointInfo | None:
+    def kick(self, factor: float = 3.0, *, steps: int | None = None, reason: str = "asked for by the user") -> Receipt:
+        """Raise the learning rates at once, and let them die away to what they were: out of a wide plateau.
+
+        Args:
+            factor: Between 1 and 10; 2 to 5 is usual.
+            steps: Over how many steps; None: a fiftieth of the planned ones, at least 20.
+            reason: Why, in words.
+
+        Returns:
+            The receipt.
+
+        Raises:
+            BadInput: An option is out of range.
+
+        Example:
+            `run.kick(3)`
+        """
+        over = max(20, (self._steps or 0) // 50) if steps is None else steps
+        return self.apply("kick", steps=over, reason=reason, factor=factor, over=over)
+
+    def rollback(
+        self,
+        before: int | None = None,
+        *,
+        data: Literal["pass", "rewind"] = "pass",
+        learning_rate: float | None = None,
+        clip: float | None = None,
+        reason: str = "asked for by the user",
+    ) -> None:
+        """Go back to the newest healthy checkpoint, in place, before `run.batches` gives the next batch.
+
+        The log goes on from the checkpoint's step in a new attempt. Under several ranks every one must call it, at the
+        same step. Where no checkpoint will do, the receipt in the log says why, and the run goes on.
+
+        Args:
+            before: The checkpoint must lie before this step; None: before the present one.
+            data: "pass": go on with the batches that come next, those since the checkpoint are not trained on again.
+                "rewind": take position and random streams back too, where the checkpoint lies in the same epoch.
+            learning_rate: What the learning rates are multiplied by from there on.
+            clip: Clip the total gradient norm at this value from there on.
+            reason: Why, in words.
+
+        Raises:
+            BadInput: An option is out of range.
+            NotApplicable: The loop does not take its batches from `run.batches`.
+        """
+        if data not in ("pass", "rewind"):
+            raise BadInput(f"run.rollback(data=...) must be 'pass' or 'rewind'. Got {data!r}.")
+        if before is not None and before < 1:
+            raise BadInput(f"run.rollback(before=...) must be a step, at least 1. Got {before}.")
+        wanted = (("learning_rate", "factor", learning_rate), ("gradient_clip", "max_norm", clip))
+        then = [Action(name=n, arguments={key: value}, reason=reason) for n, key, value in wanted if value is not None]
+        for action in then:
+            catalog.get("actions", action.name)(**action.arguments)  # out of range is said now, not at the next batch
+        self.steering.ask_rollback(self.step if before is None else before, data, then, reason)
+
+    def check(self, name: str, **arguments: Any) -> Mapping[str, Any]:
+        """Look at the live run between two steps, leaving no trace; what is found goes to the log.
+
+        Args:
+            name: An entry of `dynaxx list checks`.
+            arguments: What it takes.
+
+        Returns:
+            What was found.
+
+        Raises:
+            UnknownName: There is no such check.
+            NotApplicable: It cannot speak, with the reason: no `loss=`, no batches from `run.batches`.
+            BadInput: An argument breaks its rule.
+
+        Example:
+            `run.check("replay_batch")["ratio"]`
+        """
+        self._live.pause()
+        return self.steering.remedies.check(name, **arguments)
+
+    def save(self, *, keep: int = 3, wait: bool = True, **facts: Any) -> CheckpointInfo | None:
         """Commit a full-state checkpoint of this step; call it after `log`, outside an accumulation.
 
         Under several ranks it is a collective: every rank must call it, at the same step, and rank 0 writes. A disk
@@ -208,10 +299,12 @@ class Run:
 
         Args:
             keep: How many of the latest checkpoints stay, this one included.
+            wait: Return when it is on disk; False: when the state is copied, and write it beside the training.
             facts: What a reader should know of it, as JSON: metrics, reasons.
 
         Returns:
-            What was written; None where it could not be, and on ranks other than the first.
+            What was written; None where it could not be, while it is still being written, and on ranks other than the
+            first.
         """
         self._live.pause()
         if self._live.partial:
@@ -227,19 +320,13 @@ class Run:
                 "data": self._data.state_dict(),
                 "instruments": self._instruments.state_dict(),
                 "actuator": self._actuator.state_dict(),
+                "steering": self.steering.state_dict(),
             },
         }
-        if self._rank != 0:
+        if self._training.rank != 0:
             return None
-        self.flush(fsync=True)
-        try:
-            info = self._store.save(self.step, state, facts=facts)
-            self._store.prune(keep=keep)
-        except (BadInput, NotApplicable, NotSaved) as error:
-            self._warn(f"No checkpoint was written at step {self.step}; training goes on. {error}")
-            return None
-        self._event("checkpoint", id=info.id, **facts)
-        return info
+        self.flush(fsync=wait)
+        return self._saving.save(self.step, state, facts, keep=keep, wait=wait)
 
     def view(self) -> RunView:
         """The run's log so far, to read."""
@@ -267,10 +354,12 @@ class Run:
         atexit.unregister(self._at_exit)
         if not self._tested:
             self._self_test()
+        self.steering.finish()
         self._hooks.close()
         self._instruments.close()
         self._recorder.drain()
-        self._event("run_end", overhead=self.overhead, status=status, refused=self._refused)
+        self._saving.close()
+        self._event("run_end", overhead=self.overhead, status=status, refused=self._values.refused)
         if self._writer is not None:
             self._writer.close(status)
 
@@ -302,23 +391,39 @@ class Run:
         self._data.load_state_dict(run["data"])
         self._instruments.load_state_dict(run["instruments"])
         self._actuator.load_state_dict(run["actuator"])
+        self.steering.load_state_dict(run.get("steering", {}))
+        self._saving.store.continue_from(info)
         self._tested = self._instruments.calibrated
         self._event("resumed", id=info.id, level=self._training.level, reasons=list(self._training.reasons))
 
+    def _taken_back(self, run: Mapping[str, Any]) -> None:
+        """After a rollback: the new course's first checkpoint, so that a resume goes on with it and not with the old."""
+        self._asked = dict(run["asked"])
+        self.save(rolled_back=True)
+
     def _calibrate(self) -> None:
-        plan = self._training.agree(self._instruments.plan())
         bare, _ = self._instruments.step_seconds()
+        self.steering.settle(bare)
+        diagnosing = self._training.agree(self.steering.seconds_per_step)
+        plan = self._training.agree(self._instruments.plan(diagnosing))
         self._instruments.settle(plan)
         price = self._instruments.price()
         rows = [{"name": i.name, "cadence": i.cadence, "seconds": price[i.name]} for i in self._instruments.instruments]
-        expected = self._instruments.expected()
-        self._event("calibration", signals=rows, step_seconds=bare, overhead=expected, budget=self._instruments.budget)
+        expected = self._instruments.expected() + (diagnosing / bare if bare > 0 else 0.0)
+        self._event(
+            "calibration",
+            signals=rows,
+            step_seconds=bare,
+            overhead=expected,
+            budget=self._instruments.budget,
+            diagnosing=self.steering.as_dict(),
+        )
         self._live.reset_overhead()
         self._self_test(expected)
 
     def _self_test(self, expected: float | None = None) -> None:
         self._tested = True
-        if self._rank != 0:
+        if self._training.rank != 0:
             return
         if self.step == 0:
             self._event("self_test", layers=len(self._live.layout.layers), missing=[_NO_STEP])
@@ -330,21 +435,6 @@ class Run:
         if not self._quiet:
             print(f"dynaxx: {report}; log in {self.dir}", file=sys.stderr)
 
-    def _refuse(self, name: str, value: Any) -> None:
-        if name not in self._logged and name not in self._refused:
-            what = (
-                f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor | np.ndarray) else type(value).__name__
-            )
-            self._refused[name] = 0
-            raise BadInput(
-                f"run.log({name}=...) must be a number or a tensor with one element. Got {what}. Take its mean."
-            )
-        self._refused[name] = self._refused.get(name, 0) + 1
-        if self._refused[name] == 1:
-            self._warn(
-                f"run.log({name}=...) was given something that is not a single number; such values are left out."
-            )
-
     def _event(self, kind: str, **fields: Any) -> None:
         if self._writer is not None and not self._writer.closed:
             self._writer.event(kind, step=self.step, **fields)
@@ -352,21 +442,6 @@ class Run:
     def _warn(self, message: str) -> None:
         self._event("warning", message=message)
         warnings.warn(message, DynaxxWarning, stacklevel=3)
-
-
-def _number(value: Any) -> torch.Tensor | float | None:
-    """A single number in a form that later changes of the caller's object cannot touch; None for anything else."""
-    if isinstance(value, torch.Tensor):
-        if value.numel() != 1 or value.is_complex():
-            return None
-        if type(value) is torch.Tensor and value.is_cpu:
-            return value.item()  # nothing to wait for, and a third of the price of a copy
-        return value.detach().clone()
-    if isinstance(value, bool | int | float | np.number | np.bool_):
-        return float(value)
-    if isinstance(value, np.ndarray) and value.size == 1:
-        return float(value.reshape(()))
-    return None
 
 
 def _close_at_exit(reference: "weakref.ref[Run]") -> None:

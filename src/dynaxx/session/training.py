@@ -1,7 +1,7 @@
 """What is being trained: model, optimizer and all that steers them, with its ranks; taken and put back as one."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -10,6 +10,8 @@ from torch.optim import Optimizer
 
 from dynaxx.checkpoints import ResumeLevel, capture, restore
 from dynaxx.core.parameters import Layout
+
+T = TypeVar("T")
 
 
 class Training:
@@ -40,6 +42,8 @@ class Training:
         self.optimizer = optimizer
         self.level: ResumeLevel = "exact"
         self.reasons: tuple[str, ...] = ()
+        self.scheduler = scheduler
+        self.scaler = scaler
         self._parts: dict[str, Any] = {"scheduler": scheduler, "scaler": scaler, "extra": extra}
         self.sharded = layout.sharded
         self.distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
@@ -63,7 +67,7 @@ class Training:
         """
         self.level, self.reasons = restore(state, self.model, self.optimizer, **self._parts)
 
-    def agree(self, plan: dict[str, int]) -> dict[str, int]:
+    def agree(self, plan: T) -> T:
         """Rank 0's plan on every rank; signals of sharded parameters are collectives and must meet.
 
         Of replicas rank 0 measures alone, so there is nothing to agree on, and a rank that stops early hangs nobody.
@@ -76,7 +80,7 @@ class Training:
         """
         return self.from_first(plan) if self.sharded else plan
 
-    def from_first(self, value: Any) -> Any:
+    def from_first(self, value: T) -> T:
         """Rank 0's value on every rank: a collective.
 
         Args:

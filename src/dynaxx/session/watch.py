@@ -16,6 +16,7 @@ from dynaxx import catalog
 from dynaxx._version import __version__
 from dynaxx.actuator import Actuator, RatesInForce
 from dynaxx.checkpoints import CheckpointStore
+from dynaxx.core.navigation import Mode
 from dynaxx.core.objective import LossFunction
 from dynaxx.core.parameters import Grouping, Layout, own_parameters
 from dynaxx.core.records import Receipt
@@ -41,6 +42,7 @@ def watch(
     dir: str | Path,
     *,
     loss: LossFunction | None = None,
+    navigate: Mode = "off",
     probe_batch: Any = None,
     scheduler: Any = None,
     scaler: Any = None,
@@ -66,6 +68,9 @@ def watch(
         dir: The run's own folder; made where it is missing.
         loss: `loss_fn(model, batch)` → mean loss of a batch, for curvature and gradient noise; it is called beside the
             training and must change nothing of its own. None: they are not measured.
+        navigate: "advise": every so many steps the log is diagnosed; findings, and what would be done about them, are
+            logged and printed, and nothing of the training changes. "act": it is done, within bounds, and undone where
+            it does not help. "off": neither.
         probe_batch: The batch that they are measured on, its first examples; None: the first that `run.batches` gives.
         scheduler: The learning-rate scheduler, for the checkpoints.
         scaler: The gradient scaler, for the checkpoints and to know of skipped steps.
@@ -174,13 +179,16 @@ def watch(
         hooks=Hooks(model, layout, inner, scaler, live),
         data=Data(live.loaded, lambda: actuator.stopping is not None),
         store=store,
+        receipt=receipt,
+        loss=loss,
+        navigate=navigate,
         steps=steps,
-        rank=training.rank,
         quiet=quiet,
         reserved=frozenset(catalog.names("signals")),
     )
     if saved is not None and info is not None:
         run.restore(saved, info)
+    run.steering.begin()
     return run
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dynaxx import catalog
 from dynaxx.core.chart import Chart
 from dynaxx.core.isolation import isolated_random
 from dynaxx.core.task import Task
@@ -11,6 +12,7 @@ from dynaxx.errors import NotApplicable
 from dynaxx.landscape._point import Point, point
 from dynaxx.survey.engines import Engine
 from dynaxx.survey.fleet import FleetProgress
+from dynaxx.survey.proxies import Proxy
 from dynaxx.survey.results import Result, read_result
 
 
@@ -68,6 +70,21 @@ class Ground:
         """Of a model of the task."""
         with isolated_random():
             return sum(p.numel() for p in self.task.model().parameters())
+
+    def parameters_of(self, proxy: Proxy) -> int:
+        """Of a model of what is trained in the task's place.
+
+        Args:
+            proxy: What that is.
+
+        Returns:
+            Their number.
+        """
+        task = catalog.task(self.spec, proxy.size)
+        with isolated_random():
+            return sum(
+                p.numel() for p in (task if proxy.width is None else task.scaled(proxy.width)).model().parameters()
+            )
 
     def results(self, *stages: str) -> list[Result]:
         """The finished trainings of some stages.

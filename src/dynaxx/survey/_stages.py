@@ -25,6 +25,7 @@ from dynaxx.survey.budget import SHARES, passes
 from dynaxx.survey.comparison import compare
 from dynaxx.survey.fleet import Fleet, member_steps, run_fleet
 from dynaxx.survey.member import Member, product
+from dynaxx.survey.proxies import scale_down, search
 from dynaxx.survey.results import Result
 from dynaxx.survey.sensitivity import SIGNALS, grid, read_scan
 
@@ -35,6 +36,11 @@ LEAST = {"lr_range": 36.0, "sensitivity": 130.0, "gradient_noise": 26.0, "spectr
          "trajectory_map": 10.0}  # fmt: skip
 """Passes below which a stage would say nothing, which it gets of a small budget before any gets its share. Together
 they are a little less than the floor of a map."""
+TRIALS = 8
+"""Least trials of a search by proxy: TPE draws its first ten at random, and fewer than eight leave gaps of half a
+decade in the three that are searched."""
+SEARCHED = 60
+"""Steps of a trial on a proxy, at most: rates part within the first tens of steps (the scan's own `LONG` is 50)."""
 SHORTEST = 20
 """Steps of a training below which warm-up and decay leave nothing between them."""
 LONG = 50
@@ -57,7 +63,25 @@ def granted(name: str, total: float) -> float:
     Returns:
         In (0, 1].
     """
-    return min(1.0, max(SHARES.get(name, 0.02), LEAST.get(name, 0.0) / total))
+    return min(1.0, max(SHARES.get(name, OPTIONAL.get(name, 0.02)), LEAST.get(name, 0.0) / total))
+
+
+def proxies(ground: Ground, total: float) -> Found:
+    """A search on a narrower model, before the task itself is looked at; where its scan then begins to look."""
+    proxy = scale_down(ground.spec, ground.task.size)
+    one = ground.parameters_of(proxy) / ground.parameters  # a pass over the proxy, in passes over the task's model
+    planned = ground.task.steps
+    steps = min(planned, SEARCHED)
+    trials = min(24, int(total / (steps * one + _evaluations(ground, 1, 2) * one)))
+    if trials < TRIALS:
+        needed = TRIALS * (steps + _evaluations(ground, 1, 2)) * one
+        raise TooDear(f"a search of {TRIALS} trials on {proxy.about} takes {needed:.0f} passes; {total:.0f} are left.")
+    found = search(
+        ground.spec, ground.folder / "proxies", size=ground.task.size, proxy=proxy, steps=steps, trials=trials,
+        seed=ground.seed, engine=ground.engine, progress=ground.progress,
+    ).chart  # fmt: skip
+    cost = found.cost
+    return Found(chart=replace(found, cost=replace(cost, forwards=cost.forwards * one, backwards=cost.backwards * one)))
 
 
 def lr_range(ground: Ground, total: float) -> Found:
@@ -174,6 +198,7 @@ def connectivity(ground: Ground, total: float) -> Found:
 
 
 ORDER: Mapping[str, Stage] = {
+    "proxies": proxies,
     "lr_range": lr_range,
     "sensitivity": sensitivity,
     "fleet": fleet,
@@ -185,6 +210,8 @@ ORDER: Mapping[str, Stage] = {
     "connectivity": connectivity,
 }
 """Rates first, since the other probes look at where a good rate leads."""
+OPTIONAL: Mapping[str, float] = {"proxies": 0.15}
+"""Stages that are measured only when asked for, with their share; the others then share what is left."""
 
 
 def _measured(
@@ -216,18 +243,26 @@ def _measured(
 
 
 def _centre(ground: Ground) -> float:
-    """Where to look for the rate, as a factor on the task's own: what the sweep showed, or the task's own."""
+    """Where to look for the rate, as a factor on the task's own: between what the sweep and the proxy showed."""
+    seen = [factor for factor in (_swept(ground), _searched(ground)) if factor is not None]
+    return math.exp(math.fsum(map(math.log, seen)) / len(seen)) if seen else 1.0
+
+
+def _swept(ground: Ground) -> float | None:
     chart = ground.charts.get("lr_range")
     if chart is None:
-        return 1.0
+        return None
     if "recommended" in chart.values:
-        rate = chart["recommended"]
-    elif "steepest" in chart.values:
+        return chart["recommended"] / _own_rate(ground)
+    if "steepest" in chart.values:
         # A rate held for a whole training must be below the one at which a single sweep still gains.
-        rate = math.sqrt(chart["steepest"] * chart["safe_maximum"])
-    else:
-        return 1.0
-    return rate / _own_rate(ground)
+        return math.sqrt(chart["steepest"] * chart["safe_maximum"]) / _own_rate(ground)
+    return None
+
+
+def _searched(ground: Ground) -> float | None:
+    chart = ground.charts.get("proxies")
+    return None if chart is None else chart["centre"]
 
 
 def _own_rate(ground: Ground) -> float:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,7 @@ def map_task(
     budget: float | None = None,
     engine: Engine | None = None,
     circumstances: Circumstances | None = None,
+    proxy: bool = False,
     said: Callable[[str], None] = lambda _: None,
     progress: Callable[[FleetProgress], None] = lambda _: None,
 ) -> Map:
@@ -92,6 +93,7 @@ def map_task(
             is given is kept to, floor or not.
         engine: Where short trainings are made; None: processes of this machine.
         circumstances: What else the plan depends on: production, fine-tuning, memory.
+        proxy: Search on a narrower model first (needs Optuna): a prior for where the scan of rates looks, no answer.
         said: Called with a line after every probe.
         progress: Called as fleets proceed.
 
@@ -111,7 +113,7 @@ def map_task(
         folder=Path(dir), spec=task, task=work, seed=seed, engine=engine, progress=progress,
     )  # fmt: skip
     here = _Survey(ground, purse, Addresses()(Member(task=task, steps=1, size=size)), said)
-    here.survey()
+    here.survey([name for name in stages.ORDER if proxy or name not in stages.OPTIONAL])
     found = readings(ground)
     judged = terrain(found)
     plan = advise(ground, found, judged, circumstances or Circumstances(), here.left_out)
@@ -142,11 +144,11 @@ class _Survey:
         self._address, self._said = address, said
         (ground.folder / "charts").mkdir(parents=True, exist_ok=True)
 
-    def survey(self) -> None:
+    def survey(self, names: Sequence[str]) -> None:
         """Every stage with its share; then, with what they have left, those that had too little."""
-        for name in stages.ORDER:
+        for name in names:
             self._stage(name, stages.granted(name, self.budget.passes))
-        for name in [name for name in stages.ORDER if name in self._too_dear]:
+        for name in [name for name in names if name in self._too_dear]:
             if self.budget.free > 0:
                 self._stage(name, self.budget.free / self.budget.passes)
         for name, reason in self.left_out.items():

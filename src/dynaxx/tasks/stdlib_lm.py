@@ -3,7 +3,8 @@
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from dynaxx.core.task import Split, Task, derive_seed
+from dynaxx.errors import BadInput
 from dynaxx.tasks._batches import Minibatches, permutation
 from dynaxx.tasks._schedule import warmup_cosine
 from dynaxx.tasks._stdlib import Text, standard_library
@@ -56,6 +58,7 @@ class StdlibLM(Task):
         super().__init__(size)
         assert self.size is not None
         self._chosen = _SIZES[self.size]
+        self.width = self._chosen.width
         self.steps = self._chosen.steps
         self.batch_size = self._chosen.batch_size
         self.threads = self._chosen.threads
@@ -64,6 +67,26 @@ class StdlibLM(Task):
     def text(self) -> Text:
         """The bytes of both splits."""
         return standard_library()
+
+    def scaled(self, width: int) -> Self:
+        """The same with residual stream and MLPs of another width, and heads as wide as before, so as many as fit.
+
+        Args:
+            width: Features per position; rounded down to a multiple of twice the number of heads.
+
+        Returns:
+            The task of that width.
+
+        Raises:
+            BadInput: Fewer than 2 features.
+        """
+        if width < 2:
+            raise BadInput(f"StdlibLM.scaled({width}): a transformer has at least 2 features per position.")
+        heads = max(1, round(width / (self._chosen.width // self._chosen.heads)))
+        other = type(self)(self.size)
+        other.width = width - width % (2 * heads)
+        other._chosen = replace(self._chosen, width=other.width, heads=heads)
+        return other
 
     def model(self) -> nn.Module:
         """A decoder-only transformer: 0.4 M (tiny), 1.9 M (small) or 10.8 M (medium) parameters."""

@@ -1,6 +1,5 @@
-"""What can be planted: faults, incidents and healthy oddities by name; each is drawn from its distribution by a seed."""
+"""What can be planted: faults, incidents and healthy oddities by name, each drawn from its distribution by a seed."""
 
-import inspect
 from collections.abc import Mapping
 from random import Random
 
@@ -24,7 +23,8 @@ ALTERATIONS: Mapping[str, type[Alteration]] = {
     kind.name: kind
     for place in _PLACES
     for kind in vars(place).values()
-    if inspect.isclass(kind) and kind.__module__ == place.__name__ and "name" in vars(kind)
+    if isinstance(kind, type) and issubclass(kind, Alteration) and kind.__module__ == place.__name__
+    if "name" in vars(kind)
 }
 """Every alteration by name, in the order of the files."""
 

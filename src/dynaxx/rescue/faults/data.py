@@ -219,7 +219,7 @@ class ClassImbalance(Fault):
         """Exchange most examples for ones of the favoured class."""
         if split == "validation":
             return batches
-        inputs, targets = (torch.cat([part[side] for part in batches[: 64]]) for side in (0, 1))
+        inputs, targets = (torch.cat([part[side] for part in batches[:64]]) for side in (0, 1))
         favoured = (targets == targets[0].new_tensor(self.salt % int(targets.max() + 1))).nonzero().flatten()
 
         def change(index: int, batch: Any) -> Any:

@@ -181,7 +181,7 @@ class Overflow(Incident):
 
 
 class BlockStops(Incident):
-    """From some early step on a block's parameters get no gradients: the optimizer holds what the model has replaced."""
+    """From some step on a block gets no gradients, as where the optimizer holds what the model has replaced."""
 
     name = "block_stops"
     codes = ("D20", "D14", "D12", "D10", "D9")

@@ -2,7 +2,6 @@
 
 from abc import abstractmethod
 from random import Random
-from typing import Any, cast
 
 import torch
 from torch import nn
@@ -117,7 +116,7 @@ class CoupledDecay(Fault):
         """Adam with weight decay in place of Adam or AdamW."""
         if not isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
             raise NotApplicable(f"{self.name}: {type(optimizer).__name__} divides by no second moments.")
-        group = cast(dict[str, Any], optimizer.param_groups[0])
+        group = optimizer.param_groups[0]
         held = [p for g in optimizer.param_groups for p in g["params"]]
         return torch.optim.Adam(held, lr=group["lr"], betas=group["betas"], weight_decay=self.decay)
 

@@ -1,0 +1,133 @@
+"""The diverse buffer: of all checkpoints the few that lie farthest apart, within a budget of disk and of quality."""
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from dynaxx.checkpoints.coordinates import Coordinates
+from dynaxx.checkpoints.manifest import CheckpointInfo
+from dynaxx.checkpoints.retention import Policy, number
+from dynaxx.core.chart import Chart, Estimate
+from dynaxx.core.panels import HeatMap, Line, Lines
+from dynaxx.errors import BadInput
+from dynaxx.numerics.dispersion import farthest_first, nearest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diverse(Policy):
+    """Keep checkpoints by max–min distance: from the best on, always the one that is farthest from all that are kept.
+
+    The smallest distance that remains is at least half of what any choice of as many reaches
+    (`numerics.dispersion.farthest_first`). Equal distances are decided by quality, then by id, so that the choice is
+    the same everywhere. Diversity alone buys no accuracy (Rojas and Alvarez-Melis 2024): hence the floor.
+
+    Args:
+        coordinates: Where checkpoints lie.
+        count: Most checkpoints that are kept for diversity.
+        budget: Most bytes that they take; None: no limit.
+        metric: The fact that is their quality, "val_loss"; one without it comes after all others, one where it is not
+            finite is not kept.
+        mode: Whether less or more of it is better.
+        floor: How much worse than the best one a checkpoint may be, in the unit of the metric; None: any.
+        excluded: Which of the checkpoints others keep anyway, such as pins and the last healthy one: they take no place
+            and no bytes here, and what lies near them adds nothing.
+
+    Raises:
+        BadInput: A number is out of its range.
+    """
+
+    coordinates: Coordinates
+    count: int = 8
+    budget: float | None = None
+    metric: str = "val_loss"
+    mode: Literal["min", "max"] = "min"
+    floor: float | None = None
+    excluded: Callable[[Sequence[CheckpointInfo]], Collection[str]] = lambda infos: ()
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise BadInput(f"Diverse(count=...) must be at least 1. Got {self.count}.")
+        if self.budget is not None and not self.budget > 0:
+            raise BadInput(f"Diverse(budget=...) must be more than 0 bytes. Got {self.budget}.")
+        if self.floor is not None and not self.floor >= 0:
+            raise BadInput(f"Diverse(floor=...) must be 0 or more. Got {self.floor}.")
+        if self.mode not in ("min", "max"):
+            raise BadInput(f"Diverse(mode=...) must be 'min' or 'max'. Got {self.mode!r}.")
+
+    def keep(self, infos: Sequence[CheckpointInfo]) -> frozenset[str]:
+        """The keep-set; points that are not known yet are computed and kept as notes.
+
+        Args:
+            infos: All checkpoints there are.
+
+        Returns:
+            Ids among them; the excluded ones are not among those.
+        """
+        chosen = self._chosen(infos, self.excluded(infos), self.coordinates.distances(infos))
+        return frozenset(infos[i].id for i in chosen)
+
+    def __str__(self) -> str:
+        return f"diverse:{self.count}"
+
+    def chart(self, infos: Sequence[CheckpointInfo]) -> Chart:
+        """The distances, and what is kept.
+
+        Args:
+            infos: As in `keep`.
+
+        Returns:
+            The chart.
+        """
+        excluded = self.excluded(infos)
+        distances = self.coordinates.distances(infos)
+        chosen = self._chosen(infos, excluded, distances)
+        kept = sorted({*chosen, *(i for i, info in enumerate(infos) if info.id in excluded)})
+        order = sorted(range(len(infos)), key=lambda i: (infos[i].step, infos[i].id))
+        steps = [f"{infos[i].step}{' · kept' if i in chosen else ' · excluded' if i in kept else ''}" for i in order]
+        near = nearest(distances, kept)
+        size = sum(infos[i].size for i in chosen)
+        return Chart(
+            probe="diverse",
+            title=f"{len(chosen)} of {len(infos)} checkpoints of {self.coordinates.place.name}",
+            values={
+                "smallest_distance": Estimate(value=float(near.min(initial=math.inf)), about="among those kept"),
+                "bytes": Estimate(value=float(size), unit="byte", about="of those kept for diversity"),
+            },
+            arrays={"distances": distances, "kept": np.array([float(i) for i in chosen])},
+            panels=(
+                HeatMap(
+                    title=f"Distances between checkpoints: {self.coordinates.unit}",
+                    x=np.arange(len(order), dtype=np.float64),
+                    rows=tuple(steps),
+                    values=distances[np.ix_(order, order)],
+                    x_label="checkpoint, in the order of the rows",
+                    value_label=self.coordinates.unit,
+                ),
+                Lines(
+                    title="Distance to the nearest other that is kept",
+                    lines=(
+                        Line(label="kept", x=np.array([float(infos[i].step) for i in kept]), y=near, style="points"),
+                    ),
+                    y_label=self.coordinates.unit,
+                ),
+            ),
+        )
+
+    def _chosen(self, infos: Sequence[CheckpointInfo], excluded: Collection[str], distances: np.ndarray) -> list[int]:
+        sign = 1 if self.mode == "min" else -1
+        scores = {i: sign * value for i, info in enumerate(infos) if (value := number(info, self.metric)) is not None}
+        worst = min(scores.values(), default=math.inf) + (math.inf if self.floor is None else self.floor)
+        diverged = {i for i, info in enumerate(infos) if self.metric in info.facts} - scores.keys()
+        allowed = [i for i in range(len(infos)) if i not in diverged and scores.get(i, worst) <= worst]
+        allowed.sort(key=lambda i: (scores.get(i, math.inf), infos[i].id))
+        return farthest_first(
+            distances,
+            self.count,
+            start=[i for i, info in enumerate(infos) if info.id in excluded],
+            candidates=allowed,
+            sizes=[float(info.size) for info in infos],
+            budget=math.inf if self.budget is None else self.budget,
+        )

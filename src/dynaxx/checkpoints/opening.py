@@ -1,0 +1,39 @@
+"""open_place: from what a user names, a run's folder, a folder of checkpoints or a URL, to a place."""
+
+from pathlib import Path
+from typing import Any
+
+from dynaxx.checkpoints.places import LocalPlace, Place
+from dynaxx.errors import BadInput
+
+
+def open_place(target: str | Path, **options: Any) -> Place:
+    """The place of checkpoints that a user means.
+
+    Args:
+        target: A run's folder, a folder of checkpoints, or the URL of one; a URL may also be that of a run's folder,
+            where the checkpoints are in its `checkpoints`.
+        options: What the file system of a URL takes.
+
+    Returns:
+        The place.
+
+    Raises:
+        BadInput: There is no such folder, or nothing in it.
+    """
+    from dynaxx.checkpoints.remote import RemotePlace  # fsspec is imported only for URLs
+
+    text = str(target)
+    if "://" in text and not text.startswith("file://"):
+        there = RemotePlace(text, **options)
+        inner = RemotePlace(f"{there.name}/checkpoints", **options)
+        return inner if not there.list() and inner.list() else there
+    folder = Path(text.removeprefix("file://"))
+    if not folder.is_dir():
+        raise BadInput(f"{text}: there is no such folder. Give a run's folder, its checkpoints' folder or their URL.")
+    if (folder / "checkpoints").is_dir():
+        return LocalPlace(folder / "checkpoints")
+    place = LocalPlace(folder)
+    if not place.list() and not (folder / "archive").is_dir():
+        raise BadInput(f"{text} holds no checkpoints. Give a run's folder, its checkpoints' folder or their URL.")
+    return place

@@ -1,0 +1,90 @@
+"""What the log says of the first step: is it a classifier's, and how decided was the model before it learned."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from dynaxx.core.findings import Log
+from dynaxx.detectors._reading import rows
+from dynaxx.errors import NotApplicable
+
+LATEST = 3
+"""The first measured step at the latest: later ones show a model that has learned."""
+NEAR = 0.25
+"""Share by which a classifier's first loss may differ from the loss of a guess: labels of one batch are not drawn
+evenly. Of 64 examples and 10 classes the standard deviation is 3 % at the usual scale of logits."""
+
+
+class Start(NamedTuple):
+    """The first step.
+
+    Args:
+        classes: Entries of an output vector.
+        guess: Cross-entropy of the first outputs with labels that know nothing of them, in nats.
+        loss: The first loss; NaN where it was not logged.
+        step: The first measured step.
+    """
+
+    classes: int
+    guess: float
+    loss: float
+    step: int
+
+    @property
+    def chance(self) -> float:
+        """Ln C: what indifferent outputs lose."""
+        return math.log(self.classes)
+
+    @property
+    def excess(self) -> float:
+        """By how many nats the first outputs are worse than indifferent ones."""
+        return self.guess - self.chance
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the logged loss is the cross-entropy of these outputs, as far as the first step can tell."""
+        return self.classes >= 2 and abs(self.loss - self.guess) <= NEAR * self.guess
+
+
+def start(run: Log) -> Start:
+    """Read the first step.
+
+    Args:
+        run: The log.
+
+    Returns:
+        What it says.
+
+    Raises:
+        NotApplicable: The log does not hold it, or the model returns no vectors.
+    """
+    if "outputs.guess_loss" not in run.columns or "outputs.width" not in run.columns:
+        raise NotApplicable("the log does not hold the model's outputs (signal outputs)")
+    guess, width = rows(run, "outputs.guess_loss", least=1), rows(run, "outputs.width", least=1)
+    if int(guess.steps[0]) > LATEST:
+        raise NotApplicable(f"the log begins at step {guess.steps[0]}: it does not show the first steps")
+    if not np.isfinite(width.values[0]):
+        raise NotApplicable("the model returns no vectors that could be logits")
+    loss = float("nan")
+    if "loss" in run.columns:
+        logged = rows(run, "loss", least=1)
+        first = np.flatnonzero(logged.steps <= LATEST)
+        loss = float(logged.values[first[0]]) if len(first) else loss
+    return Start(round(float(width.values[0])), float(guess.values[0]), loss, int(guess.steps[0]))
+
+
+def excess(run: Log) -> float:
+    """By how many nats a classifier's first outputs were worse than indifferent ones.
+
+    Args:
+        run: The log.
+
+    Returns:
+        Nats; NaN where it is no classifier or the log does not show its start.
+    """
+    try:
+        found = start(run)
+    except NotApplicable:
+        return float("nan")
+    return found.excess if found.classes >= 2 else float("nan")

@@ -1,0 +1,178 @@
+"""Divergence: the training loss rises and does not come back, be it by half a percent a step."""
+
+import numpy as np
+
+from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Severity, Test, Threshold
+from dynaxx.detectors._blocks import Blocks, blocks
+from dynaxx.detectors._dynamics import dynamics, lagging, too_high
+from dynaxx.detectors._read import LOSS, Track, group, optional, unbroken
+from dynaxx.detectors._acts import advice, clip, roll_back, scale_rate, stop
+from dynaxx.detectors._weigh import Suspect, ranked
+from dynaxx.numerics.cusum import cusum
+
+HEIGHT = Threshold(
+    value=12.0,
+    origin="Page's sum over block medians, in deviations of one median",
+    false_alarms="benchmarks/spikes.py, seven kinds of noise: 0 in 160 000 steps each",
+)
+ALLOWANCE = Threshold(
+    value=3.0,
+    origin="the lowest of many medians lies two deviations below their mean by chance alone, of 300 three",
+    false_alarms="with HEIGHT",
+)
+RISE = Threshold(
+    value=1.2,
+    origin="a rise by a fifth over the best level: half a percent a step makes it in 37 steps",
+    false_alarms="with HEIGHT",
+)
+SHARE = Threshold(
+    value=0.2,
+    origin="and by a fifth of what was gained: a loss near zero may rise many times over and lose nothing",
+    false_alarms="rescue logs, see the report of the suite",
+)
+SUDDEN = 2
+"""Blocks: a rise that is all there within so many is a jump, a slower one a drift."""
+
+
+class Divergence(Detector):
+    """A lasting rise of the loss over its best level, by Page's cumulative sum over block medians.
+
+    Blocks of 16 steps and more, so that neither a spike nor a run of hard batches counts. A warning while the rise
+    stands at the end of the log, critical above where the run began, a note where the loss came back.
+    """
+
+    code = "D7"
+    title = "divergence"
+    reads = (LOSS,)
+
+    def detect(self, run: Log) -> Finding | None:
+        """Compare every block with the best level before it."""
+        loss = unbroken(run, LOSS, 128)
+        cut = blocks(loss)
+        high, best = _risen(cut)
+        stretches = _stretches(high)
+        if not stretches:
+            return None
+        first, last = stretches[-1]
+        onset = _onset(cut, best, first)
+        stands = last == len(cut) - 1
+        top = float(cut.medians[first : last + 1].max())
+        start = float(np.max(cut.medians[:2]))
+        severity: Severity = "note" if not stands else "critical" if cut.medians[-3:].min() > start + 3 * cut.noise else "warning"
+        rate = _slope(cut, onset, last)
+        where = int(cut.first[onset])
+        grown = f"×{np.exp(top - best[first]):.3g}" if cut.log else f"by {top - best[first]:.3g}"
+        return Finding(
+            code=self.code,
+            name="divergence",
+            title=f"the loss has risen {grown} over its best level since step {where}"
+            + ("" if stands else f", and came back by step {cut.last[last]}"),
+            severity=severity,
+            spans=tuple((int(cut.first[a]), int(cut.last[b])) for a, b in [*stretches[:-1], (onset, last)]),
+            evidence=(
+                Evidence(
+                    text=f"block medians went from {cut.value(float(best[first])):.4g} to {cut.value(top):.4g}, "
+                    f"{(top - best[first]) / cut.noise:.0f} deviations of a block; {rate:+.2%} a step"
+                    if cut.log
+                    else f"block medians went from {best[first]:.4g} to {top:.4g}",
+                    columns=(loss.name,),
+                    steps=(where, int(cut.last[last])),
+                    value=float(np.exp(top - best[first])) if cut.log else top - float(best[first]),
+                    threshold=float(RISE),
+                ),
+                *dynamics(run, where, int(cut.last[last])).evidence(where, int(cut.last[last])),
+            ),
+            causes=_causes(run, cut, onset, first, last, severity),
+            test=Test(
+                text="Measure the curvature along the gradient: above 2/η the steps are too long, below it the data "
+                "have changed.",
+                check="directional_curvature",
+            ),
+        )
+
+
+def _risen(cut: Blocks) -> tuple[np.ndarray, np.ndarray]:
+    """Which blocks stand risen, and the best level before each, smoothed over three blocks."""
+    smooth = np.convolve(np.pad(cut.medians, 1, mode="edge"), np.ones(3) / 3, mode="valid")
+    smooth[0], smooth[-1] = cut.medians[:2].mean(), cut.medians[-2:].mean()
+    best = np.minimum.accumulate(np.concatenate([smooth[:1], smooth[:-1]]))
+    excess = cut.medians - best
+    sum_ = cusum(np.clip(excess / cut.noise, -50, 50), float(ALLOWANCE)).height
+    begin = float(np.max(cut.medians[:2]))
+    if cut.log:
+        gained = np.exp(begin) - np.exp(best)
+        lost = np.exp(np.minimum(cut.medians, 700)) - np.exp(best)
+        matters = (excess > np.log(float(RISE))) & (lost > float(SHARE) * gained)
+    else:
+        matters = excess > float(SHARE) * np.maximum(begin - best, 0) + 3 * cut.noise
+    return (sum_ > float(HEIGHT)) & matters & (excess > float(ALLOWANCE) * cut.noise), best
+
+
+def _stretches(high: np.ndarray) -> list[tuple[int, int]]:
+    """Runs of two risen blocks and more."""
+    at = np.flatnonzero(high)
+    if len(at) == 0:
+        return []
+    cuts = np.flatnonzero(np.diff(at) > 2)
+    ends = zip(at[np.r_[0, cuts + 1]].tolist(), at[np.r_[cuts, len(at) - 1]].tolist(), strict=True)
+    return [(a, b) for a, b in ends if b > a]
+
+
+def _onset(cut: Blocks, best: np.ndarray, first: int) -> int:
+    """The block after the last one that was at the best level."""
+    low = np.flatnonzero(cut.medians[: first + 1] <= best[first] + 1.5 * cut.noise)
+    return min(first, int(low[-1]) + 1) if len(low) else first
+
+
+def _slope(cut: Blocks, onset: int, last: int) -> float:
+    top = onset + int(np.argmax(cut.medians[onset : last + 1]))
+    start = max(onset - 1, 0)
+    span = max(1.0, float(cut.last[top] - cut.last[start]))
+    return float(cut.medians[top] - cut.medians[start]) / span
+
+
+def _causes(run: Log, cut: Blocks, onset: int, first: int, last: int, severity: Severity) -> tuple[Cause, ...]:
+    begin, end = int(cut.first[onset]), int(cut.last[last])
+    why = f"the loss rises since step {begin}"
+    rest = () if severity != "critical" else (stop(why),)
+    sudden = first - onset <= SUDDEN and float(cut.medians[min(onset + SUDDEN, last)] - cut.medians[onset - 1]) > (
+        0.8 * float(cut.medians[onset : last + 1].max() - cut.medians[max(onset - 1, 0)])
+    )
+    seen = dynamics(run, begin, end)
+    raised = _raised(run, begin)
+    logits = _grows(optional(run, "logit_norm"), begin, end)
+    rate = too_high(Suspect("learning_rate_too_high", 0.45, (scale_rate(0.5, None, why), roll_back(begin, why), *rest)), seen)
+    rate.weigh(not sudden, 2, "the loss climbs step by step", against=0.7)
+    plan = Suspect("schedule_too_aggressive", 0.1, (scale_rate(0.5, 200, why), advice("Let the rate rise more slowly.")))
+    plan.weigh(raised, 8, "the learning rate had just been raised", against=0.3)
+    shift = Suspect("data_shift", 0.15, (roll_back(begin, why), advice("Compare the data before and after this step.")))
+    shift.weigh(sudden, 4, f"the level changed within {SUDDEN + 1} blocks and stayed", against=0.2)
+    lag = lagging(Suspect("preconditioner_lag", 0.1, (clip(why), scale_rate(0.7, 200, why))), run, begin - 50, end)
+    inertia = Suspect("momentum_too_high", 0.08, (advice("Lower the momentum, 0.9 is usual."), scale_rate(0.5, None, why)))
+    inertia.weigh(group(run, "momentum") > 0.96, 6, f"momentum {group(run, 'momentum'):g}", against=0.3)
+    scale = Suspect("attention_logit_growth", 0.03, (advice("Normalise queries and keys, or add a z-loss."),))
+    scale.weigh(logits, 2, "the outputs' norm grows with the loss")
+    scale.weigh(_grows(optional(run, "attention.max_logit"), begin, end), 8, "attention logits grow", against=0.3)
+    return ranked(rate, plan, shift, lag, inertia, scale)
+
+
+def _raised(run: Log, begin: int) -> bool | None:
+    """Whether the rate in force at the onset is at least half above that of a while before."""
+    rates = optional(run, "lr")
+    if rates is None:
+        return None
+    rates = rates.largest()
+    before, now = rates.between(begin - 80, begin - 17), rates.between(begin - 16, begin + 16)
+    if len(before) == 0 or len(now) == 0:
+        return None
+    return bool(now.values.max() > 1.5 * np.median(before.values))
+
+
+def _grows(found: Track | None, begin: int, end: int) -> bool | None:
+    if found is None:
+        return None
+    found = found.largest()
+    before, after = found.between(begin - (end - begin), begin), found.between(begin + 1, end)
+    if len(before) < 3 or len(after) < 3:
+        return None
+    return bool(np.median(after.values) > 1.3 * np.median(before.values))

@@ -1,0 +1,92 @@
+"""A validation loss that jumps from evaluation to evaluation while the training loss falls."""
+
+import numpy as np
+
+from dynaxx.core.findings import Detector, Evidence, Finding, Log, Severity, Test, Threshold
+from dynaxx.detectors._acts import advice, scale_rate
+from dynaxx.detectors._dynamics import dynamics, too_high
+from dynaxx.detectors._read import LOSS, VALIDATION, checked
+from dynaxx.detectors._validation import need_fall, validation
+from dynaxx.detectors._weigh import Suspect, ranked
+from dynaxx.errors import NotApplicable
+from dynaxx.numerics.robust_scale import CONSISTENT
+
+JUMPS = Threshold(
+    value=0.3,
+    origin="typical change between evaluations of a factor 1.35 in the second half of the run, after its trend",
+    false_alarms="rescue logs, see the report of the suite",
+)
+ABOVE = Threshold(
+    value=4.0,
+    origin="and so many times what the training loss does over the same stretches",
+    false_alarms="with JUMPS",
+)
+EVALUATIONS = 10
+"""Fewest in the second half: a typical change of five is known to a factor of two only."""
+
+
+class ErraticValidation(Detector):
+    """The robust scale of log changes between evaluations, over the second half of them, beside that of the training loss.
+
+    A note while the learning rate is still high and the best evaluations go on improving; a warning where they do not.
+    """
+
+    code = "D30"
+    title = "erratic validation"
+    reads = (VALIDATION, LOSS)
+
+    def detect(self, run: Log) -> Finding | None:
+        """Measure the jumps."""
+        found = validation(run, EVALUATIONS)
+        need_fall(found)
+        late = slice(max(len(found.track) // 2, len(found.track) - 60), None)
+        values, train = found.track.values[late], found.train[late]
+        if len(values) < EVALUATIONS // 2 + 1 or values.min() <= 0 or not np.all(train > 0):
+            raise NotApplicable("too few positive evaluations in the second half of the run")
+        jumps, steady = _wander(np.log(values)), _wander(np.log(train))
+        if jumps < float(JUMPS) or jumps < float(ABOVE) * steady:
+            return None
+        first, last = int(found.track.steps[late][0]), int(found.track.steps[-1])
+        improving = float(np.min(values[len(values) // 2 :])) < 0.95 * float(np.min(values[: len(values) // 2]))
+        severity: Severity = "note" if improving else "warning"
+        why = f"validation loss jumps by ×{np.exp(jumps):.2f}"
+        gap = checked(run, "eval_train_gap").get("ratio")
+        modes = Suspect("train_eval_mismatch", 0.3, (advice("Raise the momentum of batch-norm statistics, or average weights."),))
+        modes.weigh(_normalised(run), 3, "batch normalisation evaluates with running statistics", against=0.3)
+        modes.weigh(None if gap is None else abs(np.log(float(gap))) > 0.3, 5, f"train and eval mode differ ×{gap}", against=0.3)
+        rate = too_high(Suspect("learning_rate_too_high", 0.35, (scale_rate(0.3, None, why),)), dynamics(run, first, last))
+        small = Suspect("data_shift", 0.1, (advice("Evaluate on more examples, or on the same ones each time."),))
+        return Finding(
+            code=self.code,
+            name="erratic_validation",
+            title=f"validation loss jumps by ×{np.exp(jumps):.2f} between evaluations, training by ×{np.exp(steady):.2f}",
+            severity=severity,
+            spans=((first, last),),
+            evidence=(
+                Evidence(
+                    text=f"typical change between evaluations {jumps:.0%} after its trend, of the training loss over "
+                    f"the same stretches {steady:.0%}",
+                    columns=(found.track.name,),
+                    steps=(first, last),
+                    value=jumps,
+                    threshold=float(JUMPS),
+                ),
+            ),
+            causes=ranked(modes, rate, small),
+            test=Test(
+                text="Compute the loss of one batch in training and in evaluation mode: unlike, it is the statistics of "
+                "the normalisation; alike, it is the weights that jump.",
+                check="eval_train_gap",
+            ),
+        )
+
+
+def _wander(logs: np.ndarray) -> float:
+    """Typical deviation of a value from the middle of its neighbours, as a standard deviation of one value."""
+    second = logs[2:] - 2 * logs[1:-1] + logs[:-2]
+    return CONSISTENT * float(np.median(np.abs(second))) / np.sqrt(6)
+
+
+def _normalised(run: Log) -> bool | None:
+    layers = (run.manifest.get("model") or {}).get("layers")
+    return any("BatchNorm" in str(layer.get("kind", "")) for layer in layers) if layers else None

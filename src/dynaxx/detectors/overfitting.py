@@ -1,0 +1,110 @@
+"""Overfitting: the validation loss rises from its best while the training loss goes on falling."""
+
+import numpy as np
+
+from dynaxx.core.findings import Detector, Evidence, Finding, Log, Severity, Test, Threshold
+from dynaxx.detectors._acts import advice, scale_rate, stop
+from dynaxx.detectors._read import LOSS, VALIDATION, checked
+from dynaxx.detectors._validation import Validation, accuracy, need_fall, still_better, validation
+from dynaxx.detectors._weigh import Suspect, ranked
+from dynaxx.numerics.two_sample import rank_shift
+
+RISE = Threshold(
+    value=0.1,
+    origin="validation loss above its best by a tenth: training-doctor and SageMaker take a tenth too, of one evaluation",
+    false_alarms="rescue logs, see the report of the suite",
+)
+SURE = Threshold(
+    value=4.0,
+    origin="and by so many standard deviations of one evaluation",
+    false_alarms="with RISE",
+)
+BACK = Threshold(
+    value=0.1,
+    origin="and it takes back a tenth of what was gained: close to zero a tenth more is nothing",
+    false_alarms="with RISE",
+)
+
+
+class Overfitting(Detector):
+    """The median of the last three evaluations lies above the best by a tenth and four deviations; the training loss fell.
+
+    A note where a logged accuracy has not suffered: then the model is only too sure of itself.
+    """
+
+    code = "D11"
+    title = "overfitting"
+    reads = (VALIDATION, LOSS)
+
+    def detect(self, run: Log) -> Finding | None:
+        """Compare the last evaluations with the best."""
+        found = validation(run)
+        need_fall(found)
+        rise = found.now - found.lowest
+        after = found.track.values[found.best + 1 :]
+        if len(after) < 3 or rise < float(RISE) * found.lowest or rise < float(SURE) * found.noise:
+            return None
+        if rise < float(BACK) * max(found.gained, 0.0):
+            return None
+        share, p = rank_shift(found.track.values[max(0, found.best - 2) : found.best + 3], after[-max(5, len(after) // 2) :])
+        train = found.train[np.isfinite(found.train)]
+        fell = bool(len(train) > 2 and np.median(train[-3:]) < found.train[found.best] * 0.98)
+        if p > 0.05 or not fell:
+            return None
+        best = int(found.track.steps[found.best])
+        fine = still_better(accuracy(run), best)
+        severity: Severity = "note" if fine else "warning"
+        return Finding(
+            code=self.code,
+            name="overfitting",
+            title=f"validation loss {rise / found.lowest:.0%} above its best of {found.lowest:.4g} at step {best}",
+            severity=severity,
+            spans=((best, int(found.track.steps[-1])),),
+            evidence=(
+                Evidence(
+                    text=f"validation loss {found.lowest:.4g} → {found.now:.4g}, {rise / max(found.noise, 1e-12):.0f} "
+                    f"deviations of one evaluation; {share:.0%} of later evaluations are above those at the best",
+                    columns=(found.track.name,),
+                    steps=(best, int(found.track.steps[-1])),
+                    value=rise / found.lowest,
+                    threshold=float(RISE),
+                ),
+                Evidence(
+                    text=f"training loss fell meanwhile from {found.train[found.best]:.4g} to {np.median(train[-3:]):.4g}",
+                    columns=("loss",),
+                    steps=(best, int(found.track.steps[-1])),
+                ),
+                *_metric(fine),
+            ),
+            causes=_causes(run, found, fine, best),
+            test=Test(
+                text="Look at the losses of single training examples: a few that never fit are labels in doubt, all "
+                "of them near zero is memory.",
+                check="example_losses",
+            ),
+        )
+
+
+def _metric(fine: bool | None) -> tuple[Evidence, ...]:
+    if fine is None:
+        return ()
+    return (Evidence(text=f"the accuracy {'has not suffered' if fine else 'suffers too'}"),)
+
+
+def _causes(run: Log, found: Validation, fine: bool | None, best: int):  # noqa: ANN202
+    why = f"validation loss rises since step {best}"
+    gap = found.now / max(float(np.nanmedian(found.train[-3:])), 1e-12)
+    live = checked(run, "example_losses")
+    share = live.get("outlier_share")
+    memory = Suspect(
+        "overfitting",
+        0.6,
+        (stop(why), advice("Regularise: weight decay, dropout, augmentation; or gather more data."), scale_rate(0.3, None, why)),
+    )
+    memory.weigh(gap > 3, 3, f"validation loss is {gap:.3g} × the training loss", against=0.7)
+    labels = Suspect("label_noise", 0.12, (advice("Look at the examples that fit last."),))
+    labels.weigh(gap > 3 and fine is False, 1.5, "what is memorised does not carry over")
+    labels.weigh(None if share is None else float(share) > 0.02, 6, f"{share} of the examples stand apart", against=0.4)
+    shift = Suspect("data_shift", 0.08, (advice("Compare training and validation data."),))
+    shift.weigh(found.best <= 1, 2, "the validation loss never fell to speak of", against=0.7)
+    return ranked(memory, labels, shift)

@@ -1,0 +1,165 @@
+"""Plateaus, told apart: not connected, saddle, flat valley, noise floor or converged."""
+
+import numpy as np
+
+from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Test, Threshold
+from dynaxx.detectors._acts import advice, scale_rate, stop
+from dynaxx.detectors._dynamics import AGREE, LARGE, SMALL, Dynamics, dynamics, too_high
+from dynaxx.detectors._progress import Progress, progress
+from dynaxx.detectors._read import LOSS, checked, optional, planned, unbroken
+from dynaxx.detectors._weigh import Suspect, ranked
+
+LEAST = Threshold(
+    value=0.02,
+    origin="a plateau is where more than this share of the loss in the next tenth of the run can be ruled out at 95 %",
+    false_alarms="a plateau that was left later is a note; see GAINED for the alarm",
+)
+GAINED = Threshold(
+    value=0.03,
+    origin="an alarm only where the whole run has gained less than this share of its first loss: the loss of a "
+    "classifier that learns nothing wanders by 1 to 2 %",
+    false_alarms="rescue logs, see the report of the suite",
+)
+STEPS = Threshold(
+    value=150.0,
+    origin="and has had so many steps, or a quarter of those planned: healthy runs on small nets leave their first "
+    "plateau within 100",
+    false_alarms="with GAINED",
+)
+DECAYED = 0.1
+"""A rate below this share of its peak has been decayed: what is left to gain by annealing is gained."""
+
+
+class Plateau(Detector):
+    """A stretch of the training loss in which the trend, with errors that know of correlation, rules out an improvement.
+
+    A note where something was learned before: it says which kind of plateau it is. A warning where nothing was.
+    """
+
+    code = "D10"
+    title = "plateau"
+    reads = (LOSS,)
+
+    def detect(self, run: Log) -> Finding | None:
+        """Test the trend of the last quarter."""
+        loss = unbroken(run, LOSS, 120)
+        last = int(loss.steps[-1])
+        now = progress(loss)
+        ahead = 0.1 * (planned(run) or last)
+        promise = now.promise(ahead)
+        if promise > float(LEAST) or now.trend.slope > 3 * now.trend.error:
+            return None
+        never = now.gained < float(GAINED) and last >= min(float(STEPS), 0.25 * (planned(run) or 10**9))
+        seen = dynamics(run, now.first, last)
+        causes = _causes(run, now, seen, never)
+        span = (1 if never else now.first, last)
+        return Finding(
+            code=self.code,
+            name="plateau",
+            title=f"the loss {'has not fallen at all' if never else 'has stopped falling'}, at {now.level:.4g}; "
+            f"an improvement of 1 % could be seen in {now.odometer(0.01):.0f} steps",
+            severity="warning" if never else "note",
+            spans=(span,),
+            evidence=(
+                Evidence(
+                    text=f"slope {now.trend.slope:+.2g} ± {now.trend.error:.2g} a step from step {now.first} on: a fall "
+                    f"by more than {max(promise, 0):.1%} in the next {ahead:.0f} steps is ruled out at 95 %; "
+                    f"{now.gained:.0%} of the first loss is gained",
+                    columns=(loss.name,),
+                    steps=span,
+                    value=promise,
+                    threshold=float(LEAST),
+                ),
+                *seen.evidence(now.first, last),
+            ),
+            causes=causes,
+            test=Test(
+                text="Train a copy on one batch: if it cannot be fitted either, the loss is not connected to the "
+                "weights, or the rate is wrong; if it can, the data have no more to give at this noise.",
+                check="overfit_one_batch",
+            ),
+        )
+
+
+def _causes(run: Log, now: Progress, seen: Dynamics, never: bool) -> tuple[Cause, ...]:
+    why = f"no progress since step {now.first}"
+    decayed = None if not seen.peak or seen.rate is None else seen.rate < DECAYED * seen.peak
+    gradient = _gradient(run, now)
+    still = None if seen.ratio is None else seen.ratio < 1e-7
+    small = None if seen.ratio is None else seen.ratio < float(SMALL)
+    large = None if seen.ratio is None else seen.ratio > float(LARGE)
+    agree = None if seen.agreement is None else seen.agreement > AGREE
+    curved = _curvature(run, now)
+    ratio, agreement = seen.ratio or 0.0, seen.agreement or 0.0
+    live = checked(run, "overfit_one_batch").get("solved")
+    done = Suspect("converged", 0.3, (stop(why),))
+    done.weigh(decayed, 5, "the rate is decayed", against=0.7)
+    done.weigh(now.gained > 0.8, 4, f"{now.gained:.0%} of the first loss is gained", against=0.7)
+    done.weigh(never, 0.02, "")
+    floor = Suspect("noise_floor", 0.3, (scale_rate(0.3, None, why), advice("Let the rate decay, or raise the batch.")))
+    floor.weigh(None if seen.noise is None else seen.noise > 2, 3, f"noise scale {seen.noise or 0:.2g} × batch", against=0.4)
+    floor.weigh(agree, 0.3, "", against=1.5)
+    floor.weigh(decayed, 0.15, "")
+    floor.weigh(never, 0.1, "")
+    floor.weigh(small, 0.3, "")
+    valley = Suspect("flat_valley", 0.12, (scale_rate(3.0, 200, why),))
+    valley.weigh(agree, 4, f"gradients of different batches agree (cosine {agreement:.2f})", against=0.5)
+    valley.weigh(None if gradient is None else gradient < 0.1, 2, f"the gradient is {gradient or 0:.2g} × its first norm")
+    valley.weigh(decayed, 0.2, "")
+    saddle = Suspect("saddle", 0.06, (scale_rate(3.0, 100, why),))
+    saddle.weigh(None if curved is None else curved < 0, 15, "the loss curves downward along the gradient", against=0.3)
+    suspects = [done, floor, valley, saddle]
+    low = Suspect("learning_rate_too_low", 0.1, (scale_rate(10.0, None, why),))
+    low.weigh(small, 6, f"updates are {ratio:.1g} of the weights' size", against=0.2)
+    low.weigh(agree, 3, f"gradients of different batches agree (cosine {agreement:.2f})", against=0.7)
+    low.weigh(decayed, 0.05, "")
+    low.weigh(still, 0.3, "")
+    suspects.append(low)
+    if never:
+        apart = Suspect("loss_disconnected", 0.1, (advice("Look for detach, no_grad or a wrong variable in the loss."),))
+        apart.weigh(still or (None if gradient is None else _zero(run)), 20, "updates or gradients are zero", against=0.15)
+        labels = Suspect("shuffled_labels", 0.3, (advice("Compare a few inputs with their labels by eye."),))
+        labels.weigh(large, 0.2, "")
+        labels.weigh(small, 0.1, "", against=2.5)
+        labels.weigh(agree, 0.6, "", against=1.5)
+        labels.why.append("the weights move as in any run, and nothing is learned")
+        labels.weigh(live, 5, "one batch alone can be fitted", against=0.1)
+        high = too_high(Suspect("learning_rate_too_high", 0.2, (scale_rate(0.1, None, why),)), seen)
+        dead = Suspect("vanishing_gradients", 0.1, (advice("Use normalisation or residual connections."),))
+        dead.weigh(_early_layers_small(run), 8, "gradients of the first layers are far below those of the last", against=0.2)
+        suspects += [apart, labels, high, dead]
+    return ranked(*suspects)
+
+
+def _gradient(run: Log, now: Progress) -> float | None:
+    """Gradient norm in the stretch over that of the first steps."""
+    norms = optional(run, "grad_norm")
+    if norms is None:
+        return None
+    total = norms.total().finite
+    early, late = total.values[:20], total.between(now.first, now.last).values
+    if len(early) < 3 or len(late) < 3 or np.median(early) <= 0:
+        return None
+    return float(np.median(late) / np.median(early))
+
+
+def _zero(run: Log) -> bool | None:
+    norms = optional(run, "grad_norm")
+    return None if norms is None else bool(np.median(norms.total().values) == 0)
+
+
+def _curvature(run: Log, now: Progress) -> float | None:
+    found = optional(run, "directional_curvature")
+    live = checked(run, "directional_curvature").get("curvature")
+    if live is not None:
+        return float(live)
+    late = None if found is None else found.finite.between(now.first, now.last)
+    return None if late is None or len(late) < 2 else float(np.median(late.values))
+
+
+def _early_layers_small(run: Log) -> bool | None:
+    norms = optional(run, "grad_norm")
+    if norms is None or norms.values.ndim != 2 or norms.values.shape[1] < 3:
+        return None
+    typical = np.median(norms.finite.values[-200:], axis=0) if len(norms.finite) else np.ones(1)
+    return bool(typical[0] < 1e-3 * typical[-1])

@@ -1,0 +1,155 @@
+"""Learning rate too low: the loss falls, if at all, far slower than the curvature and the gradients would allow."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Test, Threshold
+from dynaxx.detectors._acts import advice, scale_rate
+from dynaxx.detectors._dynamics import AGREE, Dynamics, dynamics
+from dynaxx.detectors._progress import Progress, progress
+from dynaxx.detectors._read import LOSS, adaptive, group, optional, planned, unbroken
+from dynaxx.detectors._weigh import Suspect, ranked
+from dynaxx.errors import NotApplicable
+
+POINTS = Threshold(
+    value=3.5,
+    origin="sum of the weights in `_signs`: one strong sign and two weak ones at least",
+    false_alarms="rescue logs, see the report of the suite",
+)
+GAINED = Threshold(
+    value=0.5,
+    origin="share of the first loss gained above which progress is not called slow",
+    false_alarms="with POINTS",
+)
+MARGIN = Threshold(
+    value=100.0,
+    origin="stability margin: rates that train well use up all of it but a factor 5 to 30 (rescue suite, four nets; "
+    "Cohen 2021: progressive sharpening goes on until it is 1)",
+    false_alarms="with POINTS",
+)
+MOVED = Threshold(
+    value=0.15,
+    origin="the relative updates of all planned steps in sum: with less the weights cannot leave their start; healthy "
+    "runs of the rescue suite reach 2 to 4",
+    false_alarms="with POINTS",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sign:
+    weight: float
+    text: str
+    column: str
+    value: float
+    threshold: float
+
+
+class SlowProgress(Detector):
+    """Signs that steps are far too short, weighed together: a large stability margin, updates whose sum over the run
+    stays small beside the weights, gradients that agree from step to step, a loss that falls at an even pace.
+    """
+
+    code = "D9"
+    title = "learning rate too low"
+    reads = (LOSS,)
+
+    def detect(self, run: Log) -> Finding | None:
+        """Add up the signs."""
+        loss = unbroken(run, LOSS, 80)
+        now = progress(loss, share=0.5)
+        seen = dynamics(run, now.first, now.last)
+        if seen.rate is not None and seen.peak is not None:
+            if _rising(run, now.last):
+                raise NotApplicable("the learning rate is still in its warm-up")
+            if seen.rate < 0.2 * seen.peak:
+                raise NotApplicable("the learning rate has been decayed: short steps are what was asked for")
+        if now.gained > float(GAINED) or now.trend.slope > 2 * now.trend.error:
+            return None
+        signs = _signs(run, now, seen)
+        points = sum(sign.weight for sign in signs)
+        if points < float(POINTS) or max(sign.weight for sign in signs) < 2:
+            return None
+        signs.sort(key=lambda sign: -sign.weight)
+        span = (int(loss.steps[0]), now.last)
+        return Finding(
+            code=self.code,
+            name="slow_progress",
+            title=f"steps far too short: {signs[0].text}; {now.gained:.1%} of the loss gained in {now.last} steps",
+            severity="warning",
+            spans=(span,),
+            evidence=tuple(
+                Evidence(text=s.text, columns=(s.column,), steps=span, value=s.value, threshold=s.threshold)
+                for s in signs
+            ),
+            causes=_causes(run, now, seen, signs),
+            test=Test(
+                text="Measure the curvature along the gradient: far below 2/η the rate may be raised.",
+                check="directional_curvature",
+            ),
+        )
+
+
+def _signs(run: Log, now: Progress, seen: Dynamics) -> list[_Sign]:
+    signs: list[_Sign] = []
+    margin, ratio = seen.margin, _mean_ratio(run)
+    if margin is not None and margin > float(MARGIN):
+        text = f"stability margin {margin:.3g}: steps could be so many times longer before they overshoot"
+        weight = 3.0 if margin > 10 * float(MARGIN) else 2.0
+        signs.append(_Sign(weight=weight, text=text, column="stability_margin", value=margin, threshold=float(MARGIN)))
+    steps = max(planned(run) or 0, now.last)
+    if ratio is not None and ratio * steps < 2 * float(MOVED):
+        moved = ratio * steps
+        text = f"at {ratio:.2g} of the weights' size a step, {steps} steps move them by {moved:.1%} at most"
+        weight = 3.0 if moved < 0.1 * float(MOVED) else 2.0 if moved < float(MOVED) else 1.0
+        signs.append(_Sign(weight=weight, text=text, column="update_ratio.total", value=moved, threshold=float(MOVED)))
+    if seen.agreement is not None and seen.agreement > AGREE:
+        text = f"gradients of different batches agree (cosine {seen.agreement:.2f}): more could be gained along them"
+        signs.append(_Sign(weight=1.0, text=text, column="gradient_agreement", value=seen.agreement, threshold=AGREE))
+    if seen.turning is not None and seen.turning > 0.95:
+        text = f"the path runs straight on (cosine {seen.turning:.3f} of successive displacements)"
+        signs.append(_Sign(weight=0.5, text=text, column="trajectory.cosine", value=seen.turning, threshold=0.95))
+    if now.trend.slope < -2 * now.trend.error:
+        text = f"the loss falls evenly, by {-now.trend.slope:.2g} a step"
+        signs.append(_Sign(weight=1.0, text=text, column="loss", value=now.trend.slope, threshold=0.0))
+    return signs
+
+
+def _mean_ratio(run: Log) -> float | None:
+    found = optional(run, "update_ratio.total")
+    if found is None:
+        return None
+    values = found.values[(found.steps > 1) & np.isfinite(found.values)]
+    return float(np.median(values)) if len(values) >= 10 else None
+
+
+def _rising(run: Log, last: int) -> bool:
+    """Whether the rate has been rising over the last tenth."""
+    rates = optional(run, "lr")
+    if rates is None:
+        return False
+    values = rates.largest().between(0.9 * last, last).values
+    return len(values) > 3 and bool(values[-1] > 1.02 * values[0])
+
+
+def _causes(run: Log, now: Progress, seen: Dynamics, signs: list[_Sign]) -> tuple[Cause, ...]:
+    why = f"{now.gained:.1%} gained in {now.last} steps"
+    strong = any(sign.weight >= 3 for sign in signs)
+    factor = 10.0 if strong else 3.0
+    low = Suspect("learning_rate_too_low", 0.6, (scale_rate(factor, None, why),))
+    low.weigh(strong, 3, signs[0].text)
+    low.weigh(now.trend.slope < -2 * now.trend.error, 1.5, "what steps there are lower the loss")
+    epsilon = group(run, "eps")
+    share = optional(run, "optimizer_state.epsilon_dominated")
+    ruled = None if share is None else bool(np.nanmedian(share.values[-10:]) > 0.5)
+    large = Suspect("epsilon_too_large", 0.15, (advice("Lower Adam's ε: 1e-8 is usual."), scale_rate(factor, None, why)))
+    if not adaptive(run):
+        large.odds = 0.0
+    large.weigh(ruled, 12, "ε exceeds the root of the second moments in most coordinates", against=0.2)
+    large.weigh(epsilon > 1e-4, 8, f"ε is {epsilon:g}", against=0.4)
+    clipped = Suspect("clipping_too_tight", 0.08, (advice("Raise the clipping threshold to the 90th percentile."),))
+    coefficient = optional(run, "clip_coefficient")
+    tight = None if coefficient is None else bool(np.nanmedian(coefficient.values[-50:]) < 0.1)
+    clipped.weigh(tight, 8, "the clipping leaves a tenth of the gradient", against=0.3)
+    small = Suspect("vanishing_gradients", 0.08, (advice("Use normalisation or residual connections."),))
+    return ranked(low, large, clipped, small)

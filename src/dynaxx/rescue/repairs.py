@@ -1,0 +1,139 @@
+"""Scores of those who act: repairs of what can be repaired, their price, and harm done to healthy runs."""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dynaxx.rescue.scores import LEVEL, MENDED, UNHARMED, hurt, twins, untouched, worse
+from dynaxx.rescue.statistics import Share, sign_flip
+from dynaxx.rescue.training import Ended
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repair:
+    """How a policy did on one run with a fault that can be repaired.
+
+    Args:
+        key: The treated run.
+        name: What was planted.
+        net: Where.
+        mended: It ends within 5 % of the clean twin.
+        better: It ends below the untouched faulty twin.
+        ratio: Its loss over the clean twin's.
+        passes: Its passes over the clean twin's.
+    """
+
+    key: str
+    name: str
+    net: str
+    mended: bool
+    better: bool
+    ratio: float
+    passes: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyScore:
+    """How a policy did altogether.
+
+    Args:
+        mended: Runs that end within 5 % of the clean twin and below the untouched one.
+        kinds: Kinds of fault (by net) that end below the untouched twins by the sign-flip test, of those treated.
+        passes: Median passes over the clean twin's.
+        harmed: Healthy runs that end worse than 1 % above their untouched twin.
+        harm: p of the sign-flip test that acting makes healthy runs worse.
+        left: Runs that were not mended.
+        hurt: Healthy runs that were harmed.
+    """
+
+    mended: Share
+    kinds: Share
+    passes: float
+    harmed: Share
+    harm: float
+    left: tuple[Repair, ...]
+    hurt: tuple[str, ...]
+
+
+def repairs(runs: Sequence[Ended], policy: str) -> list[Repair]:
+    """A policy's treatment of every run that a fault has hurt and that can be repaired inside it.
+
+    Args:
+        runs: All runs.
+        policy: Its name.
+
+    Returns:
+        One per treated run.
+    """
+    clean, treated = twins(runs), _treated(runs, policy)
+    found: list[Repair] = []
+    for faulty in hurt(runs):
+        case = faulty.case
+        run, twin = treated.get((case.name, case.net, case.seed)), clean[case.net, case.seed]
+        if not faulty.repairable or run is None:
+            continue
+        final = run.final if math.isfinite(run.final) else math.inf
+        found.append(
+            Repair(
+                key=run.case.key,
+                name=case.name,
+                net=case.net,
+                mended=final <= MENDED * twin.final,
+                better=_gain(faulty, run) > 0,
+                ratio=final / twin.final,
+                passes=run.passes / twin.passes,
+            )
+        )
+    return found
+
+
+def policy_score(runs: Sequence[Ended], policy: str) -> PolicyScore:
+    """How a policy did altogether.
+
+    Args:
+        runs: All runs.
+        policy: Its name.
+
+    Returns:
+        The score.
+    """
+    found, treated = repairs(runs, policy), _treated(runs, policy)
+    gains: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for faulty in hurt(runs):
+        run = treated.get((faulty.case.name, faulty.case.net, faulty.case.seed))
+        if faulty.repairable and run is not None:
+            gains[faulty.case.name, faulty.case.net].append(_gain(faulty, run))
+    pairs = [
+        (treated[key], run)
+        for run in untouched(runs)
+        if run.case.kind == "healthy" and (key := (run.case.name, run.case.net, run.case.seed)) in treated
+    ]
+    harmed = [run.case.key for run, twin in pairs if worse(run, twin) > (UNHARMED - 1) * twin.final]
+    tests = [sign_flip(values) <= LEVEL for values in gains.values()]
+    return PolicyScore(
+        mended=Share(hits=sum(each.mended and each.better for each in found), of=len(found)),
+        kinds=Share(hits=sum(tests), of=len(tests)),
+        passes=float(np.median([each.passes for each in found])) if found else math.nan,
+        harmed=Share(hits=len(harmed), of=len(pairs)),
+        harm=sign_flip([worse(run, twin) for run, twin in pairs]),
+        left=tuple(each for each in found if not (each.mended and each.better)),
+        hurt=tuple(harmed),
+    )
+
+
+def _treated(runs: Sequence[Ended], policy: str) -> dict[tuple[str, str, int], Ended]:
+    return {
+        (run.case.name, run.case.net, run.case.seed): run
+        for run in runs
+        if run.case.policy == policy and run.status in ("finished", "stopped")
+    }
+
+
+def _gain(faulty: Ended, run: Ended) -> float:
+    """How much lower the treated run ended; runs that end in no number are equally bad."""
+    if not math.isfinite(faulty.final):
+        return math.inf if math.isfinite(run.final) else 0.0
+    return faulty.final - run.final if math.isfinite(run.final) else -math.inf
