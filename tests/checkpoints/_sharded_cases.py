@@ -204,14 +204,15 @@ def errors(folder):
             assert [info.step for info in store.store.list()] == [1]
             dist.barrier()
             assert not list((folder / "e" / ".staging").iterdir())
+    state = cut(2)  # a collective itself
     with pytest.raises(BadInput, match=r"state\['f'\] is a function" if rank else "Rank 1: "):
-        store.save(2, {"f": len} if rank else cut(2))
+        store.save(2, {"f": len} if rank else state)
     with pytest.raises(BadInput, match=r"state\['f'\] is a function" if rank else "Rank 1: "):
-        store.save_async(2, {"f": len} if rank else cut(2)).result()
+        store.save_async(2, {"f": len} if rank else state).result()
     with pytest.raises(BadInput, match="rank 0 saves step 2"):
-        store.save(2 + rank, cut(2))
+        store.save(2 + rank, state)
     with pytest.raises(BadInput, match=r"1 tensors are not the same.*'more'"):
-        store.save(2, {**cut(2), **({"more": torch.ones(1)} if rank else {})})
+        store.save(2, {**state, **({"more": torch.ones(1)} if rank else {})})
     with pytest.raises(BadInput, match="positive number"):
         ShardedStore(folder / "e", timeout=0)
     with pytest.raises(NotApplicable, match="ShardedStore"):
@@ -252,6 +253,7 @@ def fallback(folder):
 def lost(folder, lose, seconds):
     """Save once; then one rank is lost in the middle of its file, and the others must learn it in time."""
     store = ShardedStore(folder / "k", timeout=seconds)
+    state = cut(2)  # a collective itself
     store.save(1, cut(1))
     if dist.get_rank() == 1:
         write = tensorfile_module.write_durably
@@ -264,10 +266,10 @@ def lost(folder, lose, seconds):
         tensorfile_module.write_durably = torn
     began = time.monotonic()
     with pytest.raises(NotSaved, match=f"A rank is gone, or did not answer within {seconds} s"):
-        store.save(2, cut(2))
+        store.save(2, state)
     assert time.monotonic() - began < 3 * seconds
     with pytest.raises(NotSaved, match="restart the training"):
-        store.save(3, cut(3))
+        store.save(3, state)
     assert [info.step for info in store.store.list()] == [1]
     assert same(store.store.load()[0], whole(1))
     os._exit(0)
@@ -286,13 +288,13 @@ def stopped(folder):
 @case
 def absent(folder):
     """A rank that does not call save: the first one can name it."""
-    store = ShardedStore(folder / "a", timeout=2)
+    store, state = ShardedStore(folder / "a", timeout=2), cut(1)
     if dist.get_rank() == 1:
         time.sleep(8)
         os._exit(0)
     match = "Ranks 1 failed" if dist.get_rank() == 0 else "did not answer within 2 s"
     with pytest.raises(NotSaved, match=match):
-        store.save(1, cut(1))
+        store.save(1, state)
     assert store.store.list() == ()
     os._exit(0)
 

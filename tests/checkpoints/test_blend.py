@@ -165,7 +165,7 @@ def test_greedy_keeps_what_does_not_harm():
     assert torch.allclose(found.weights["w"], torch.tensor([0.05, 0.0]))
     limited = blend(states, judge, how="greedy:budget=1", barrier=math.inf)
     assert (limited.chart.arrays["weight"] > 0).sum() == 2
-    alone = blend(states[1:2] + [{"w": torch.tensor([20.0, 20.0])}], judge, how="greedy", barrier=math.inf)
+    alone = blend([states[1], {"w": torch.tensor([20.0, 20.0])}], judge, how="greedy", barrier=math.inf)
     assert alone.verdict == "not established"
     assert any("No other part" in note for note in alone.chart.notes)
 
@@ -274,9 +274,10 @@ def test_damaged_ones_are_passed_over(tmp_path):
         with pytest.warns(DynaxxWarning, match="step 20 of run is passed over"):
             found = blend(tmp_path / "run", task, how="uniform", barrier=math.inf)
         assert torch.allclose(found.weights["w"], expected)
+    bad = [*scattered(3, 0.1), {"w": torch.full((6,), math.nan)}]
     with pytest.warns(DynaxxWarning, match="loss is not finite"):
-        bad = [*scattered(3, 0.1), {"w": torch.full((6,), math.nan)}]
-        assert len(blend(bad, BowlTask(), how="uniform").lineage["parts"]) == 3
+        found = blend(bad, BowlTask(), how="uniform", barrier=math.inf)
+    assert len(found.lineage["parts"]) == 3
 
 
 def test_what_a_rollback_left_behind_is_no_part(tmp_path):
@@ -338,7 +339,7 @@ def test_saved_as_safetensors_and_as_a_checkpoint(tmp_path):
     assert level == "warm"
     assert "only the weights" in reasons[0]
     assert torch.equal(model.w, found.weights["w"])
-    with pytest.raises(BadInput, match="resumed|begin from the blend"):
+    with pytest.raises(BadInput, match="begin from the blend"):
         found.commit(own)
 
 

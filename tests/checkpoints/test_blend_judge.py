@@ -1,4 +1,4 @@
-"""What a blend may claim: noise is not established, other basins are refused, statistics are renewed, memory is bounded."""
+"""What a blend may claim: noise is not established, other basins are refused; and the memory it takes."""
 
 import math
 
@@ -14,6 +14,7 @@ from dynaxx.checkpoints._parts import Selection, parts
 from dynaxx.checkpoints._rules import Field, rule
 from dynaxx.checkpoints.blend import blend
 from dynaxx.checkpoints.judge import Judge
+from dynaxx.core.snapshot import Snapshot
 from dynaxx.core.task import Task
 from dynaxx.errors import BadInput, NotApplicable
 from dynaxx.numerics.paired import paired
@@ -43,7 +44,7 @@ def noise(seed, n=64, size=400):
     return list(zip(x.split(1), y.split(1), strict=True))
 
 
-def random_parts(seed, n=60, size=400):
+def random_parts(seed, n=150, size=400):
     generator = torch.Generator().manual_seed(1000 + seed)
     return [{"w": torch.randn(size, generator=generator)} for _ in range(n)]
 
@@ -67,16 +68,25 @@ def _losses(judge, state, split):
     return judge.losses(split)
 
 
-def test_noise_fools_who_judges_where_he_chose_and_not_us():
-    """60 random parts on pure noise: a greedy soup seems clearly better on the examples that chose it."""
+def fooled_and_claimed(seeds):
+    """How often a greedy soup of 150 random parts is called better on pure noise: naively, and by us."""
     fooled = claimed = 0
-    for seed in range(12):
+    for seed in range(seeds):
         judge, states = Judge(Direction(400), luck, noise(seed), seed=seed), random_parts(seed)
         fooled += naive(states, judge).high < 0
-        found = blend(states, judge, how="greedy", barrier=math.inf)
-        claimed += found.verdict != "not established"
-    assert fooled >= 9
-    assert claimed <= 2  # 5 % each: more than 2 of 12 by chance once in 50
+        claimed += blend(states, judge, how="greedy", barrier=math.inf).verdict != "not established"
+    return fooled, claimed
+
+
+def test_noise_fools_who_judges_where_he_chose_and_not_us():
+    assert fooled_and_claimed(3) == (3, 0)
+
+
+@pytest.mark.slow
+def test_noise_over_many_seeds():
+    fooled, claimed = fooled_and_claimed(40)
+    assert fooled >= 36
+    assert claimed <= 5  # 5 % each: more than 5 of 40 by chance once in 70
 
 
 def test_a_tuned_temperature_is_judged_on_other_examples():
@@ -123,11 +133,10 @@ def nets():
 
 def test_nets_of_two_seeds_are_refused(nets):
     judge = Judge(net(), classify, clusters(9))
-    with pytest.raises(NotApplicable, match=r"1 of 2 parts are not in the basin .* align=True|Take a range") as error:
-        blend(nets, judge, how="uniform")
-    between = barriers(parts(nets, Selection()), np.array([_losses(judge, s, "choose") for s in nets]), 0, judge, [1])
-    assert f"{between[1].share:.3g} of the ends'" in str(error.value) or between[1].share > 0.1
-    with pytest.raises(NotApplicable, match=r"far from step 1 of states .* unrelated weights have 1"):
+    runs = [Snapshot(step=250, run=f"seed {i}", load=lambda state=state: state) for i, state in enumerate(nets)]
+    with pytest.raises(NotApplicable, match=r"1 of 2 parts are not in the basin .* try align=True"):
+        blend(runs, judge, how="uniform")
+    with pytest.raises(NotApplicable, match=r"far from step 1 of states.*unrelated weights have 1.*Or give a task"):
         blend(nets)
     worse = blend(nets, judge, how="uniform", barrier=math.inf)
     assert worse.verdict == "worse"
@@ -224,31 +233,31 @@ def live_bytes(call):
 
 class Wide(Task):
     def model(self):
-        return nn.Sequential(*(nn.Linear(160, 160) for _ in range(24)))
+        return nn.Sequential(*(nn.Linear(128, 128) for _ in range(16)))
 
     def optimizer(self, model):
         return torch.optim.AdamW(model.parameters())
 
     def batches(self, split, seed):
         generator = torch.Generator().manual_seed(0)
-        return [torch.randn(2, 160, generator=generator) for _ in range(8)]
+        return list(torch.randn(4, 128, generator=generator).split(1))
 
     def loss(self, model, batch):
         return model(batch).square().mean()
 
 
-@pytest.mark.parametrize("how", ["window", "uniform", "exponential", "greedy"])
+@pytest.mark.parametrize("how", ["window", "exponential", "greedy"])
 def test_memory_of_two_models_whatever_their_number(tmp_path, how):
     task = Wide()
     model = task.model()
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     optimizer = task.optimizer(model)
     store = CheckpointStore(tmp_path / "run" / "checkpoints")
-    for step in range(1, 10):
-        task.loss(model, torch.randn(2, 160)).backward()
+    for step in range(1, 7):
+        task.loss(model, torch.randn(2, 128)).backward()
         optimizer.step()
         store.save(step, capture(model, optimizer))
     # two models, a part tensor by tensor, a batch
-    peaks = [live_bytes(lambda last=last: blend(tmp_path / "run", task, how=how, last=last)) for last in (3, 9)]
+    peaks = [live_bytes(lambda last=last: blend(tmp_path / "run", task, how=how, last=last)) for last in (3, 6)]
     assert max(peaks) <= 2.3 * size
     assert peaks[1] <= 1.05 * peaks[0]

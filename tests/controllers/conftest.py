@@ -15,9 +15,8 @@ from dynaxx.core.records import Action, Receipt
 from dynaxx.runlog import Table
 
 ABLE = frozenset(
-    "learning_rate layer_rates gradient_clip adaptive_clip gradient_scale skip epsilon stop accumulate rollback check "
-    "trial".split()
-)
+    ("learning_rate", "layer_rates", "gradient_clip", "adaptive_clip", "gradient_scale", "skip", "epsilon", "stop")
+) | {"accumulate", "rollback", "check", "trial"}
 
 
 def finding(
@@ -122,14 +121,16 @@ class Simulator:
             gradient = gradient * np.quantile(usual, 0.95) / norm
         self.norms.append(norm)
         with np.errstate(over="ignore", invalid="ignore"):
-            loss = (0.5 * self.curvature @ self.x**2) * max(1.0, scale) + 0.01 * (1 + 0.05 * self.noise.standard_normal())
+            loss = (0.5 * self.curvature @ self.x**2) * max(1.0, scale) + 0.01 * (
+                1 + 0.05 * self.noise.standard_normal()
+            )
         self.step += 1
         self.losses[self.step] = float(loss)
         self.lr[self.step] = self.rate * self.factor * factor
         if not skip:
             with np.errstate(over="ignore", invalid="ignore"):
                 self.x = self.x - self.rate * self.factor * factor * gradient
-        for name, (action, until) in list(self.in_force.items()):
+        for name, (_, until) in list(self.in_force.items()):
             if until == self.step:
                 del self.in_force[name]
         if self.checkpoints and self.step % 20 == 0:
@@ -197,7 +198,9 @@ def diagnose(run: Simulator) -> list[Finding]:
     if level > 3 * best:
         low = np.flatnonzero(loss <= 2 * best)
         onset = int(steps[min(len(steps) - 1, low[-1] + 1)]) if len(low) else 1
-        after_bad = any(scale > 1 and steps[-1] - run.interval * 6 <= batch <= run.batch for batch, scale in run.bad.items())
+        after_bad = any(
+            scale > 1 and steps[-1] - run.interval * 6 <= batch <= run.batch for batch, scale in run.bad.items()
+        )
         cause = "corrupted_batch" if after_bad and rate < 2 else "learning_rate_too_high"
         return [finding("divergence", (cause, 0.8), severity="critical", onset=onset, last=run.step)]
     if len(loss) >= 40 and rate < 0.1 and level > 0.05:

@@ -62,3 +62,19 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def facts_of():
+    """facts_of(4) or facts_of([("0", "Linear", 1000, 1000), …], "Adam", lr=…): the manifest of such a model."""
+
+    def facts(layers, optimizer="SGD", **group):
+        if isinstance(layers, int):
+            layers = [(f"layer{i}", "Linear", 1000, 1000) for i in range(layers)]
+        names = ("name", "kind", "numel", "trainable")
+        return {
+            "model": {"layers": [dict(zip(names, layer, strict=True)) for layer in layers]},
+            "optimizer": {"class": optimizer, "groups": [{"lr": 0.1, **group}]},
+        }
+
+    return facts

@@ -48,6 +48,7 @@ class Actuator:
         self.rates = rates
         self._groups, self._layers = Groups(), Layers()
         self._in_force: dict[str, _InForce] = {}
+        self._rate = 1.0
         self._held: list[tuple[Tensor, Tensor | None]] = []
         self._found_inf: Tensor | None = None
         self._scalers: Tensor | None = None
@@ -63,6 +64,11 @@ class Actuator:
     def in_force(self) -> dict[str, Action]:
         """The actions in force by name."""
         return {name: item.action for name, item in self._in_force.items()}
+
+    @property
+    def rate(self) -> float:
+        """What the learning rates of the last step were multiplied by."""
+        return self._rate
 
     def begin(self, action: Action, step: int) -> Receipt:
         """Put an action into force; one of the same name replaces it.
@@ -117,7 +123,8 @@ class Actuator:
         for item in self._in_force.values():
             if not item.actuation.of_gradient:
                 item.actuation.before(view)
-        self._groups.scale(view.optimizer, view.rates.group)
+        self._rate = view.rates.group
+        self._groups.scale(view.optimizer, self._rate)
         self._layers.keep(view, measured=measured)
 
     def reshape(self, view: StepView, *, again: bool = False) -> None:

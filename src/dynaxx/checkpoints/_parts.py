@@ -223,7 +223,8 @@ def _stream(path: Path) -> Stream:
             places.setdefault(node["$tensor"], []).append((name, node))  # tied ones share an entry
     for key, tensor in _read(path, manifest, set(places)):
         for name, node in places[key]:
-            yield name, decode({key: tensor}, node)
+            # `decode` keeps a tensor until garbage is collected: half a model more, where most are taken as they are
+            yield name, tensor if len(node) == 1 else decode({key: tensor}, node)
 
 
 def _read(path: Path, manifest: Manifest, names: set[str]) -> Stream:

@@ -141,8 +141,7 @@ class Exponential:
         spread = float(np.ptp(scores)) or 1.0
         tried: dict[float, float] = {}
         for share in TEMPERATURES:
-            soup = field.soup(exponential(scores, share * spread))
-            judge.put(iter(soup.tensors.items()), "an exponential mean")
+            judge.put(iter(field.soup(exponential(scores, share * spread)).tensors.items()), "an exponential mean")
             tried[share * spread] = judge.score(judge.losses("tune"), "tune")
         best = min(tried, key=lambda t: tried[t])
         return exponential(scores, best), f"exponential, T = {best:.3g} tuned on examples of its own"

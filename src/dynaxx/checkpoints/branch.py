@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dynaxx.checkpoints.archive import is_archived
-from dynaxx.checkpoints.manifest import CheckpointInfo
-from dynaxx.checkpoints.opening import open_place
+from dynaxx.checkpoints.opening import find, open_place
 from dynaxx.checkpoints.places import LocalPlace, Place, original
 from dynaxx.checkpoints.pruning import BRANCHES
 from dynaxx.errors import BadInput, DynaxxWarning, RunFolderExists
@@ -81,7 +80,7 @@ def branch(
     if holds_run(target) or (target / CHECKPOINTS).exists():
         raise RunFolderExists(f"branch(folder={str(folder)!r}): this folder holds a run already. Give another.")
     place = open_place(source)
-    info, lies = _found(place, at)
+    info, lies = find(place, at)
     level: Literal["exact", "warm"] = "warm" if is_archived(info) else "exact"
     parent = _manifest_of(place)
     changes = dict(facts or {})
@@ -112,19 +111,6 @@ def branch(
     except OSError as error:
         warnings.warn(f"{place.name} does not know of the branch {target}: {error}.", DynaxxWarning, stacklevel=2)
     return result
-
-
-def _found(place: Place, at: int | str | None) -> tuple[CheckpointInfo, Place]:
-    """The checkpoint and where it lies: among the full ones, else in the archive."""
-    cold = [
-        info for info in place.archive.list() if at in (None, info.step, original(info).id, original(info).path.name)
-    ]
-    try:
-        return place.find(at), place
-    except BadInput:
-        if not cold:
-            raise
-        return cold[-1], place.archive
 
 
 def _manifest_of(place: Place) -> dict[str, Any]:

@@ -13,23 +13,23 @@ from dynaxx.checkpoints.retention import Policy, number
 from dynaxx.core.chart import Chart, Estimate
 from dynaxx.core.panels import HeatMap, Line, Lines
 from dynaxx.errors import BadInput
-from dynaxx.numerics.dispersion import farthest_first, nearest
+from dynaxx.numerics.dispersion import Choice, most_spread, nearest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diverse(Policy):
-    """Keep checkpoints by max–min distance: from the best on, always the one that is farthest from all that are kept.
+    """Keep checkpoints by max–min distance: where there are too many, the later of the two that are closest goes.
 
-    The smallest distance that remains is at least half of what any choice of as many reaches
-    (`numerics.dispersion.farthest_first`). Equal distances are decided by quality, then by id, so that the choice is
-    the same everywhere. Diversity alone buys no accuracy (Rojas and Alvarez-Melis 2024): hence the floor.
+    The smallest distance that remains is at least half of what any choice of as many reaches, and stays about that
+    where the others are deleted after each save (`numerics.dispersion.most_spread`). Equal distances are decided by
+    step and id, so that the choice is the same everywhere. Diversity alone buys no accuracy (Rojas and Alvarez-Melis
+    2024): hence the floor.
 
     Args:
         coordinates: Where checkpoints lie.
         count: Most checkpoints that are kept for diversity.
         budget: Most bytes that they take; None: no limit.
-        metric: The fact that is their quality, "val_loss"; one without it comes after all others, one where it is not
-            finite is not kept.
+        metric: The fact that is their quality; one where it is not finite is not kept.
         mode: Whether less or more of it is better.
         floor: How much worse than the best one a checkpoint may be, in the unit of the metric; None: any.
         excluded: Which of the checkpoints others keep anyway, such as pins and the last healthy one: they take no place
@@ -122,12 +122,13 @@ class Diverse(Policy):
         worst = min(scores.values(), default=math.inf) + (math.inf if self.floor is None else self.floor)
         diverged = {i for i, info in enumerate(infos) if self.metric in info.facts} - scores.keys()
         allowed = [i for i in range(len(infos)) if i not in diverged and scores.get(i, worst) <= worst]
-        allowed.sort(key=lambda i: (scores.get(i, math.inf), infos[i].id))
-        return farthest_first(
-            distances,
-            self.count,
-            start=[i for i, info in enumerate(infos) if info.id in excluded],
+        allowed.sort(key=lambda i: (infos[i].step, infos[i].id))
+        choice = Choice(
+            distances=distances,
             candidates=allowed,
+            fixed=[i for i, info in enumerate(infos) if info.id in excluded],
+            count=self.count,
             sizes=[float(info.size) for info in infos],
             budget=math.inf if self.budget is None else self.budget,
         )
+        return most_spread(choice)

@@ -1,9 +1,10 @@
-"""open_place: from what a user names, a run's folder, a folder of checkpoints or a URL, to a place."""
+"""From what a user names, a run's folder, a folder of checkpoints or a URL, to the place and the checkpoint."""
 
 from pathlib import Path
 from typing import Any
 
-from dynaxx.checkpoints.places import LocalPlace, Place
+from dynaxx.checkpoints.manifest import CheckpointInfo
+from dynaxx.checkpoints.places import LocalPlace, Place, original
 from dynaxx.errors import BadInput
 
 
@@ -37,3 +38,25 @@ def open_place(target: str | Path, **options: Any) -> Place:
     if not place.list() and not (folder / "archive").is_dir():
         raise BadInput(f"{text} holds no checkpoints. Give a run's folder, its checkpoints' folder or their URL.")
     return place
+
+
+def find(place: Place, at: int | str | None) -> tuple[CheckpointInfo, Place]:
+    """A checkpoint, among the full ones or else among the archived ones.
+
+    Args:
+        place: Where the full ones lie.
+        at: Its step, id or name; None: the latest.
+
+    Returns:
+        The checkpoint, and the place where it lies.
+
+    Raises:
+        BadInput: There is none such; the steps of the full ones are named.
+    """
+    try:
+        return place.find(at), place
+    except BadInput:
+        cold = [info for info in place.archive.list() if at in (None, info.step, info.id, original(info).id)]
+        if not cold:
+            raise
+        return cold[-1], place.archive

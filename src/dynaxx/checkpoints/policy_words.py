@@ -16,6 +16,7 @@ from typing import Literal, cast
 
 from dynaxx.checkpoints.coordinates import ByWeights
 from dynaxx.checkpoints.diverse import Diverse
+from dynaxx.checkpoints.health import healthy, verdicts
 from dynaxx.checkpoints.manifest import CheckpointInfo
 from dynaxx.checkpoints.places import Place
 from dynaxx.checkpoints.pruning import protected
@@ -77,6 +78,7 @@ def _diverse(count: int, place: Place | None) -> Policy:
         raise BadInput("policy('diverse:…', place=...) needs the place: the distances are measured there.")
 
     def excluded(infos: Sequence[CheckpointInfo]) -> Collection[str]:
-        return protected(place).keys() & {info.id for info in infos}
+        newest = healthy(infos, verdicts(place))[:1]
+        return {info.id for info in newest} | (protected(place).keys() & {info.id for info in infos})
 
     return Diverse(coordinates=ByWeights(place), count=count, excluded=excluded)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any, NamedTuple
 
 from dynaxx import catalog
@@ -119,5 +120,6 @@ def _after(in_force: Mapping[str, Action], undo: Sequence[Undo]) -> dict[str, Ac
     return standing
 
 
+@cache
 def _controller(name: str) -> Controller[Any]:
     return catalog.get("controllers", name)()

@@ -92,15 +92,14 @@ def latest(run: Log, column: str, last: int, rows_back: int = 5) -> float | None
 
     Args:
         run: The log.
-        column: A column with one number a step, or a derived one ("update_ratio.total").
+        column: A column with one number a step.
         last: The last step that counts.
         rows_back: How many rows.
 
     Returns:
         The figure; None where the log holds none.
     """
-    base = column.rpartition(".")[0] or column
-    if column not in run.columns and base not in run.columns:
+    if column not in run.columns:
         return None
     _, values = rows(run, column, 0, last)
     values = values[-rows_back:]

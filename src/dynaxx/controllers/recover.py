@@ -68,15 +68,15 @@ class Recover(Controller[Plain]):
     Which rungs there are follows from the cause, where it begins from the severity and from what the loss does: a
     critical finding whose loss has not come back demands a rollback at once. A rung has failed when its promise was
     broken or when the finding began anew after it. The incident is over after two horizons without an alarm. At most 3
-    rollbacks in a window, in one incident each to an earlier checkpoint than the last; a run that is still harmed when nothing is left,
-    or when a whole window has passed, is stopped: every ladder ends.
+    rollbacks in a window, in one incident each to an earlier checkpoint than the last. A run that is still harmed, and
+    does not recover by itself, when nothing is left or a whole window has passed, is stopped: every ladder ends.
     """
 
     about: ClassVar[str] = "answers spikes, divergence and non-finite values, the mildest remedy first"
 
     def init(self) -> Plain:
         """No incident."""
-        return {"clock": started(), "seen": 0, "tried": [], "quiet": 0, "since": None, "rollbacks": []}
+        return {"clock": started(), "seen": 0, "tried": [], "quiet": 0, "since": None, "onset": 0, "rollbacks": []}
 
     def decide(self, state: Plain, situation: Situation) -> tuple[Plain, Sequence[Proposal]]:
         """Climb one rung at most."""
@@ -87,7 +87,9 @@ class Recover(Controller[Plain]):
         if suspect is None:
             over = now - state["quiet"] >= 2 * bounds.horizon
             return ({**state, "tried": [], "since": None} if over else state), ()
-        state = {**state, "quiet": now, "since": now if state["since"] is None else state["since"]}
+        begins, onset = state["since"] is None, suspect.finding.onset
+        since, onset = (now, onset) if begins else (state["since"], min(onset, state["onset"]))
+        state = {**state, "quiet": now, "since": since, "onset": onset}
         if not _failed(state, suspect, situation, bounds):
             return state, ()
         proposal = _next(state, suspect, situation, bounds)
@@ -136,7 +138,7 @@ def _failed(state: Plain, suspect: Suspect, situation: Situation, bounds: Limits
 def _next(state: Plain, suspect: Suspect, situation: Situation, bounds: Limits) -> Proposal | None:
     """The first rung that is open, from where severity and harm ask to begin."""
     critical = suspect.finding.severity == "critical"
-    hurt = _harmed(situation, suspect)
+    hurt = _harmed(situation, state["onset"])
     rungs = RUNGS[suspect.cause]
     if any(o.undone and o.judged == situation.step for o in situation.outcomes):
         rungs = (ROLLBACK, *rungs)  # the act that was just undone did it: to go back is enough
@@ -163,7 +165,7 @@ def _rung(rung: int, state: Plain, suspect: Suspect, situation: Situation, bound
     action = {SKIP: _skip, CLIP: _clip, RATE: _cut}[rung](suspect, situation)
     if action is None or action.name not in situation.able:
         return None
-    bound = _bound(situation, suspect.finding.onset)
+    bound = _bound(situation, state["onset"])
     if bound is None:
         return None
     column, limit = bound
@@ -295,10 +297,10 @@ def _bound(situation: Situation, onset: int) -> tuple[str, float] | None:
     return None if now is None else (column, now)
 
 
-def _harmed(situation: Situation, suspect: Suspect) -> bool:
-    """Whether the loss has not come back: it is not finite, or far above its level before."""
-    now = _now(situation, suspect.finding.onset)
-    before = _baseline(situation, suspect.finding.onset)
+def _harmed(situation: Situation, onset: int) -> bool:
+    """Whether the loss has not come back: it is not finite, or far above its level before the incident."""
+    now = _now(situation, onset)
+    before = _baseline(situation, onset)
     return not math.isfinite(now) or before is None or now > before[0] + HARM * before[1]
 
 

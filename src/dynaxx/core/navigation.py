@@ -247,6 +247,7 @@ class LivePoint:
             isolation; None where none is kept.
         weight: Examples or tokens of a batch.
         device: Where the model is.
+        rate: What the actions in force multiply the learning rates of the optimizer's groups by.
     """
 
     step: int
@@ -257,6 +258,7 @@ class LivePoint:
     weight: Callable[[Any], float]
     device: torch.device
     starts: Callable[[], None] | None = None
+    rate: float = 1.0
 
 
 class Check(ABC):

@@ -142,6 +142,8 @@ def check_columns(detector: Detector, run: Log) -> None:
 
 def _holds(run: Log, name: str) -> bool:
     """Whether a column is there, stored or derived, with a row at least."""
+    if not any(part in run.columns for part in (name, name.rpartition(".")[0], name.partition("[")[0])):
+        return False  # at once: to raise UnknownName is to look for similar names, which takes milliseconds
     try:
         return len(run[name].steps) > 0
     except (UnknownName, NotApplicable):

@@ -109,7 +109,9 @@ def too_high(suspect: Suspect, seen: Dynamics) -> Suspect:
     suspect.weigh(_above(ratio, float(LARGE)), 6, f"updates are {ratio or 0:.2g} of the weights' size")
     suspect.weigh(_below(ratio, 1e-3), 0.3, "")
     suspect.weigh(_below(margin, 1.0), 5, f"the stability margin is {margin or 0:.2g}", against=0.7)
-    suspect.weigh(_below(agreement, OPPOSE), 3, f"successive gradients oppose each other (cosine {agreement or 0:+.2f})")
+    suspect.weigh(
+        _below(agreement, OPPOSE), 3, f"successive gradients oppose each other (cosine {agreement or 0:+.2f})"
+    )
     suspect.weigh(
         _above(seen.curvature, 1.0), 6, f"curvature along the gradient is {seen.curvature or 0:.2g} × 2/η", against=0.4
     )

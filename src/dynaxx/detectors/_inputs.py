@@ -22,3 +22,19 @@ def scale_of_inputs(run: Log) -> float:
         size = size[np.isfinite(size)]
         return float(np.median(size)) if len(size) else float("nan")
     return float(checked(run, "input_statistics").get("rms", float("nan")))
+
+
+def few_batches(run: Log) -> bool:
+    """Whether most of the measured batches are repeats of others: what the loss shows is then theirs.
+
+    Args:
+        run: The log.
+
+    Returns:
+        True where fewer than half are distinct over the first passes; False where it was not measured.
+    """
+    if "inputs.fingerprint" not in run.columns:
+        return False
+    marks = rows(run, "inputs.fingerprint").values[:30]
+    marks = marks[np.isfinite(marks)]
+    return len(marks) >= 16 and len(np.unique(marks)) <= len(marks) / 2

@@ -91,6 +91,9 @@ def progress(loss: Track, share: float = 0.25, since: int | None = None) -> Prog
 
 
 def opening(loss: Track) -> float:
-    """The level at which a run began: the median of its first three rows, the first one where the loss falls at once."""
+    """The loss at which a run began: of its first row and the median of its first three the smaller.
+
+    The first row is one batch's, the second and third may have exploded already.
+    """
     first = loss.values[:3]
-    return float(np.median(first)) if len(first) else math.nan
+    return float(min(first[0], np.median(first))) if len(first) else math.nan

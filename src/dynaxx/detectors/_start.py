@@ -88,3 +88,19 @@ def excess(run: Log) -> float:
     except NotApplicable:
         return float("nan")
     return found.excess if found.classes >= 2 else float("nan")
+
+
+def largest_step(run: Log) -> float:
+    """The largest median relative update of a layer over the first 20 measured steps.
+
+    Args:
+        run: The log.
+
+    Returns:
+        ‖Δθ_l‖/‖θ_l‖; 0 where it was not measured.
+    """
+    if "update_ratio" not in run.columns:
+        return 0.0
+    values = rows(run, "update_ratio").values[:20]
+    values = values[:, np.isfinite(values).all(axis=0)] if len(values) else values
+    return float(np.median(values, axis=0).max()) if values.size else 0.0

@@ -1,4 +1,4 @@
-"""A validation loss: its best point, how much an evaluation wanders by chance, and what the training loss did meanwhile."""
+"""A validation loss: its best point, how far one evaluation wanders by chance, and the training loss beside it."""
 
 from dataclasses import dataclass
 

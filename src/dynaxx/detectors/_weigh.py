@@ -59,7 +59,7 @@ class Suspect:
 
     @property
     def confidence(self) -> float:
-        """odds / (1 + odds), between 0 and `MOST`."""
+        """Odds / (1 + odds), between 0 and `MOST`."""
         return min(MOST, self.odds / (1 + self.odds)) if math.isfinite(self.odds) else MOST
 
 

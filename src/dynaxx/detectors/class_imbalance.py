@@ -40,7 +40,7 @@ class ClassImbalance(Detector):
         usual = np.bincount(index.values[top].astype(np.int64)).argmax()
         spans = stretches(share.steps, top & (index.values == usual), int(PERSIST.value), end_of(run))
         loss = rows(run, "loss").values[-20:]
-        if not spans or not np.nanmedian(loss) < 0.75 * begun.chance:
+        if not spans or not 0 <= np.nanmedian(loss) < 0.75 * begun.chance:
             return None
         size = float(np.median(share.values[top]))
         val = _validation(run)

@@ -6,7 +6,7 @@ from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Test, 
 from dynaxx.detectors._inputs import scale_of_inputs
 from dynaxx.detectors._reading import end_of, entries, fallen, rows, suspect, weighed
 from dynaxx.detectors._remedies import FAN_IN, LEAKY, STANDARDISE, rate
-from dynaxx.detectors._start import excess
+from dynaxx.detectors._start import excess, largest_step
 from dynaxx.errors import NotApplicable
 
 SHARE = Threshold(
@@ -82,7 +82,7 @@ class DeadUnits(Detector):
 
 
 def _causes(run: Log, *, start: bool) -> tuple[Cause, ...]:
-    scale, step, begun = scale_of_inputs(run), _largest_step(run), excess(run)
+    scale, step, begun = scale_of_inputs(run), largest_step(run), excess(run)
     return weighed(
         (
             suspect(
@@ -120,12 +120,3 @@ def _causes(run: Log, *, start: bool) -> tuple[Cause, ...]:
             ),
         )
     )
-
-
-def _largest_step(run: Log) -> float:
-    """Largest median relative update of a layer over the first 20 measured steps; 0 where it was not measured."""
-    if "update_ratio" not in run.columns:
-        return 0.0
-    values = rows(run, "update_ratio").values[:20]
-    values = values[:, np.isfinite(values).all(axis=0)] if len(values) else values
-    return float(np.median(values, axis=0).max()) if values.size else 0.0

@@ -3,15 +3,15 @@
 import numpy as np
 
 from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Severity, Test, Threshold
+from dynaxx.detectors._acts import advice, clip, roll_back, scale_rate, stop
 from dynaxx.detectors._blocks import Blocks, blocks
 from dynaxx.detectors._dynamics import dynamics, lagging, too_high
 from dynaxx.detectors._read import LOSS, Track, group, optional, unbroken
-from dynaxx.detectors._acts import advice, clip, roll_back, scale_rate, stop
 from dynaxx.detectors._weigh import Suspect, ranked
 from dynaxx.numerics.cusum import cusum
 
 HEIGHT = Threshold(
-    value=12.0,
+    value=8.0,
     origin="Page's sum over block medians, in deviations of one median",
     false_alarms="benchmarks/spikes.py, seven kinds of noise: 0 in 160 000 steps each",
 )
@@ -58,7 +58,9 @@ class Divergence(Detector):
         stands = last == len(cut) - 1
         top = float(cut.medians[first : last + 1].max())
         start = float(np.max(cut.medians[:2]))
-        severity: Severity = "note" if not stands else "critical" if cut.medians[-3:].min() > start + 3 * cut.noise else "warning"
+        severity: Severity = (
+            "note" if not stands else "critical" if cut.medians[-3:].min() > start + 3 * cut.noise else "warning"
+        )
         rate = _slope(cut, onset, last)
         where = int(cut.first[onset])
         grown = f"×{np.exp(top - best[first]):.3g}" if cut.log else f"by {top - best[first]:.3g}"
@@ -141,14 +143,20 @@ def _causes(run: Log, cut: Blocks, onset: int, first: int, last: int, severity: 
     seen = dynamics(run, begin, end)
     raised = _raised(run, begin)
     logits = _grows(optional(run, "logit_norm"), begin, end)
-    rate = too_high(Suspect("learning_rate_too_high", 0.45, (scale_rate(0.5, None, why), roll_back(begin, why), *rest)), seen)
+    rate = too_high(
+        Suspect("learning_rate_too_high", 0.45, (scale_rate(0.5, None, why), roll_back(begin, why), *rest)), seen
+    )
     rate.weigh(not sudden, 2, "the loss climbs step by step", against=0.7)
-    plan = Suspect("schedule_too_aggressive", 0.1, (scale_rate(0.5, 200, why), advice("Let the rate rise more slowly.")))
+    plan = Suspect(
+        "schedule_too_aggressive", 0.1, (scale_rate(0.5, 200, why), advice("Let the rate rise more slowly."))
+    )
     plan.weigh(raised, 8, "the learning rate had just been raised", against=0.3)
     shift = Suspect("data_shift", 0.15, (roll_back(begin, why), advice("Compare the data before and after this step.")))
     shift.weigh(sudden, 4, f"the level changed within {SUDDEN + 1} blocks and stayed", against=0.2)
     lag = lagging(Suspect("preconditioner_lag", 0.1, (clip(why), scale_rate(0.7, 200, why))), run, begin - 50, end)
-    inertia = Suspect("momentum_too_high", 0.08, (advice("Lower the momentum, 0.9 is usual."), scale_rate(0.5, None, why)))
+    inertia = Suspect(
+        "momentum_too_high", 0.08, (advice("Lower the momentum, 0.9 is usual."), scale_rate(0.5, None, why))
+    )
     inertia.weigh(group(run, "momentum") > 0.96, 6, f"momentum {group(run, 'momentum'):g}", against=0.3)
     scale = Suspect("attention_logit_growth", 0.03, (advice("Normalise queries and keys, or add a z-loss."),))
     scale.weigh(logits, 2, "the outputs' norm grows with the loss")

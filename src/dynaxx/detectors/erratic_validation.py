@@ -26,7 +26,7 @@ EVALUATIONS = 10
 
 
 class ErraticValidation(Detector):
-    """The robust scale of log changes between evaluations, over the second half of them, beside that of the training loss.
+    """Robust scale of log changes between evaluations, over the second half of them, beside that of the training loss.
 
     A note while the learning rate is still high and the best evaluations go on improving; a warning where they do not.
     """
@@ -51,15 +51,21 @@ class ErraticValidation(Detector):
         severity: Severity = "note" if improving else "warning"
         why = f"validation loss jumps by ×{np.exp(jumps):.2f}"
         gap = checked(run, "eval_train_gap").get("ratio")
-        modes = Suspect("train_eval_mismatch", 0.3, (advice("Raise the momentum of batch-norm statistics, or average weights."),))
+        modes = Suspect(
+            "train_eval_mismatch", 0.3, (advice("Raise the momentum of batch-norm statistics, or average weights."),)
+        )
         modes.weigh(_normalised(run), 3, "batch normalisation evaluates with running statistics", against=0.3)
-        modes.weigh(None if gap is None else abs(np.log(float(gap))) > 0.3, 5, f"train and eval mode differ ×{gap}", against=0.3)
-        rate = too_high(Suspect("learning_rate_too_high", 0.35, (scale_rate(0.3, None, why),)), dynamics(run, first, last))
+        modes.weigh(
+            None if gap is None else abs(np.log(float(gap))) > 0.3, 5, f"train and eval mode differ ×{gap}", against=0.3
+        )
+        rate = too_high(
+            Suspect("learning_rate_too_high", 0.35, (scale_rate(0.3, None, why),)), dynamics(run, first, last)
+        )
         small = Suspect("data_shift", 0.1, (advice("Evaluate on more examples, or on the same ones each time."),))
         return Finding(
             code=self.code,
             name="erratic_validation",
-            title=f"validation loss jumps by ×{np.exp(jumps):.2f} between evaluations, training by ×{np.exp(steady):.2f}",
+            title=f"validation loss jumps by ×{np.exp(jumps):.2f} an evaluation, training by ×{np.exp(steady):.2f}",
             severity=severity,
             spans=((first, last),),
             evidence=(
@@ -74,7 +80,7 @@ class ErraticValidation(Detector):
             ),
             causes=ranked(modes, rate, small),
             test=Test(
-                text="Compute the loss of one batch in training and in evaluation mode: unlike, it is the statistics of "
+                text="Compute the loss of one batch in training and evaluation mode: unlike, it is the statistics of "
                 "the normalisation; alike, it is the weights that jump.",
                 check="eval_train_gap",
             ),

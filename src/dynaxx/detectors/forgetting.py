@@ -65,7 +65,10 @@ class Forgetting(Detector):
         cause = Suspect(
             "forgetting",
             0.7,
-            (advice("Mix earlier data into the batches, or pull the weights towards the earlier ones."), scale_rate(0.3, None, why)),
+            (
+                advice("Mix earlier data into the batches, or pull the weights towards the earlier ones."),
+                scale_rate(0.3, None, why),
+            ),
         )
         cause.weigh(_sudden(worst, best), 3, "it began at once, as when the data change")
         shift = Suspect("data_shift", 0.3, (advice("Compare the data before and after this step."),))
@@ -105,7 +108,7 @@ def _validations(run: Log) -> tuple[list[Track], list[Track]]:
 
 
 def _back(found: Track, sign: float) -> tuple[float, float, int, bool]:
-    """How far a validation fell back from its best, in share (loss) or points (score) and in deviations; is it at its best."""
+    """How far it fell back, in share (loss) or points (score) and in deviations; its best row; whether it improves."""
     values = sign * found.values
     smooth = np.median(np.lib.stride_tricks.sliding_window_view(values, 3), axis=1)
     best = int(np.argmin(smooth)) + 1

@@ -26,7 +26,7 @@ ROWS = 20
 
 
 class GradientCollapse(Detector):
-    """Median gradient norm of the last steps against the run's typical one, layer by layer; the layer that fell least decides.
+    """Median gradient norm of the last steps against the usual one, by layer; the layer that fell least decides.
 
     Relative to the loss: gradients of a loss that falls a thousandfold fall too.
     """
@@ -46,7 +46,7 @@ class GradientCollapse(Detector):
             raise NotApplicable("no layer ever had a gradient: nothing can collapse")
         values = values[:, alive]
         stride = max(1, len(values) // 1000)
-        usual = np.quantile(values[: -ROWS : stride], 0.75, axis=0)
+        usual = np.quantile(values[:-ROWS:stride], 0.75, axis=0)
         now = np.median(values[-ROWS:], axis=0)
         ratio = float(np.max(now / np.maximum(usual, 1e-300)))
         level = float(np.median(loss.values[-ROWS:]))
@@ -60,7 +60,7 @@ class GradientCollapse(Detector):
         return Finding(
             code=self.code,
             name="gradient_collapse",
-            title=f"gradients of all layers {1 / max(ratio, 1e-12):.3g} times smaller since step {begin}, loss still {level:.3g}",
+            title=f"all gradients {1 / max(ratio, 1e-12):.3g} times smaller since step {begin}, loss still {level:.3g}",
             severity="warning",
             spans=((begin, last),),
             layers=labels,

@@ -22,7 +22,12 @@ EXCESS = Threshold(
     origin="squared norm over ‖G‖² + tr Σ/B, its expectation for one batch; a sum of t gradients has t to t² of it",
     false_alarms="",
 )
-PERSIST = Threshold(value=20, origin="rows on end of a mean over 5", false_alarms="")
+PERSIST = Threshold(
+    value=30,
+    origin="rows on end of a mean over 5, up to the last measured one: leaving a plateau has the cosine and the growth "
+    "for about 20 steps",
+    false_alarms="",
+)
 WINDOW = 5
 
 
@@ -43,9 +48,9 @@ class GradientsNotCleared(Detector):
         consecutive = np.diff(cosine.steps, prepend=cosine.steps[0] - 1) == 1
         if consecutive.sum() < PERSIST.value:
             raise NotApplicable("the cosine was not measured at enough consecutive steps")
-        level = moving_mean(np.where(consecutive, cosine.values, np.nan), WINDOW)
-        spans = stretches(cosine.steps, level >= COSINE.value, int(PERSIST.value), end_of(run))
-        if not spans:
+        at, level = cosine.steps[consecutive], moving_mean(cosine.values[consecutive], WINDOW)
+        spans = stretches(at, level >= COSINE.value, int(PERSIST.value), end_of(run))
+        if not spans or spans[-1][1] < at[-1]:
             return None
         moving = _moving(run, norms)
         total = np.sqrt((norms.values[:, moving] ** 2).sum(axis=1))
@@ -57,7 +62,7 @@ class GradientsNotCleared(Detector):
         if not inside.any() or len(before) == 0:
             return None
         grown = float(np.median(total[inside]) / before.min())
-        excess = _excess(run, norms.steps, total) if moving.all() else float("nan")
+        excess = _excess(run, norms.steps, total, spans[-1]) if moving.all() else float("nan")
         if not (grown >= GROWTH.value or excess >= EXCESS.value) or excess < 2:
             return None
         size = float(np.median(cosine.values[within(cosine.steps, spans)]))
@@ -125,13 +130,15 @@ class GradientsNotCleared(Detector):
 
 def _moving(run: Log, norms: Track) -> np.ndarray:
     """Which layers are updated; all where that was not measured."""
-    if "update_norm" not in run.columns:
-        return np.ones(len(norms.labels), dtype=bool)
-    update = rows(run, "update_norm")
-    return (update.values > 0).any(axis=0) if update.labels == norms.labels else np.ones(len(norms.labels), dtype=bool)
+    moving = np.ones(len(norms.labels), dtype=bool)
+    if "update_norm" in run.columns:
+        update = rows(run, "update_norm")
+        if update.labels == norms.labels:
+            moving = np.asarray((update.values > 0).any(axis=0))
+    return moving
 
 
-def _excess(run: Log, steps: np.ndarray, total: np.ndarray) -> float:
+def _excess(run: Log, steps: np.ndarray, total: np.ndarray, span: tuple[int, int]) -> float:
     """Median ratio of the squared norm to its expectation from the noise scale; NaN where that was not measured."""
     needed = ("gradient_noise.trace", "gradient_noise.gradient", "effective_batch")
     if any(name not in run.columns for name in needed):
@@ -142,7 +149,7 @@ def _excess(run: Log, steps: np.ndarray, total: np.ndarray) -> float:
     size = np.interp(at, batch.steps, batch.values)
     expected = np.maximum(gradient.values[there], 0) + trace.values[here] / np.maximum(size, 1)
     place = np.searchsorted(steps, at)
-    good = (place < len(steps)) & (expected > 0) & np.isfinite(expected)
+    good = (place < len(steps)) & (expected > 0) & np.isfinite(expected) & within(at, (span,))
     if not good.any():
         return float("nan")
     ratio = total[place[good]] ** 2 / expected[good]

@@ -42,14 +42,16 @@ class Grokking(Detector):
             return None
         if now < 0.2 * float(found.track.values[0]):
             return None
-        rising = float(np.median(found.track.values[-third:])) > 1.1 * float(np.median(found.track.values[-2 * third : -third]))
+        rising = float(np.median(found.track.values[-third:])) > 1.1 * float(
+            np.median(found.track.values[-2 * third : -third])
+        )
         norm = track(run, "parameter_norm").total().finite
         before, after = norm.between(0, begin), norm.between(begin, norm.steps[-1])
         if rising or len(before) == 0 or len(after) < 2:
             return None
         shrunk = 1 - float(after.values[-1]) / float(before.values[-1])
         decay = group(run, "weight_decay")
-        if shrunk < 0.002:
+        if shrunk < 0.02 or decay <= 0:
             return None
         cause = Suspect("grokking", 0.5, (advice("Go on: keep the weight decay and do not stop early."),))
         cause.weigh(decay > 0, 2, f"weight decay {decay:g} pulls", against=0.4)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Remedy, Severity, Test, Threshold
+from dynaxx.detectors._depth import depth
 from dynaxx.detectors._inputs import scale_of_inputs
 from dynaxx.detectors._reading import end_of, matrices, rows, suspect, weighed
 from dynaxx.detectors._remedies import FAN_IN, STANDARDISE
@@ -34,6 +35,14 @@ SYMMETRIC = Threshold(
 )
 
 
+QUIET = Threshold(
+    value=5.0,
+    origin="decades by which gradients per parameter of the first step fall from the last third of the depth to the "
+    "first: 20 plain layers of torch's own initialisation",
+    false_alarms="",
+)
+
+
 class _Fault(NamedTuple):
     cause: str
     severity: Severity
@@ -47,13 +56,13 @@ class Initialisation(Detector):
 
     code = "D18"
     title = "initialisation"
-    reads = ("outputs.guess_loss|activations.std|unit_symmetry",)
+    reads = ("outputs.guess_loss|activations.std|unit_symmetry|grad_norm",)
 
     def detect(self, run: Log) -> Finding | None:
         """What the first measured step shows."""
         if len(run.steps) == 0 or int(run.steps[0]) > LATEST:
             raise NotApplicable("the log does not show the first steps")
-        faults = [fault for fault in (_symmetric(run), _decided(run), _depth(run)) if fault is not None]
+        faults = [fault for fault in (_symmetric(run), _decided(run), _depth(run), _quiet(run)) if fault is not None]
         if not faults:
             return None
         worst = next((fault for fault in faults if fault.severity == "warning"), faults[0])
@@ -125,6 +134,27 @@ def _depth(run: Log) -> _Fault | None:
     return _Fault(cause, "warning", f"signals {verb} by {abs(change):.1f} decades over the depth", evidence)
 
 
+def _quiet(run: Log) -> _Fault | None:
+    """Gradients of the first step over the depth: small weights pass nothing back."""
+    try:
+        found = depth(run)
+    except NotApplicable:
+        return None
+    first, last = found.ends()
+    drop = float(last[0] - first[0])
+    if int(found.steps[0]) > LATEST or not drop >= QUIET.value:
+        return None
+    evidence = Evidence(
+        text=f"gradients per parameter of step {found.steps[0]} fall by {drop:.1f} decades towards the first layers",
+        columns=("grad_norm",),
+        steps=(int(found.steps[0]), int(found.steps[0])),
+        value=drop,
+        threshold=QUIET.value,
+    )
+    title = f"gradients of the first step fall by {drop:.1f} decades over the depth"
+    return _Fault("initialisation_too_small", "warning", title, evidence)
+
+
 def _symmetric(run: Log) -> _Fault | None:
     """Hidden layers whose units began equal; a warning where they are equal still after some updates."""
     if "unit_symmetry" not in run.columns:
@@ -142,6 +172,7 @@ def _symmetric(run: Log) -> _Fault | None:
         return None
     later = share.values[min(9, len(share.steps) - 1), alike]
     still = bool((later >= SYMMETRIC.value).any())
+    most = len(alike) > len(hidden) / 2  # zeros behind a skip connection are a choice, but not in most layers
     labels = tuple(share.labels[i] for i in alike)
     evidence = Evidence(
         text=f"{share.values[0, alike].max():.0%} of the units of {labels[0]} equal another one at step "
@@ -151,7 +182,7 @@ def _symmetric(run: Log) -> _Fault | None:
         threshold=SYMMETRIC.value,
     )
     title = f"units of {labels[0]} begin equal" + (" and stay so" if still else "")
-    return _Fault("initialisation_symmetric", "warning" if still else "note", title, evidence, labels)
+    return _Fault("initialisation_symmetric", "warning" if still or most else "note", title, evidence, labels)
 
 
 def _causes(run: Log, faults: set[str]) -> tuple[Cause, ...]:

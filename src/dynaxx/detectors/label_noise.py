@@ -13,13 +13,19 @@ STUCK = Threshold(
     origin="loss over ln C at the end: what a model that has learned nothing but the labels' frequencies keeps",
     false_alarms="",
 )
+FALLING = Threshold(
+    value=0.003,
+    origin="of ln C between the third and the last fifth of the run: what still gains that needs time",
+    false_alarms="",
+)
 RUNAWAY = 1.3
 """Loss over ln C above which the run has diverged, which is another matter."""
 STEPS = 150
 """Steps at full rate that a model is given to learn anything."""
 MOVING = 1e-4
 """Median update ratio below which the weights do not move enough to tell (TheDeepChecker 2022)."""
-DEAD = 0.5
+HALF = 0.5
+"""Share of dead units, saturated outputs or outputs normalised already that explains the loss in another way."""
 
 
 class LabelNoise(Detector):
@@ -44,10 +50,11 @@ class LabelNoise(Detector):
         tail = loss.values[-max(20, len(loss.values) // 5) :]
         tail = tail[np.isfinite(tail)]
         level = float(np.median(tail)) / begun.chance if len(tail) else float("nan")
-        if not STUCK.value <= level <= RUNAWAY:
+        if not STUCK.value <= level <= RUNAWAY or _gain(loss.values) > FALLING.value * begun.chance:
             return None
-        step, dead = _median_update(run), _largest(run, "activations.dead")
-        if not step >= MOVING or dead >= DEAD or _largest(run, "activations.saturated") >= DEAD:
+        step = _median_update(run)
+        failed = ("activations.dead", "activations.saturated", "outputs.normalised")
+        if not step >= MOVING or any(_largest(run, name) >= HALF for name in failed):
             return None
         cosine = _largest(run, "gradient_noise.cosine")
         probe = checked(run, "label_shuffle")
@@ -106,6 +113,15 @@ class LabelNoise(Detector):
                 check="label_shuffle",
             ),
         )
+
+
+def _gain(loss: np.ndarray) -> float:
+    """By how much the median of the last fifth is below that of the third fifth; 0 within three standard errors."""
+    parts = np.array_split(loss[np.isfinite(loss)], 5)
+    before, after = parts[2], parts[4]
+    gain = float(np.median(before) - np.median(after))
+    spread = 1.4826 * float(np.median(np.abs(after - np.median(after))))
+    return gain if gain > 3 * 1.2533 * spread * float(np.sqrt(2 / len(after))) else 0.0
 
 
 def _at_full_rate(run: Log) -> int:

@@ -115,9 +115,7 @@ def _called(run: Log) -> dict[str, bool]:
 
 
 def _severity_of_frozen(run: Log, frozen: list[str]) -> Severity:
-    """A warning where freezing costs the outcome: nobody asks for it in a run that starts from scratch, behind layers
-    that learn, or where the loss hardly falls.
-    """
+    """A warning where nobody freezes on purpose: from scratch, behind learning layers, where the loss hardly falls."""
     facts = layer_facts(run)
     wanted = [label for label in frozen if facts[label]["kind"] != "Embedding"]
     if not wanted:

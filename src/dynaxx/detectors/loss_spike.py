@@ -3,9 +3,9 @@
 import numpy as np
 
 from dynaxx.core.findings import Detector, Evidence, Finding, Log, Severity, Test, Threshold
+from dynaxx.detectors._acts import advice, clip, raise_epsilon, roll_back, scale_rate, skip
 from dynaxx.detectors._dynamics import dynamics, lagging, too_high
 from dynaxx.detectors._read import LOSS, Track, checked, optional, unbroken
-from dynaxx.detectors._acts import advice, clip, raise_epsilon, roll_back, scale_rate, skip
 from dynaxx.detectors._spikes import Spike, spikes
 from dynaxx.detectors._weigh import Suspect, ranked
 from dynaxx.errors import NotApplicable
@@ -99,7 +99,9 @@ def _evidence(loss: Track, spike: Spike, found: list[Spike]) -> tuple[Evidence, 
     if len(found) > 1:
         lone = sum(not s.lasting for s in found)
         lines.append(
-            Evidence(text=f"{len(found)} spikes in all, {lone} of a single step", columns=(loss.name,), value=len(found))
+            Evidence(
+                text=f"{len(found)} spikes in all, {lone} of a single step", columns=(loss.name,), value=len(found)
+            )
         )
     return tuple(lines)
 

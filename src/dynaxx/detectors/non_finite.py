@@ -1,12 +1,12 @@
-"""Values that are not finite, and where they began: in the data, the forward pass, the loss, the gradient or the step."""
+"""Values that are not finite, and where they began: in the data, forward pass, loss, gradient or update."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Test, Threshold
-from dynaxx.detectors._read import LOSS, Track, checked, optional, track
 from dynaxx.detectors._acts import advice, clip, roll_back, scale_rate, skip
+from dynaxx.detectors._read import LOSS, Track, checked, optional, track
 from dynaxx.detectors._weigh import Suspect, ranked
 from dynaxx.errors import NotApplicable
 
@@ -148,7 +148,9 @@ def _causes(run: Log, origin: _Bad, first: int, lost: bool) -> tuple[Cause, ...]
     grown = Suspect("exploding_gradients", 0.15, (clip(why), back))
     grown.weigh(blown, 3, said, against=0.4)
     grown.weigh(origin.stage == "the gradient", 3, "the loss was still finite when the gradient was not", against=0.6)
-    over = Suspect("overflow", 0.1, (advice("Compute in bfloat16, or keep the loss and the norms in float32."), clip(why)))
+    over = Suspect(
+        "overflow", 0.1, (advice("Compute in bfloat16, or keep the loss and the norms in float32."), clip(why))
+    )
     over.weigh(half, 6, "numbers are of 16 bits", against=0.4)
     return ranked(data, batch, rate, grown, over)
 
@@ -165,7 +167,9 @@ def _growth(run: Log, first: int) -> float | None:
         usual = found.between(0, first - BEFORE - 1)
         if len(near) == 0:
             continue
-        level = _middle(usual if len(usual) >= BEFORE else Track(name="", steps=found.steps[:3], values=found.values[:3]))
+        level = _middle(
+            usual if len(usual) >= BEFORE else Track(name="", steps=found.steps[:3], values=found.values[:3])
+        )
         top = float(np.sort(near.values)[-2:].min())
         if level > 0:
             best = max(best or 0.0, top / level)

@@ -26,11 +26,13 @@ STUCK = Threshold(
 )
 SINCE = Threshold(
     value=60.0,
-    origin="steps after which a run is judged, or 15 % of those planned if that is later: a catapult takes 10 % at most",
+    origin="steps after which a run is judged, or 15 % of those planned if later: a catapult takes 10 % at most",
     false_alarms="with POINTS",
 )
 OUT = 4.0
 """Growth of the weights' norm: healthy nets of the rescue suite grow by 2.2 at most in 400 steps."""
+BOUNCE = 1.05
+"""Running median of five losses over the first one: batches differ by less where nothing is learned."""
 OVERSHOT = 1.3
 """Loss above its first value for at least five steps, by this factor."""
 
@@ -45,8 +47,10 @@ class _Sign:
 
 
 class Oscillation(Detector):
-    """Signs of overshooting, weighed together: stability margin below 1, updates above a tenth of the weights, weights
-    thrown out, gradients that oppose each other, a loss far above its first value, in a run that gains little.
+    """Signs of overshooting, weighed together, in a run that gains little.
+
+    Stability margin below 1, updates above a tenth of the weights, weights thrown out, gradients that oppose each
+    other, a loss far above its first value.
     """
 
     code = "D8"
@@ -64,8 +68,7 @@ class Oscillation(Detector):
         if not signs:
             return None
         points = sum(sign.weight for sign in signs)
-        stuck = _stuck(loss)
-        if points < float(POINTS) or not stuck:
+        if points < float(POINTS) or not _stuck(loss) or not _bounces(run, loss):
             return None
         signs.sort(key=lambda sign: -sign.weight)
         begin = _begin(loss)
@@ -120,7 +123,7 @@ def _margin(found: Track | None) -> _Sign | None:
 
 
 def _ratio(found: Track | None) -> _Sign | None:
-    """The largest running median of five of the update ratio, the first step left out: layers of zeros make it large."""
+    """Largest running median of five update ratios, the first step left out: layers of zeros make it large."""
     values = None if found is None else found.values[found.steps > 1]
     if values is None:
         return None
@@ -171,6 +174,18 @@ def _stuck(loss: Track) -> bool:
     return level > float(STUCK) * start
 
 
+def _bounces(run: Log, loss: Track) -> bool:
+    """Whether overshooting did anything: the loss was above its first value, or updates are still large.
+
+    Weights that begin at or near zero grow many times over and have a margin near zero without any harm.
+    """
+    windows = np.lib.stride_tricks.sliding_window_view(loss.values, 5)
+    if np.median(windows[:: max(1, len(windows) // 2000)], axis=1).max() > BOUNCE * opening(loss):
+        return True
+    ratio = dynamics(run, int(loss.steps[-1]) // 2, int(loss.steps[-1])).ratio
+    return ratio is not None and ratio > float(LARGE)
+
+
 def _begin(loss: Track) -> int:
     """Where the loss was first above its first value for good, else the start."""
     high = np.flatnonzero(loss.values[:200] > OVERSHOT * opening(loss))
@@ -186,16 +201,24 @@ def _causes(run: Log, loss: Track, points: float) -> tuple[Cause, ...]:
     high = Suspect("learning_rate_too_high", 0.55, (scale_rate(0.1, None, why), roll_back(1, why, pass_data=False)))
     high.weigh(points >= 5, 3, f"{points:g} points of signs, {float(POINTS):g} are enough")
     high.weigh(repeats, 0.25, "")
-    inertia = Suspect("momentum_too_high", 0.08, (advice("Lower the momentum, 0.9 is usual."), scale_rate(0.3, None, why)))
-    inertia.weigh(momentum > 0.96, 12, f"momentum {momentum:g} multiplies steps by {1 / max(1 - momentum, 1e-9):.0f}", against=0.2)
-    cold = Suspect("warmup_missing", 0.12, (advice("Raise the rate over the first 5 % of the steps."), scale_rate(0.3, None, why)))
+    inertia = Suspect(
+        "momentum_too_high", 0.08, (advice("Lower the momentum, 0.9 is usual."), scale_rate(0.3, None, why))
+    )
+    inertia.weigh(
+        momentum > 0.96, 12, f"momentum {momentum:g} multiplies steps by {1 / max(1 - momentum, 1e-9):.0f}", against=0.2
+    )
+    cold = Suspect(
+        "warmup_missing", 0.12, (advice("Raise the rate over the first 5 % of the steps."), scale_rate(0.3, None, why))
+    )
     cold.weigh(_cold(run), 1.5, "the rate was at its peak from the first step", against=0.2)
     cold.weigh(progress(loss).trend.slope < 0 if len(loss) >= 80 else None, 1.5, "it settles later", against=0.5)
     summed = Suspect("gradients_not_cleared", 0.05, (advice("Call zero_grad once per update."),))
     summed.weigh(repeats, 15, f"successive gradients repeat each other (cosine {seen.agreement or 0:.2f})", against=0.3)
     scale = Suspect("initialisation_too_large", 0.06, (advice("Initialise by the fan-in of the layers."), clip(why)))
     live = checked(run, "directional_curvature").get("curvature")
-    high.weigh(None if live is None or seen.curvature is None else seen.curvature > 1, 4, "a live check agrees", against=0.5)
+    high.weigh(
+        None if live is None or seen.curvature is None else seen.curvature > 1, 4, "a live check agrees", against=0.5
+    )
     return ranked(high, inertia, cold, summed, scale)
 
 

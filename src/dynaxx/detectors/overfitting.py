@@ -4,14 +4,15 @@ import numpy as np
 
 from dynaxx.core.findings import Detector, Evidence, Finding, Log, Severity, Test, Threshold
 from dynaxx.detectors._acts import advice, scale_rate, stop
-from dynaxx.detectors._read import LOSS, VALIDATION, checked
+from dynaxx.detectors._progress import opening
+from dynaxx.detectors._read import LOSS, VALIDATION, checked, group, unbroken
 from dynaxx.detectors._validation import Validation, accuracy, need_fall, still_better, validation
 from dynaxx.detectors._weigh import Suspect, ranked
 from dynaxx.numerics.two_sample import rank_shift
 
 RISE = Threshold(
     value=0.1,
-    origin="validation loss above its best by a tenth: training-doctor and SageMaker take a tenth too, of one evaluation",
+    origin="validation loss above its best by a tenth, as training-doctor and SageMaker have it of one evaluation",
     false_alarms="rescue logs, see the report of the suite",
 )
 SURE = Threshold(
@@ -24,10 +25,18 @@ BACK = Threshold(
     origin="and it takes back a tenth of what was gained: close to zero a tenth more is nothing",
     false_alarms="with RISE",
 )
+FITTED = Threshold(
+    value=0.3,
+    origin="training loss below this share of its first value while no validation of the second half is below that "
+    "first value: worse than guessing",
+    false_alarms="with RISE; under strong decay it is left to `grokking`",
+)
+GROKS = 0.1
+"""Weight decay from which validation may yet follow a solved training set (Power 2022: 1; a tenth of it, to be safe)."""
 
 
 class Overfitting(Detector):
-    """The median of the last three evaluations lies above the best by a tenth and four deviations; the training loss fell.
+    """The median of the last three evaluations is a tenth and four deviations above the best; the training loss fell.
 
     A note where a logged accuracy has not suffered: then the model is only too sure of itself.
     """
@@ -41,12 +50,17 @@ class Overfitting(Detector):
         found = validation(run)
         need_fall(found)
         rise = found.now - found.lowest
+        never = _never(run, found)
+        if never is not None:
+            return never
         after = found.track.values[found.best + 1 :]
         if len(after) < 3 or rise < float(RISE) * found.lowest or rise < float(SURE) * found.noise:
             return None
         if rise < float(BACK) * max(found.gained, 0.0):
             return None
-        share, p = rank_shift(found.track.values[max(0, found.best - 2) : found.best + 3], after[-max(5, len(after) // 2) :])
+        share, p = rank_shift(
+            found.track.values[max(0, found.best - 2) : found.best + 3], after[-max(5, len(after) // 2) :]
+        )
         train = found.train[np.isfinite(found.train)]
         fell = bool(len(train) > 2 and np.median(train[-3:]) < found.train[found.best] * 0.98)
         if p > 0.05 or not fell:
@@ -70,7 +84,7 @@ class Overfitting(Detector):
                     threshold=float(RISE),
                 ),
                 Evidence(
-                    text=f"training loss fell meanwhile from {found.train[found.best]:.4g} to {np.median(train[-3:]):.4g}",
+                    text=f"training loss fell from {found.train[found.best]:.4g} to {np.median(train[-3:]):.4g}",
                     columns=("loss",),
                     steps=(best, int(found.track.steps[-1])),
                 ),
@@ -83,6 +97,38 @@ class Overfitting(Detector):
                 check="example_losses",
             ),
         )
+
+
+def _never(run: Log, found: Validation) -> Finding | None:
+    """The training set is fitted, and the validation stands no better than the first training loss."""
+    loss = unbroken(run, LOSS, 60)
+    start, half = opening(loss), len(found.track) // 2
+    train, lowest = float(np.nanmedian(found.train[-3:])), float(found.smooth[half:].min())
+    if not train < float(FITTED) * start or lowest < start or group(run, "weight_decay") >= GROKS:
+        return None
+    first, last = int(found.track.steps[0]), int(found.track.steps[-1])
+    memory = Suspect("overfitting", 0.55, (stop("nothing carries over"), advice("Gather more data, or regularise.")))
+    shift = Suspect("data_shift", 0.3, (advice("Compare the classes and the inputs of training and validation."),))
+    labels = Suspect("label_noise", 0.2, (advice("Compare a few inputs with their labels by eye."),))
+    repeated = Suspect("repeated_batch", 0.25, (advice("Count the distinct batches of an epoch."),))
+    return Finding(
+        code="D11",
+        name="overfitting",
+        title=f"fitted to {train:.3g} in training, validation at {found.now:.3g}: nothing carries over",
+        severity="warning",
+        spans=((first, last),),
+        evidence=(
+            Evidence(
+                text=f"training loss {start:.4g} → {train:.4g}; no validation in the second half below {lowest:.4g}",
+                columns=(loss.name, found.track.name),
+                steps=(first, last),
+                value=lowest / start,
+                threshold=1.0,
+            ),
+        ),
+        causes=ranked(memory, shift, labels, repeated),
+        test=Test(text="Look at the losses of single training examples.", check="example_losses"),
+    )
 
 
 def _metric(fine: bool | None) -> tuple[Evidence, ...]:
@@ -99,7 +145,11 @@ def _causes(run: Log, found: Validation, fine: bool | None, best: int):  # noqa:
     memory = Suspect(
         "overfitting",
         0.6,
-        (stop(why), advice("Regularise: weight decay, dropout, augmentation; or gather more data."), scale_rate(0.3, None, why)),
+        (
+            stop(why),
+            advice("Regularise: weight decay, dropout, augmentation; or gather more data."),
+            scale_rate(0.3, None, why),
+        ),
     )
     memory.weigh(gap > 3, 3, f"validation loss is {gap:.3g} × the training loss", against=0.7)
     labels = Suspect("label_noise", 0.12, (advice("Look at the examples that fit last."),))

@@ -15,9 +15,9 @@ LEAST = Threshold(
     false_alarms="a plateau that was left later is a note; see GAINED for the alarm",
 )
 GAINED = Threshold(
-    value=0.03,
+    value=0.06,
     origin="an alarm only where the whole run has gained less than this share of its first loss: the loss of a "
-    "classifier that learns nothing wanders by 1 to 2 %",
+    "classifier that learns nothing wanders by 1 to 2 %, and marginal frequencies alone are worth 5 %",
     false_alarms="rescue logs, see the report of the suite",
 )
 STEPS = Threshold(
@@ -31,7 +31,7 @@ DECAYED = 0.1
 
 
 class Plateau(Detector):
-    """A stretch of the training loss in which the trend, with errors that know of correlation, rules out an improvement.
+    """A stretch of the training loss whose trend, with errors that know of correlation, rules out an improvement.
 
     A note where something was learned before: it says which kind of plateau it is. A warning where nothing was.
     """
@@ -49,8 +49,9 @@ class Plateau(Detector):
         promise = now.promise(ahead)
         if promise > float(LEAST) or now.trend.slope > 3 * now.trend.error:
             return None
-        never = now.gained < float(GAINED) and last >= min(float(STEPS), 0.25 * (planned(run) or 10**9))
-        seen = dynamics(run, now.first, last)
+        falling = now.trend.slope < -3 * now.trend.error
+        never = now.gained < float(GAINED) and not falling and last >= min(float(STEPS), 0.25 * (planned(run) or 10**9))
+        seen = dynamics(run, 1 if never else now.first, last)
         causes = _causes(run, now, seen, never)
         span = (1 if never else now.first, last)
         return Finding(
@@ -62,7 +63,7 @@ class Plateau(Detector):
             spans=(span,),
             evidence=(
                 Evidence(
-                    text=f"slope {now.trend.slope:+.2g} ± {now.trend.error:.2g} a step from step {now.first} on: a fall "
+                    text=f"slope {now.trend.slope:+.2g} ± {now.trend.error:.2g} a step since step {now.first}: a fall "
                     f"by more than {max(promise, 0):.1%} in the next {ahead:.0f} steps is ruled out at 95 %; "
                     f"{now.gained:.0%} of the first loss is gained",
                     columns=(loss.name,),
@@ -97,14 +98,18 @@ def _causes(run: Log, now: Progress, seen: Dynamics, never: bool) -> tuple[Cause
     done.weigh(now.gained > 0.8, 4, f"{now.gained:.0%} of the first loss is gained", against=0.7)
     done.weigh(never, 0.02, "")
     floor = Suspect("noise_floor", 0.3, (scale_rate(0.3, None, why), advice("Let the rate decay, or raise the batch.")))
-    floor.weigh(None if seen.noise is None else seen.noise > 2, 3, f"noise scale {seen.noise or 0:.2g} × batch", against=0.4)
+    floor.weigh(
+        None if seen.noise is None else seen.noise > 2, 3, f"noise scale {seen.noise or 0:.2g} × batch", against=0.4
+    )
     floor.weigh(agree, 0.3, "", against=1.5)
     floor.weigh(decayed, 0.15, "")
     floor.weigh(never, 0.1, "")
     floor.weigh(small, 0.3, "")
     valley = Suspect("flat_valley", 0.12, (scale_rate(3.0, 200, why),))
     valley.weigh(agree, 4, f"gradients of different batches agree (cosine {agreement:.2f})", against=0.5)
-    valley.weigh(None if gradient is None else gradient < 0.1, 2, f"the gradient is {gradient or 0:.2g} × its first norm")
+    valley.weigh(
+        None if gradient is None else gradient < 0.1, 2, f"the gradient is {gradient or 0:.2g} × its first norm"
+    )
     valley.weigh(decayed, 0.2, "")
     saddle = Suspect("saddle", 0.06, (scale_rate(3.0, 100, why),))
     saddle.weigh(None if curved is None else curved < 0, 15, "the loss curves downward along the gradient", against=0.3)
@@ -112,22 +117,35 @@ def _causes(run: Log, now: Progress, seen: Dynamics, never: bool) -> tuple[Cause
     low = Suspect("learning_rate_too_low", 0.1, (scale_rate(10.0, None, why),))
     low.weigh(small, 6, f"updates are {ratio:.1g} of the weights' size", against=0.2)
     low.weigh(agree, 3, f"gradients of different batches agree (cosine {agreement:.2f})", against=0.7)
-    low.weigh(decayed, 0.05, "")
+    low.weigh(decayed and not never, 0.05, "")
+    low.weigh(
+        None if seen.margin is None else seen.margin > 300, 6, f"stability margin {seen.margin or 0:.3g}", against=0.6
+    )
     low.weigh(still, 0.3, "")
     suspects.append(low)
     if never:
-        apart = Suspect("loss_disconnected", 0.1, (advice("Look for detach, no_grad or a wrong variable in the loss."),))
-        apart.weigh(still or (None if gradient is None else _zero(run)), 20, "updates or gradients are zero", against=0.15)
+        apart = Suspect(
+            "loss_disconnected", 0.1, (advice("Look for detach, no_grad or a wrong variable in the loss."),)
+        )
+        apart.weigh(
+            still or (None if gradient is None else _zero(run)), 20, "updates or gradients are zero", against=0.15
+        )
         labels = Suspect("shuffled_labels", 0.3, (advice("Compare a few inputs with their labels by eye."),))
         labels.weigh(large, 0.2, "")
+        labels.weigh(_early_layers_small(run), 0.3, "")
+        labels.weigh(_normalised(run), 0.1, "")
         labels.weigh(small, 0.1, "", against=2.5)
         labels.weigh(agree, 0.6, "", against=1.5)
         labels.why.append("the weights move as in any run, and nothing is learned")
         labels.weigh(live, 5, "one batch alone can be fitted", against=0.1)
         high = too_high(Suspect("learning_rate_too_high", 0.2, (scale_rate(0.1, None, why),)), seen)
         dead = Suspect("vanishing_gradients", 0.1, (advice("Use normalisation or residual connections."),))
-        dead.weigh(_early_layers_small(run), 8, "gradients of the first layers are far below those of the last", against=0.2)
-        suspects += [apart, labels, high, dead]
+        dead.weigh(
+            _early_layers_small(run), 8, "gradients of the first layers are far below those of the last", against=0.2
+        )
+        twice = Suspect("double_softmax", 0.03, (advice("Give the loss logits, not probabilities."),))
+        twice.weigh(_normalised(run), 40, "the outputs sum to one before the loss", against=0.3)
+        suspects += [apart, labels, high, dead, twice]
     return ranked(*suspects)
 
 
@@ -155,6 +173,13 @@ def _curvature(run: Log, now: Progress) -> float | None:
         return float(live)
     late = None if found is None else found.finite.between(now.first, now.last)
     return None if late is None or len(late) < 2 else float(np.median(late.values))
+
+
+def _normalised(run: Log) -> bool | None:
+    """Whether the outputs are probabilities already."""
+    found = optional(run, "outputs.normalised")
+    good = None if found is None else found.finite
+    return None if good is None or len(good) == 0 else bool(np.median(good.values) > 0.5)
 
 
 def _early_layers_small(run: Log) -> bool | None:

@@ -6,6 +6,7 @@ from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Remedy
 from dynaxx.detectors._inputs import scale_of_inputs
 from dynaxx.detectors._reading import end_of, entries, moving_mean, rows, suspect, weighed
 from dynaxx.detectors._remedies import FAN_IN, STANDARDISE, rate
+from dynaxx.detectors._start import largest_step
 from dynaxx.errors import NotApplicable
 
 SHARE = Threshold(
@@ -74,7 +75,7 @@ class Saturation(Detector):
 
 
 def _causes(run: Log, start: float, *, first: bool) -> tuple[Cause, ...]:
-    scale = scale_of_inputs(run)
+    scale, step = scale_of_inputs(run), largest_step(run)
     began = start >= SHARE.value
     return weighed(
         (
@@ -104,8 +105,9 @@ def _causes(run: Log, start: float, *, first: bool) -> tuple[Cause, ...]:
             suspect(
                 "learning_rate_too_high",
                 0.3,
-                0.15 if began else 4.0,
-                why=f"it rose from {start:.0%} at the start",
+                0.15 if began else 1.5,
+                3.0 if step > 0.1 else 0.7,
+                why=f"it rose from {start:.0%} at the start; early updates were {step:.2g} of the weights",
                 remedies=(rate(0.3),),
             ),
         )

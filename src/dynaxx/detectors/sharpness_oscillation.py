@@ -56,7 +56,9 @@ class SharpnessOscillation(Detector):
         why = f"sharpness swings by ×{np.exp(swing):.2f}"
         edge = Suspect("edge_of_stability", 0.45, (advice("Nothing needs to be done."),))
         edge.weigh(falling, 4, "the loss falls on average", against=0.2)
-        edge.weigh(None if middle is None else 0.7 < middle < 1.5, 4, f"the margin hovers at {middle or 0:.2g}", against=0.3)
+        edge.weigh(
+            None if middle is None else 0.7 < middle < 1.5, 4, f"the margin hovers at {middle or 0:.2g}", against=0.3
+        )
         rate = Suspect("learning_rate_too_high", 0.35, (scale_rate(0.5, None, why),))
         rate.weigh(None if middle is None else middle < 1, 3, f"the stability margin is {middle or 0:.2g}", against=0.4)
         rate.weigh(falling, 0.4, "", against=2.5)
@@ -69,7 +71,7 @@ class SharpnessOscillation(Detector):
             spans=((first, last),),
             evidence=(
                 Evidence(
-                    text=f"{turns:.0%} of {len(good)} measurements turn the direction, typical change ×{np.exp(swing):.2f}",
+                    text=f"{turns:.0%} of {len(good)} measurements turn back, typical change ×{np.exp(swing):.2f}",
                     columns=(found.name,),
                     steps=(first, last),
                     value=turns,

@@ -13,7 +13,7 @@ from dynaxx.detectors._weigh import Suspect, ranked
 from dynaxx.errors import NotApplicable
 
 POINTS = Threshold(
-    value=3.5,
+    value=4.5,
     origin="sum of the weights in `_signs`: one strong sign and two weak ones at least",
     false_alarms="rescue logs, see the report of the suite",
 )
@@ -34,6 +34,8 @@ MOVED = Threshold(
     "runs of the rescue suite reach 2 to 4",
     false_alarms="with POINTS",
 )
+FAR = 1.0
+"""Relative updates in sum beyond which steps are not short, whatever the margin: weights may have been made anew."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +48,10 @@ class _Sign:
 
 
 class SlowProgress(Detector):
-    """Signs that steps are far too short, weighed together: a large stability margin, updates whose sum over the run
-    stays small beside the weights, gradients that agree from step to step, a loss that falls at an even pace.
+    """Signs that steps are far too short, weighed together.
+
+    A large stability margin, updates whose sum over the run stays small beside the weights, gradients that agree from
+    step to step, a loss that falls at an even pace.
     """
 
     code = "D9"
@@ -66,7 +70,10 @@ class SlowProgress(Detector):
                 raise NotApplicable("the learning rate has been decayed: short steps are what was asked for")
         if now.gained > float(GAINED) or now.trend.slope > 2 * now.trend.error:
             return None
-        signs = _signs(run, now, seen)
+        ratio = _mean_ratio(run)
+        if ratio is not None and ratio * now.last > FAR:
+            return None
+        signs = _signs(run, now, seen, ratio)
         points = sum(sign.weight for sign in signs)
         if points < float(POINTS) or max(sign.weight for sign in signs) < 2:
             return None
@@ -90,9 +97,9 @@ class SlowProgress(Detector):
         )
 
 
-def _signs(run: Log, now: Progress, seen: Dynamics) -> list[_Sign]:
+def _signs(run: Log, now: Progress, seen: Dynamics, ratio: float | None) -> list[_Sign]:
     signs: list[_Sign] = []
-    margin, ratio = seen.margin, _mean_ratio(run)
+    margin = seen.margin
     if margin is not None and margin > float(MARGIN):
         text = f"stability margin {margin:.3g}: steps could be so many times longer before they overshoot"
         weight = 3.0 if margin > 10 * float(MARGIN) else 2.0
@@ -142,7 +149,9 @@ def _causes(run: Log, now: Progress, seen: Dynamics, signs: list[_Sign]) -> tupl
     epsilon = group(run, "eps")
     share = optional(run, "optimizer_state.epsilon_dominated")
     ruled = None if share is None else bool(np.nanmedian(share.values[-10:]) > 0.5)
-    large = Suspect("epsilon_too_large", 0.15, (advice("Lower Adam's ε: 1e-8 is usual."), scale_rate(factor, None, why)))
+    large = Suspect(
+        "epsilon_too_large", 0.15, (advice("Lower Adam's ε: 1e-8 is usual."), scale_rate(factor, None, why))
+    )
     if not adaptive(run):
         large.odds = 0.0
     large.weigh(ruled, 12, "ε exceeds the root of the second moments in most coordinates", against=0.2)

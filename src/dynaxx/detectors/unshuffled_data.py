@@ -3,6 +3,7 @@
 import numpy as np
 
 from dynaxx.core.findings import Detector, Evidence, Finding, Log, Remedy, Test, Threshold
+from dynaxx.detectors._inputs import few_batches
 from dynaxx.detectors._reading import end_of, rows, suspect, weighed
 from dynaxx.errors import NotApplicable
 
@@ -14,6 +15,12 @@ PERIODIC = Threshold(
 TURNS = Threshold(
     value=0.3,
     origin="share of measured batches that are nearly of one class, another one than the batch before",
+    false_alarms="",
+)
+NEIGHBOURS = Threshold(
+    value=0.3,
+    origin="correlation of the residual from one step to the next, where it repeats with the epoch: batches that are "
+    "alike follow each other; 6 standard errors in 400 steps",
     false_alarms="",
 )
 PURE = 0.6
@@ -44,7 +51,7 @@ class UnshuffledData(Detector):
                 f"it takes {LEAST} steps over two epochs of at least {SHORTEST} steps, or a classifier's outputs"
             )
         pure, repeats = turns >= TURNS.value, periodic >= PERIODIC.value
-        if not (pure or repeats):
+        if not (pure or repeats) or few_batches(run):
             return None
         loss = rows(run, "loss")
         span = (int(loss.steps[0]), end_of(run))
@@ -71,7 +78,7 @@ class UnshuffledData(Detector):
                     threshold=PERIODIC.value,
                 )
             )
-        drifts = pure or neighbours >= PERIODIC.value
+        drifts = pure or neighbours >= NEIGHBOURS.value
         return Finding(
             code=self.code,
             name="unshuffled_data",

@@ -117,6 +117,7 @@ def _causes(run: Log, level: np.ndarray, spans: tuple[tuple[int, int], ...]) -> 
                 0.6,
                 2.0 if steady >= 0.6 else 0.7,
                 1.5 if at_once else 1.0,
+                0.4 if max(saturated, dead) >= 0.5 or shrinking >= 2 else 1.0,
                 why=f"{steady:.0%} of the layers have smaller gradients than the next one",
                 remedies=(
                     Remedy(text="Replace sigmoid or tanh by ReLU or GELU, add skip connections or normalisation."),

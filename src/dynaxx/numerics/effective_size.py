@@ -5,7 +5,7 @@ from jaxtyping import Float
 
 
 def autocorrelation_time(values: Float[np.ndarray, " n"]) -> float:
-    """τ = 1 + 2 Σ_k ρ_k, summed over pairs of lags while the pairs stay positive (Geyer 1992).
+    """τ = 1 + 2 Σ_k ρ_k, summed over pairs of lags while they stay positive, made to fall (Geyer 1992).
 
     The mean of n values has the variance σ²τ/n, so that they are worth n/τ independent ones.
 
@@ -31,4 +31,5 @@ def autocorrelation_time(values: Float[np.ndarray, " n"]) -> float:
     pairs = correlation[:even].reshape(-1, 2).sum(axis=1)
     ends = np.flatnonzero(pairs <= 0)
     stop = int(ends[0]) if len(ends) else len(pairs)
-    return max(2.0 * float(pairs[:stop].sum()) - 1.0, 1.0 / count)
+    falling = np.minimum.accumulate(pairs[:stop])
+    return max(2.0 * float(falling.sum()) - 1.0, 1.0 / count)

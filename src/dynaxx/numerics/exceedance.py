@@ -15,7 +15,7 @@ HEAVIEST = 0.9
 HEAVIER = 2.0
 """Standard errors by which a tail must exceed the normal one before it is taken for heavier."""
 SURE = 1.5
-"""Standard errors by which the shape is taken on the heavy side: a short sample shows less of its tail than there is."""
+"""Standard errors by which the shape is taken on the heavy side: a short sample shows little of its tail."""
 
 
 def exceedance_threshold(sample: Float[np.ndarray, " n"], rate: float) -> float:

@@ -1,4 +1,4 @@
-"""Level and spread of a stream that outliers cannot move: medians and MADs, also over a window that trails each point."""
+"""Level and spread that outliers cannot move: medians and MADs, also over a window that trails each point."""
 
 from typing import NamedTuple
 
@@ -38,7 +38,7 @@ def center_and_scale(values: Float[np.ndarray, "*shape n"]) -> tuple[np.ndarray,
         (3.0, 1.4826)
     """
     center = np.median(values, axis=-1)
-    return center, CONSISTENT * np.median(np.abs(values - center[..., None]), axis=-1)
+    return np.asarray(center), np.asarray(CONSISTENT * np.median(np.abs(values - center[..., None]), axis=-1))
 
 
 def trailing_baseline(

@@ -53,7 +53,7 @@ class Trend:
             The probability under Student's t for the slope.
 
         Example:
-            >>> at = np.arange(100.0)
+            >>> at = np.arange(101.0)
             >>> round(trend(at, np.cos(np.pi * at)).improves(0.0, 10.0), 1)
             0.5
         """

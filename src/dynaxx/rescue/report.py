@@ -3,6 +3,7 @@
 import json
 import math
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -47,8 +48,9 @@ class Report:
         """What was run, in a line."""
         kinds = {kind: sum(run.case.kind == kind for run in untouched(self.runs)) for kind in KINDS}
         counted = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-        skipped = sum(run.status == "not applicable" for run in self.runs)
-        return f"{counted} runs; {len(hurt(self.runs))} were hurt by what was planted; {skipped} cases do not apply"
+        status = Counter(run.status for run in self.runs)
+        ends = f"{status['not applicable']} cases do not apply, {status['refused']} were refused, {status['failed']} failed"
+        return f"{counted} runs; {len(hurt(self.runs))} were hurt by what was planted; {ends}"
 
     def observer_rows(self) -> list[tuple[str, ...]]:
         """The table of the observers."""

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 
 from dynaxx.errors import BadInput
-from dynaxx.rescue.faults import names
+from dynaxx.rescue.faults import names, plant
 from dynaxx.rescue.nets import NETS
-from dynaxx.rescue.training import Case, Ended, run_case
+from dynaxx.rescue.policies import policy as find_policy
+from dynaxx.rescue.training import Case, Ended, base_task, run_case
 
 LABELS = "labels.json"
 
@@ -35,9 +36,16 @@ def cases(
         steps: Optimizer steps; None: each task's own.
 
     Returns:
-        The cases, clean ones first. Raises `BadInput` where there is none.
+        The cases, clean ones first.
+
+    Raises:
+        BadInput: There is none. UnknownName: there is no such net, task, alteration or policy.
     """
-    chosen = [None, *(names() if alterations is None else alterations)]
+    for net in nets:
+        base_task(net, 0)  # what cannot be found is said before any process begins
+    for policy in policies:
+        find_policy(policy, 0, 1)
+    chosen = [None, *(plant(name, 0).name for name in (names() if alterations is None else alterations))]
     found = [
         Case(net=net, seed=seed, alteration=name, policy=policy, steps=steps)
         for policy, name, seed, net in product(policies, chosen, seeds, nets)

@@ -14,10 +14,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from dynaxx.catalog import task as find_task
+from dynaxx import catalog
 from dynaxx.core.loop import epoch_seed, evaluate, train_steps, validation_seed
 from dynaxx.core.task import Task, derive_seed
-from dynaxx.errors import BadInput, DynaxxWarning, NotApplicable
+from dynaxx.errors import BadInput, DynaxxWarning, NotApplicable, UnknownName
 from dynaxx.rescue.altered import Altered
 from dynaxx.rescue.faults import ALTERATIONS, plant
 from dynaxx.rescue.nets import NETS, small_task
@@ -31,7 +31,7 @@ EVALUATIONS = 20
 SAVES = 10
 RESULT = "rescue.json"
 """What became of a case, in its folder; written last, so that a folder without it is trained anew."""
-Status = Literal["finished", "stopped", "refused", "not applicable"]
+Status = Literal["finished", "stopped", "refused", "failed", "not applicable"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +71,7 @@ class Case:
 
     def task(self) -> Altered:
         """The task to train. Raises `NotApplicable` where it has no place for the alteration."""
-        task: Task = small_task(self.net, self.seed) if self.net in NETS else find_task(self.net)
+        task = base_task(self.net, self.seed)
         task.steps = self.steps or task.steps
         alteration = None if self.alteration is None else plant(self.alteration, self.seed)
         return Altered(task, alteration, seed=self.seed)
@@ -84,8 +84,9 @@ class Ended:
     Args:
         case: The case.
         folder: Its run folder.
-        status: "finished", "stopped" (by an act), "refused" (Dynaxx would not begin) or "not applicable".
-        why: The reason of the last three.
+        status: "finished", "stopped" (by an act), "refused" (Dynaxx would not begin), "failed" (the task raised an error
+            under what was planted) or "not applicable".
+        why: The reason of the last four.
         steps: Planned steps.
         step: Completed ones.
         passes: Losses taken with a gradient, probes and trials included.
@@ -137,6 +138,26 @@ class Ended:
         return cls(**read)
 
 
+def base_task(net: str, seed: int) -> Task:
+    """The untouched task of a case.
+
+    Args:
+        net: One of the suite's nets, or a task.
+        seed: Draws the suite's nets.
+
+    Returns:
+        The task.
+
+    Raises:
+        UnknownName: There is no such net or task.
+    """
+    if net in NETS:
+        return small_task(net, seed)
+    if ".py" not in net and net not in catalog.names("tasks"):
+        raise UnknownName("net or task", net, [*NETS, *catalog.names("tasks")])
+    return catalog.task(net)
+
+
 def run_case(case: Case, out: Path) -> Ended:
     """Train a case, or read what became of it earlier.
 
@@ -159,6 +180,8 @@ def run_case(case: Case, out: Path) -> Ended:
         ended = Ended(case=case, folder=str(folder), status="not applicable", why=str(reason))
     except BadInput as reason:
         ended = Ended(case=case, folder=str(folder), status="refused", why=str(reason), **_truth(case, case.task()))
+    except Exception as error:  # a user's own task may bear what is planted badly; the other cases go on
+        ended = Ended(case=case, folder=str(folder), status="failed", why=f"{type(error).__name__}: {error}")
     ended = replace(ended, seconds=time.perf_counter() - began)
     (folder / (RESULT + ".new")).write_text(json.dumps(ended.as_dict()))
     (folder / (RESULT + ".new")).rename(folder / RESULT)

@@ -23,14 +23,17 @@ class ClippedView:
     def __init__(self, view: Columnar, first: int = 0, last: int | None = None) -> None:
         self._view, self._first, self._last = view, first, last
         self._arrays: dict[str, LabelledArray] = {}
+        self._columns: dict[str, Column] | None = None
         self._events: list[dict[str, Any]] | None = None
 
     @property
     def columns(self) -> Mapping[str, Column]:
         """The columns of the whole log that have a row here."""
-        if self._last is None and self._first == 0:
-            return self._view.columns
-        return {name: column for name, column in self._view.columns.items() if len(self[name].steps)}
+        if self._columns is None:  # asked for dozens of times in a diagnosis
+            whole: Mapping[str, Column] = self._view.columns
+            clipped = self._last is not None or self._first > 0
+            self._columns = {name: whole[name] for name in whole if not clipped or len(self[name].steps)}
+        return self._columns
 
     @property
     def manifest(self) -> Mapping[str, Any]:

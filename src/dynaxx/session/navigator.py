@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from dynaxx.controllers import Turn, begin, navigate
 from dynaxx.core.findings import Finding
 from dynaxx.core.navigation import REMEDIES, Mode, Situation
 from dynaxx.core.records import Action
@@ -89,8 +90,6 @@ class Navigator:
         """Whether it has failed; then it gives no orders any more."""
         self._around = around
         self._diagnosing = Diagnosing(around.warn)
-        from dynaxx.controllers import begin
-
         self._state: dict[str, Any] = begin()
         self._view: RunView | None = None
         self._seconds: list[float] = []
@@ -132,8 +131,6 @@ class Navigator:
             able=self._around.able(),
             last=self.last,
         )
-        from dynaxx.controllers import navigate
-
         turn = navigate(self._state, situation, self.mode)
         self._state = turn.state
         self._report(turn, step)
@@ -200,7 +197,7 @@ class Navigator:
             self._say(change, finding, step)
         return log
 
-    def _report(self, turn: Any, step: int) -> None:
+    def _report(self, turn: Turn, step: int) -> None:
         for name, error in turn.failed.items():
             self._around.warn(f"The controller {name!r} failed and is left out from here on; training goes on. {error}")
         for outcome in turn.outcomes:
@@ -225,7 +222,7 @@ def _words(arguments: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in arguments.items())
 
 
-def _orders(turn: Any) -> list[Order]:
+def _orders(turn: Turn) -> list[Order]:
     orders: list[Order] = []
     for undo in turn.undo:
         if undo.restore is None:

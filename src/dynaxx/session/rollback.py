@@ -1,10 +1,12 @@
 """Goes back to a healthy checkpoint within a running training, in place, and keeps account of it."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, Literal
 
 from dynaxx.actuator import Actuator
 from dynaxx.checkpoints import CheckpointInfo, CheckpointStore
+from dynaxx.checkpoints.health import verdicts
 from dynaxx.core.findings import Finding
 from dynaxx.core.isolation import RandomState
 from dynaxx.core.records import Action
@@ -63,7 +65,7 @@ class Rollback:
 
     def to(
         self, before: int, findings: Sequence[Finding], *, data: Literal["pass", "rewind"], then: Sequence[Action]
-    ) -> Mapping[str, Any]:
+    ) -> None:
         """Go back; under several ranks a collective.
 
         Args:
@@ -71,9 +73,6 @@ class Rollback:
             findings: What stands against checkpoints.
             data: "pass" or "rewind".
             then: Actions to put into force at once.
-
-        Returns:
-            The run's own part of the checkpoint.
 
         Raises:
             NotApplicable: There is no such checkpoint, or too many rollbacks were made.
@@ -99,6 +98,8 @@ class Rollback:
         self._live.begin_at(run["step"], run["skipped"])
         self._instruments.go_back(run["instruments"])
         self._actuator.go_back(run["actuator"], info.step)
+        if self._training.rank == 0:
+            self._store.continue_from(info)
         self._made.append({"from": came, "to": info.step})
         self._event(
             "rolled_back",
@@ -113,7 +114,6 @@ class Rollback:
         )
         for action in then:
             self._actuator.begin(action, info.step)
-        return run
 
     def state_dict(self) -> dict[str, Any]:
         """The rollbacks so far."""
@@ -130,9 +130,11 @@ class Rollback:
     def _since_survived(self, step: int) -> list[dict[str, int]]:
         """The last rollbacks of which none was survived before the next, or before now."""
         pending: list[dict[str, int]] = []
-        ends = [later["from"] for later in self._made[1:]] + [step]
-        for made, end in zip(self._made, ends, strict=True):
-            pending = [] if end > max(m["from"] for m in [*pending, made]) + PROBATION else [*pending, made]
+        for made, following in zip_longest(self._made, self._made[1:]):
+            reached = step if following is None else following["from"]
+            pending.append(made)
+            if reached > max(each["from"] for each in pending) + PROBATION:
+                pending.clear()
         return pending
 
     def _chosen(self, before: int, findings: Sequence[Finding]) -> CheckpointInfo:
@@ -155,22 +157,31 @@ class Rollback:
             raise NotApplicable(
                 f"{RETRIES} rollbacks were made and none led more than {PROBATION} steps past the step it fell back from"
             )
-        infos = healthy([info for info in self._store.list() if info.step < before], findings)
-        if not infos:
-            raise NotApplicable(f"no healthy checkpoint lies before step {before}")
-        further = [info for info in infos if not pending or info.step < min(made["to"] for made in pending)]
-        return (further or infos[:1])[-1]
+        candidates = trusted(self._store, findings)
+        reach = min([before, *(made["to"] for made in pending)])  # a retry goes further back
+        for info in [i for i in candidates if i.step < reach] or [i for i in candidates if i.step < before][-1:]:
+            if self._store.is_sound(info):
+                return info
+        raise NotApplicable(f"no healthy checkpoint lies before step {before}")
 
 
-def healthy(infos: Sequence[CheckpointInfo], findings: Sequence[Finding]) -> list[CheckpointInfo]:
-    """The checkpoints that no critical finding covers.
+def trusted(store: CheckpointStore, findings: Sequence[Finding]) -> list[CheckpointInfo]:
+    """The checkpoints to go back to, the best first.
 
     Args:
-        infos: Checkpoints, oldest first.
+        store: The checkpoints.
         findings: What was found.
 
     Returns:
-        Those outside of every stretch of a critical finding, oldest first.
+        Of those that no critical finding covers and nobody called bad the ones that have outlived their probation,
+        newest first; then the younger ones, newest first; then those that an alarm came soon after.
     """
     bad = [span for finding in findings if finding.severity == "critical" for span in finding.spans]
-    return [info for info in infos if not any(first <= info.step <= last for first, last in bad)]
+    said = verdicts(store)
+    ranks = {"healthy": 0, "probation": 1, "suspect": 2}
+    rated = [
+        (ranks.get(said[info.id].health if info.id in said else "probation", 3), info)
+        for info in reversed(store.list())
+        if not any(first <= info.step <= last for first, last in bad)
+    ]
+    return [info for rank, info in sorted(rated, key=lambda pair: pair[0]) if rank < 3]

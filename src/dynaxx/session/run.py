@@ -98,7 +98,8 @@ class Run:
             warn=self._warn,
             receipt=receipt,
         )
-        self.steering = Steering(navigate, parts, self._taken_back)
+        self.steering = Steering(navigate, parts, self.save)
+        self.steering.went_back = self._asked.clear
         self._at_exit = atexit.register(_close_at_exit, weakref.ref(self))
 
     @property
@@ -386,20 +387,16 @@ class Run:
         """
         run = state["run"]
         self.resumed_from = info
-        self._asked = dict(run["asked"])
+        self._asked.update(run["asked"])
         self._live.begin_at(run["step"], run["skipped"])
         self._data.load_state_dict(run["data"])
         self._instruments.load_state_dict(run["instruments"])
         self._actuator.load_state_dict(run["actuator"])
         self.steering.load_state_dict(run.get("steering", {}))
-        self._saving.store.continue_from(info)
+        if self._training.rank == 0:
+            self._saving.store.continue_from(info)
         self._tested = self._instruments.calibrated
         self._event("resumed", id=info.id, level=self._training.level, reasons=list(self._training.reasons))
-
-    def _taken_back(self, run: Mapping[str, Any]) -> None:
-        """After a rollback: the new course's first checkpoint, so that a resume goes on with it and not with the old."""
-        self._asked = dict(run["asked"])
-        self.save(rolled_back=True)
 
     def _calibrate(self) -> None:
         bare, _ = self._instruments.step_seconds()

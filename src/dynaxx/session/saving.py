@@ -21,6 +21,8 @@ class Saving:
 
     def __init__(self, store: CheckpointStore, event: Callable[..., None], warn: Callable[[str], None]) -> None:
         self.store = store
+        self.keep = 3
+        """How many of the latest stay, as the last save was told."""
         self._event, self._warn = event, warn
         self._pending: list[tuple[PendingSave, dict[str, Any], int]] = []
 
@@ -40,6 +42,7 @@ class Saving:
             What was written; None where it could not be, or is still being written.
         """
         self.settle()
+        self.keep = keep
         try:
             if not wait:
                 self._pending.append((self.store.save_async(step, state, facts=facts), dict(facts), keep))

@@ -24,7 +24,7 @@ from dynaxx.session.live import Live
 from dynaxx.session.navigator import HOPELESS, STUCK, Navigator, Order, Surroundings
 from dynaxx.session.recent import Recent
 from dynaxx.session.remedies import Remedies
-from dynaxx.session.rollback import Rollback, healthy
+from dynaxx.session.rollback import Rollback, trusted
 from dynaxx.session.saving import Saving
 from dynaxx.session.training import Training
 from dynaxx.session.trial import HELD, NOTHING, Trials
@@ -83,10 +83,10 @@ class Steering:
     Args:
         mode: "off", "advise" or "act".
         parts: The run.
-        taken_back: Called with the run's own part of a checkpoint after a rollback; it saves the new course's first.
+        save: Saves a checkpoint with the facts that it is given.
     """
 
-    def __init__(self, mode: Mode, parts: Parts, taken_back: Callable[[Mapping[str, Any]], None]) -> None:
+    def __init__(self, mode: Mode, parts: Parts, save: Callable[..., Any]) -> None:
         if mode not in ("off", "advise", "act"):
             raise BadInput(f"watch(navigate=...) must be 'off', 'advise' or 'act'. Got {mode!r}.")
         self.mode: Mode = mode
@@ -94,8 +94,11 @@ class Steering:
         """Whether the loop asks how many batches to take to an update."""
         self.accumulate = 1
         """Batches to an update where no action says otherwise."""
+        self.went_back: Callable[[], None] = lambda: None
+        """Called after a rollback: steps come again."""
         self._parts = parts
-        self._taken_back = taken_back
+        self._save = save
+        self._begun = False
         self.recent = Recent(keep=mode != "off")
         self.rollbacks = Rollback(
             training=parts.training,
@@ -135,7 +138,7 @@ class Steering:
             self.remedies.findings = lambda: self.navigator.findings if self.navigator else ()
             self.remedies.found = self._found
             parts.live.after_step = self._after_step
-        parts.data.between = self.remedies.carry_out
+        parts.data.between = self._between
 
     def begin(self) -> None:
         """Put into force what a run that acts for itself begins with."""
@@ -218,6 +221,14 @@ class Steering:
         arguments = {"before": before, "pass_data": data == "pass", "then": plain}
         self.remedies.ask(Action(name="rollback", arguments=arguments, reason=reason))
 
+    def _between(self) -> None:
+        """Before a batch is fetched."""
+        if not self._begun:
+            self._begun = True
+            if self.mode == "act" and self._parts.live.step == 0:
+                self._save(keep=self._parts.saving.keep, beginning=True)  # what a rate that is far too high ruins before the first save is due
+        self.remedies.carry_out()
+
     def _after_step(self, left_out: int) -> None:
         """A step has ended, or an update was left out, so many in a row."""
         assert self.navigator is not None
@@ -279,7 +290,7 @@ class Steering:
         if not any(finding.alarms for finding in findings):
             return ()  # nobody asks, and listing reads every manifest
         self._parts.saving.settle(wait=True)
-        return tuple(sorted({info.step for info in healthy(self._parts.saving.store.list(), findings)}))
+        return tuple(sorted({info.step for info in trusted(self._parts.saving.store, findings)}))
 
     def _found(self, name: str, values: Mapping[str, Any], step: int) -> None:
         if self.navigator is not None:
@@ -301,6 +312,7 @@ class Steering:
             batches=self.recent.batches,
             weight=lambda batch: float(leading(batch) or 1),
             device=parts.live.layout.device,
+            rate=parts.actuator.rate,
         )
 
     def _roll_back(
@@ -314,11 +326,13 @@ class Steering:
     ) -> None:
         del reason  # it is in the decision, and in the actions that follow
         self._parts.saving.settle(wait=True)
-        run = self.rollbacks.to(before, findings, data=data, then=then)
+        self.rollbacks.to(before, findings, data=data, then=then)
         self.recent.clear()
         if self.navigator is not None:
             self.navigator.go_back()
-        self._taken_back(run)
+        self.went_back()
+        # So that a resume goes on with the new course and not with the old.
+        self._save(keep=self._parts.saving.keep, rolled_back=True)
 
     def _try(self, arms: Mapping[str, Sequence[Action]], steps: int, *, reason: str) -> None:
         parts, each = self._parts, self.batches_per_update

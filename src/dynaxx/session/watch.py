@@ -42,7 +42,7 @@ def watch(
     dir: str | Path,
     *,
     loss: LossFunction | None = None,
-    navigate: Mode = "off",
+    navigate: Mode = "advise",
     probe_batch: Any = None,
     scheduler: Any = None,
     scaler: Any = None,

@@ -1,0 +1,69 @@
+"""Permutes the labels within batches: where the loss is no worse by it, labels say nothing about their inputs."""
+
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from dynaxx.checks._looking import labels, size, value
+from dynaxx.core.batches import mapped
+from dynaxx.core.navigation import Check, LivePoint
+from dynaxx.core.records import Cost
+from dynaxx.errors import NotApplicable
+
+LEVEL = 0.05
+"""Chance of calling labels informative that are not: one-sided sign-flip test over the kept batches."""
+
+
+class LabelShuffle(Check):
+    """The mean loss of the kept batches, against that with each batch's labels permuted among its examples.
+
+    A model that has learned anything from the labels loses by it. One that has not, early in training, does not
+    either: read it together with how far the loss has fallen.
+    """
+
+    cost = Cost(forwards=16)
+
+    def look(self, point: LivePoint) -> Mapping[str, Any]:
+        """Look.
+
+        Args:
+            point: The live run.
+
+        Returns:
+            loss · shuffled, the mean with permuted labels · p, of a difference so large were they exchangeable ·
+            informative, whether p is at most 0.05 · batches. Raises `NotApplicable` with fewer than five batches, which
+            cannot reach that level, or where no part of a batch looks like labels.
+        """
+        pairs = [(value(point, b, "evaluation"), value(point, _permuted(b), "evaluation")) for b in point.batches]
+        pairs = [(a, b) for a, b in pairs if math.isfinite(a) and math.isfinite(b)]
+        if len(pairs) < 5:
+            raise NotApplicable(f"{len(pairs)} batches with a finite loss: at least 5 are needed to tell")
+        differences = [b - a for a, b in pairs]
+        p = _sign_flip(differences)
+        n = len(pairs)
+        return {
+            "loss": math.fsum(a for a, _ in pairs) / n,
+            "shuffled": math.fsum(b for _, b in pairs) / n,
+            "p": p,
+            "informative": p <= LEVEL,
+            "batches": n,
+        }
+
+
+def _permuted(batch: Any) -> Any:
+    """A batch with its labels permuted among the examples, by a permutation of their number alone."""
+    n, (_, wanted) = size(batch), labels(batch)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(n))
+    return mapped(batch, lambda t: t[order.to(t.device)] if t is wanted else t)
+
+
+def _sign_flip(differences: list[float]) -> float:
+    """Share of the sign patterns whose sum is at least that found."""
+    found = math.fsum(differences)
+    slack = 1e-12 * math.fsum(map(abs, differences))
+    patterns = itertools.product((1.0, -1.0), repeat=len(differences))
+    reached = [math.fsum(s * d for s, d in zip(p, differences, strict=True)) >= found - slack for p in patterns]
+    return sum(reached) / len(reached)

@@ -1,0 +1,153 @@
+"""Schedule too aggressive: the rate jumps up and the loss does not follow, or it is spent long before the run is."""
+
+import numpy as np
+
+from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Test, Threshold
+from dynaxx.detectors._acts import advice, roll_back, scale_rate
+from dynaxx.detectors._dynamics import dynamics, too_high
+from dynaxx.detectors._progress import opening
+from dynaxx.detectors._read import LOSS, Track, planned, track, unbroken
+from dynaxx.detectors._weigh import Suspect, ranked
+from dynaxx.errors import NotApplicable
+from dynaxx.numerics.trend import trend
+
+SPENT = Threshold(
+    value=0.02,
+    origin="a rate below this share of its peak moves the weights no more: cosine schedules end below it for the last "
+    "9 % of their steps",
+    false_alarms="rescue logs, see the report of the suite",
+)
+IDLE = Threshold(
+    value=0.3,
+    origin="and if that leaves so large a share of the planned steps idle: linear and cosine decays leave 2 and 9 %",
+    false_alarms="with SPENT",
+)
+FALLING = Threshold(
+    value=0.03,
+    origin="while the loss was still falling by this share within a tenth of the plan when the rate went down",
+    false_alarms="with SPENT",
+)
+JUMP = Threshold(
+    value=3.0,
+    origin="a rate raised by this factor within 2 % of the steps, past the first tenth: a restart",
+    false_alarms="warm restarts of cosine schedules come back, see LOST",
+)
+LOST = Threshold(
+    value=0.3,
+    origin="after which the loss still stands above the level before by this share of what was gained, an eighth of "
+    "the plan later: healthy restarts come back within half a cycle",
+    false_alarms="with SPENT",
+)
+
+
+class ScheduleTooAggressive(Detector):
+    """Learning rate beside loss: restarts that the loss does not recover from, decays that come too early."""
+
+    code = "D13"
+    title = "schedule too aggressive"
+    reads = (LOSS, "lr")
+
+    def detect(self, run: Log) -> Finding | None:
+        """Look at restarts, then at the decay."""
+        loss, rates = unbroken(run, LOSS, 80), track(run, "lr", 20).largest().finite
+        steps = planned(run) or int(loss.steps[-1])
+        if len(rates) < 20 or not rates.values.max() > 0:
+            raise NotApplicable("the learning rate has no positive finite values")
+        return _restart(run, loss, rates, steps) or _early(run, loss, rates, steps)
+
+
+def _restart(run: Log, loss: Track, rates: Track, steps: int) -> Finding | None:
+    """The last raise that the loss did not come back from."""
+    span = max(2, steps // 50)
+    lagged = np.interp(rates.steps - span, rates.steps, rates.values)
+    raised = (rates.values > float(JUMP) * np.maximum(lagged, 1e-300)) & (rates.steps > max(0.1 * steps, 20))
+    at = np.flatnonzero(raised & ~np.concatenate([[False], raised[:-1]]))
+    for row in at[::-1]:
+        step = int(rates.steps[row])
+        before, since = loss.between(step - max(32, steps // 20), step - 1), loss.between(step, loss.steps[-1])
+        if len(before) < 8 or len(since) < max(16, steps // 8):
+            continue
+        level, start = float(np.median(before.values)), opening(loss)
+        now = float(np.median(since.values[-max(8, len(since) // 4) :]))
+        lost = (now - level) / max(start - level, 0.2 * abs(level), 1e-12)
+        if lost < float(LOST):
+            continue
+        peak = float(rates.values[row : row + span + 1].max())
+        grown = peak / max(float(lagged[row]), 1e-300)
+        last = int(loss.steps[-1])
+        why = f"the rate was raised {grown:.3g}-fold at step {step}"
+        text = f"the rate was raised {grown:.3g}-fold at step {step} and the loss went from {level:.4g} to {now:.4g}"
+        rate = too_high(
+            Suspect(
+                "learning_rate_too_high", 0.35, (scale_rate(0.3, None, why), roll_back(step, why, pass_data=False))
+            ),
+            dynamics(run, step, last),
+        )
+        plan = Suspect(
+            "schedule_too_aggressive",
+            0.75,
+            (
+                roll_back(step, why, pass_data=False),
+                scale_rate(0.3, None, why),
+                advice("Restart to a lower peak, with a warm-up."),
+            ),
+        )
+        plan.why.append(why)
+        return _finding(text, text, (step, last), lost, float(LOST), ranked(plan, rate))
+    return None
+
+
+def _early(run: Log, loss: Track, rates: Track, steps: int) -> Finding | None:
+    """A rate that is spent while much of the plan is left and the loss was falling."""
+    peak = float(rates.values.max())
+    spent = rates.values < float(SPENT) * peak
+    if not spent[-1]:
+        return None
+    row = int(np.flatnonzero(~spent)[-1]) + 1
+    step, last = int(rates.steps[row]), int(rates.steps[-1])
+    idle = (steps - step) / steps
+    if idle < float(IDLE) or last - step < 20:
+        return None
+    full = np.flatnonzero(rates.values[:row] > 0.3 * peak)
+    before = loss.between(0, int(rates.steps[full[-1]]) + 1) if len(full) else loss.between(0, step)
+    near = before.rows(slice(-max(16, len(before) // 3), None))
+    if len(near) < 12:
+        return None
+    line = trend(near.steps.astype(np.float64), near.values)
+    fall = -line.bound(0.9) * 0.1 * steps / max(abs(line.level), 1e-12)
+    if fall < float(FALLING):
+        return None
+    now = float(np.median(loss.between(step, last).values))
+    text = (
+        f"the rate has been below {float(SPENT):.0%} of its peak since step {step}, {idle:.0%} of the plan; the "
+        f"loss was falling by {fall:.0%} in a tenth of the plan and stands at {now:.4g} since"
+    )
+    why = f"the rate was spent at step {step}"
+    factor = min(30.0, max(3.0, 0.1 * peak / max(float(rates.values[-1]), 1e-300)))
+    plan = Suspect(
+        "schedule_too_aggressive",
+        0.85,
+        (advice("Let the decay last to the end of the run."), scale_rate(factor, None, why)),
+    )
+    plan.why.append(text)
+    low = Suspect("learning_rate_too_low", 0.4, (scale_rate(factor, None, why),))
+    title = f"the rate was spent at step {step} of {steps}, with the loss still falling"
+    return _finding(title, text, (step, last), idle, float(IDLE), ranked(plan, low))
+
+
+def _finding(
+    title: str, text: str, span: tuple[int, int], value: float, threshold: float, causes: tuple[Cause, ...]
+) -> Finding:
+    return Finding(
+        code="D13",
+        name="schedule_too_aggressive",
+        title=title,
+        severity="warning",
+        spans=(span,),
+        evidence=(Evidence(text=text, columns=("lr", "loss"), steps=span, value=value, threshold=threshold),),
+        causes=causes,
+        test=Test(
+            text="Measure the curvature along the gradient: above 2/η the rate is too high here, far below it too low.",
+            check="directional_curvature",
+        ),
+    )

@@ -1,0 +1,124 @@
+"""Train against evaluation mode: one model, two losses, by dropout or by the statistics of normalisation."""
+
+import math
+
+import numpy as np
+
+from dynaxx.core.findings import Detector, Evidence, Finding, Log, Test, Threshold
+from dynaxx.detectors._acts import advice
+from dynaxx.detectors._progress import opening
+from dynaxx.detectors._read import LOSS, VALIDATION, checked, unbroken
+from dynaxx.detectors._validation import need_fall, validation
+from dynaxx.detectors._weigh import Suspect, ranked
+from dynaxx.errors import NotApplicable
+
+BELOW = Threshold(
+    value=0.6,
+    origin="validation loss over training loss over the last third: regularisation that costs half of the training "
+    "loss is strong; dropout 0.1 to 0.3 costs 5 to 25 %",
+    false_alarms="rescue logs, see the report of the suite",
+)
+HIGH = Threshold(
+    value=0.25,
+    origin="and the training loss still above this share of its first value: near zero the ratio says little",
+    false_alarms="with BELOW",
+)
+HELD = Threshold(
+    value=0.3,
+    origin="an alarm only while the validation loss itself is above this share of its first value: strong dropout that "
+    "generalises is a choice",
+    false_alarms="with BELOW",
+)
+SAME = Threshold(
+    value=1.5,
+    origin="the same batch in both modes, loss over loss; half as much again is more than dropout of 0.3 makes",
+    false_alarms="only live checks raise it; a check is asked for on suspicion",
+)
+
+
+class TrainEvalGap(Detector):
+    """The losses of one batch in both modes where a live check has taken them; else validation far below training."""
+
+    code = "D27"
+    title = "train and evaluation differ"
+    reads = (LOSS, VALIDATION)
+
+    def detect(self, run: Log) -> Finding | None:
+        """Prefer the live check: it compares the same batch."""
+        live = checked(run, "eval_train_gap")
+        train, evaluation = live.get("train"), live.get("eval")
+        if train and evaluation and train > 0 and evaluation > 0:
+            return self._same_batch(run, float(train), float(evaluation))
+        found = validation(run)
+        need_fall(found)
+        third = max(3, len(found.track) // 3)
+        values, beside = found.track.values[-third:], found.train[-third:]
+        if not np.isfinite(beside).all() or beside.min() <= 0:
+            raise NotApplicable("the training loss between evaluations is missing or not positive")
+        ratio, level = float(np.median(values / beside)), float(np.median(beside))
+        if ratio > float(BELOW) or level < float(HIGH) * _opening(run):
+            return None
+        first, last = int(found.track.steps[-third]), int(found.track.steps[-1])
+        strong = Suspect(
+            "regularisation_too_strong", 0.55, (advice("Lower dropout, augmentation or label smoothing."),)
+        )
+        strong.weigh(level > 0.5 * _opening(run), 2, "the training loss is held up to half of its first value and more")
+        easier = Suspect(
+            "data_shift", 0.2, (advice("Check that validation is not easier, or part of the training data."),)
+        )
+        modes = Suspect("train_eval_mismatch", 0.2, (advice("Compare one batch in both modes."),))
+        return Finding(
+            code=self.code,
+            name="train_eval_gap",
+            title=f"validation loss is {ratio:.2f} of the training loss: what training adds costs more than it",
+            severity="warning" if found.now > float(HELD) * float(found.track.values[0]) else "note",
+            spans=((first, last),),
+            evidence=(
+                Evidence(
+                    text=f"validation {np.median(values):.4g}, training {level:.4g} over the last {third} evaluations",
+                    columns=(found.track.name, "loss"),
+                    steps=(first, last),
+                    value=ratio,
+                    threshold=float(BELOW),
+                ),
+            ),
+            causes=ranked(strong, easier, modes),
+            test=Test(
+                text="Compute the loss of one batch in training and in evaluation mode: unlike, it is dropout or the "
+                "statistics; alike, the validation data are easier.",
+                check="eval_train_gap",
+            ),
+        )
+
+    def _same_batch(self, run: Log, train: float, evaluation: float) -> Finding | None:
+        ratio = train / evaluation
+        if 1 / float(SAME) < ratio < float(SAME):
+            return None
+        event = [e for e in run.events("check") if e.get("name") == "eval_train_gap"][-1]
+        step = int(event.get("step", 0))
+        over = ratio > 1
+        strong = Suspect("regularisation_too_strong", 0.5, (advice("Lower dropout or augmentation."),))
+        strong.weigh(over, 5, f"the batch costs {ratio:.2f} times as much in training mode", against=0.05)
+        modes = Suspect("train_eval_mismatch", 0.4, (advice("Raise the momentum of batch-norm statistics."),))
+        modes.weigh(not over, 8, f"the batch costs {1 / ratio:.2f} times as much in evaluation mode", against=0.6)
+        return Finding(
+            code=self.code,
+            name="train_eval_gap",
+            title=f"a batch costs {max(ratio, 1 / ratio):.2f}× as much in {'training' if over else 'evaluation'} mode",
+            severity="warning" if not over or ratio > float(SAME) ** 2 else "note",
+            spans=((step, step),),
+            evidence=(
+                Evidence(
+                    text=f"loss {train:.4g} in training mode, {evaluation:.4g} in evaluation mode",
+                    steps=(step, step),
+                    value=math.exp(abs(math.log(ratio))),
+                    threshold=float(SAME),
+                ),
+            ),
+            causes=ranked(strong, modes),
+        )
+
+
+def _opening(run: Log) -> float:
+    """The first training loss."""
+    return opening(unbroken(run, LOSS, 16))

@@ -1,0 +1,71 @@
+import math
+
+import numpy as np
+import pytest
+
+from dynaxx.detectors.label_noise import LabelNoise
+from dynaxx.errors import NotApplicable
+
+STEPS = 400
+LN10 = math.log(10)
+
+
+@pytest.fixture
+def run(make_log, facts_of, rng):
+    def run(level, update=1e-3, events=(), first=LN10, **more):
+        loss = np.broadcast_to(level, (STEPS,)) * LN10 * rng.lognormal(0, 0.02, STEPS)
+        loss[0] = first
+        columns = {
+            "loss": loss,
+            "outputs.guess_loss": np.full(STEPS, LN10),
+            "outputs.width": np.full(STEPS, 10.0),
+            "update_ratio": np.full((STEPS, 3), update),
+            **more,
+        }
+        return make_log(columns, manifest=facts_of(3), events=list(events))
+
+    return run
+
+
+def test_a_loss_at_chance_in_spite_of_updates_is_found(run):
+    found = LabelNoise().detect(run(1.0))
+    assert found.severity == "warning"
+    assert found.causes[0].name == "shuffled_labels"
+    assert found.test.check == "label_shuffle"
+
+
+def test_a_little_that_was_learned_makes_it_noise(run):
+    assert LabelNoise().detect(run(0.93)).causes[0].name == "label_noise"
+
+
+def test_a_run_that_learns_or_still_falls_is_not(run):
+    assert LabelNoise().detect(run(0.7)) is None
+    assert LabelNoise().detect(run(np.linspace(1.0, 0.92, STEPS))) is None
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        {"update": 1e-6},
+        {"activations.dead": np.full((STEPS, 3), 0.9)},
+        {"activations.saturated": np.full((STEPS, 3), 0.9)},
+        {"outputs.normalised": np.ones(STEPS)},
+    ],
+)
+def test_runs_that_fail_for_reasons_of_their_own_are_not(run, reason):
+    assert LabelNoise().detect(run(1.0, **reason)) is None
+
+
+def test_the_check_decides(run):
+    def event(informative):
+        return {"kind": "check", "step": 9, "name": "label_shuffle", "values": {"informative": informative}}
+
+    assert LabelNoise().detect(run(1.0, events=[event(False)])).causes[0].confidence > 0.9
+    assert LabelNoise().detect(run(1.0, events=[event(True)])).causes[0].name != "shuffled_labels"
+
+
+def test_a_regression_and_a_rate_still_warming_up_are_not_applicable(run):
+    with pytest.raises(NotApplicable, match="cross-entropy"):
+        LabelNoise().detect(run(1.0, first=40.0))
+    with pytest.raises(NotApplicable, match="rate"):
+        LabelNoise().detect(run(1.0, lr=np.linspace(0, 1, STEPS)[:, None] ** 4))

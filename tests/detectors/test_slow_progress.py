@@ -1,0 +1,45 @@
+import numpy as np
+import pytest
+
+from dynaxx.detectors.slow_progress import SlowProgress
+from dynaxx.errors import NotApplicable
+
+
+def log(rng, fall, ratio, margin, agreement=0.6, steps=400):
+    at = np.arange(steps)
+    return {
+        "loss": 2.3 * (1 - fall * at / steps) * np.exp(0.01 * rng.standard_normal(steps)),
+        "update_ratio.total": (np.arange(1, steps, 4), np.full(len(np.arange(1, steps, 4)), ratio)),
+        "stability_margin": (np.arange(50, steps + 1, 50), np.full(steps // 50, margin)),
+        "gradient_agreement": (np.arange(2, steps, 4), np.full(len(np.arange(2, steps, 4)), agreement)),
+    }
+
+
+def test_a_rate_a_hundred_times_too_low(make_log, rng):
+    found = SlowProgress().detect(make_log(log(rng, 0.05, 2e-5, 4000.0), steps=400))
+    assert found.severity == "warning"
+    assert found.causes[0].name == "learning_rate_too_low"
+    assert found.causes[0].remedies[0].action.arguments["factor"] > 1
+
+
+def test_a_good_rate_is_silent(make_log, rng):
+    assert SlowProgress().detect(make_log(log(rng, 0.4, 5e-3, 10.0), steps=400)) is None
+
+
+def test_large_steps_are_not_short_whatever_the_margin(make_log, rng):
+    assert SlowProgress().detect(make_log(log(rng, 0.05, 2e-2, 4000.0), steps=400)) is None
+
+
+def test_epsilon_is_told_from_the_rate(make_log, rng):
+    optimizer = {"class": "AdamW", "groups": [{"lr": 1e-3, "eps": 1.0}]}
+    found = SlowProgress().detect(make_log(log(rng, 0.05, 2e-5, 4000.0), {"optimizer": optimizer}, steps=400))
+    assert {c.name for c in found.causes[:2]} >= {"epsilon_too_large"}
+
+
+def test_a_decayed_rate_and_a_warm_up_are_not_judged(make_log, rng):
+    at = np.arange(1, 401)
+    for rates, why in ((np.where(at < 100, 1.0, 0.01), "decayed"), (at / 400, "warm-up")):
+        with pytest.raises(NotApplicable, match=why):
+            SlowProgress().detect(
+                make_log({**log(rng, 0.05, 2e-5, 4000.0), "lr": (at, rates[:, None], ("g",))}, steps=400)
+            )

@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+
+from dynaxx.detectors.update_size import UpdateSize
+from dynaxx.errors import NotApplicable
+
+STEPS = 100
+
+
+@pytest.fixture
+def run(make_log, facts_of, rng):
+    def run(ratio, loss=2.3, optimizer="SGD", **more):
+        values = np.broadcast_to(ratio, (STEPS, 4)) * rng.lognormal(0, 0.3, (STEPS, 4))
+        columns = {"update_ratio": values, "loss": np.broadcast_to(loss, (STEPS,)), **more}
+        return make_log(columns, manifest=facts_of(4, optimizer, momentum=0.9))
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("ratio", "cause", "up"), [(0.5, "learning_rate_too_high", False), (1e-6, "learning_rate_too_low", True)]
+)
+def test_steps_outside_the_band_are_found(run, ratio, cause, up):
+    found = UpdateSize().detect(run(ratio))
+    assert found.severity == "warning"
+    assert 10 ** found.evidence[0].value == pytest.approx(ratio, rel=0.2)
+    assert found.causes[0].name == cause
+    assert (found.causes[0].remedies[0].action.arguments["factor"] > 1) == up
+
+
+@pytest.mark.parametrize("ratio", [0.05, 1e-3, 3e-4])
+def test_steps_within_the_band_are_not(run, ratio):
+    assert UpdateSize().detect(run(ratio)) is None
+
+
+def test_one_layer_outside_is_no_matter_of_size(run):
+    assert UpdateSize().detect(run(np.array([0.5, 1e-3, 1e-3, 1e-3]))) is None
+
+
+def test_small_steps_of_warm_up_and_decay_are_no_finding(run):
+    rate = np.concatenate([np.geomspace(1e-6, 1e-3, 50), np.geomspace(1e-3, 1e-7, 50)])
+    assert UpdateSize().detect(run(rate[:, None], lr=rate[:, None])) is None
+    assert UpdateSize().detect(run(rate[:, None])) is not None
+
+
+def test_a_run_that_learns_all_the_same_gets_a_note(run):
+    assert UpdateSize().detect(run(3e-5, loss=np.geomspace(2, 0.5, STEPS))).severity == "note"
+
+
+def test_epsilon_and_clipping_explain_small_steps(run):
+    dominated = np.full((STEPS, 4), 0.9)
+    names = [c.name for c in UpdateSize().detect(run(1e-5, **{"optimizer_state.epsilon_dominated": dominated})).causes]
+    assert names[0] == "epsilon_too_large"
+
+
+def test_layers_that_never_move_are_not_applicable(run):
+    with pytest.raises(NotApplicable, match="no layer"):
+        UpdateSize().detect(run(0.0))

@@ -1,0 +1,114 @@
+import math
+
+import pytest
+
+from dynaxx.rescue.observer import Alarm, Observation
+from dynaxx.rescue.repairs import policy_score, repairs
+from dynaxx.rescue.scores import changed, hurt, judge, observer_score
+from dynaxx.rescue.training import Case, Ended
+
+CAUSES = ("learning_rate_too_high",)
+
+
+def run(alteration, seed, final, *, net="mlp", policy="nothing", span=(1, 100), passes=100, causes=CAUSES):
+    case = Case(net=net, seed=seed, alteration=alteration, policy=policy)
+    return Ended(
+        case=case, folder="", status="finished", steps=100, step=100, passes=passes, final=final, span=span,
+        causes=() if alteration is None else causes, repairable=alteration == "rate_too_high",
+    )  # fmt: skip
+
+
+def said(*steps, rule="spike", causes=()):
+    return Observation(alarms=tuple(Alarm(step=s, rule=rule) for s in steps), causes=causes, missing={})
+
+
+CLEAN = [run(None, seed, 0.1 + 0.01 * seed) for seed in range(5)]
+
+
+def test_a_fault_changes_the_outcome_if_it_is_worse_over_matched_seeds():
+    worse = [run("rate_too_high", seed, 0.3 + 0.01 * seed) for seed in range(5)]
+    mixed = [run("label_noise", seed, 0.3 if seed % 2 else 0.0) for seed in range(5)]
+    found = {each.name: each for each in changed([*CLEAN, *worse, *mixed])}
+    assert found["rate_too_high"].p == 1 / 32
+    assert found["rate_too_high"].effect == pytest.approx(0.2 / 0.0158113883)
+    assert found["label_noise"].p > 0.05
+    # Of the significant kind all; of the other none, though two runs of it ended much worse.
+    assert [each.case.name for each in hurt([*CLEAN, *worse, *mixed])] == ["rate_too_high"] * 5
+
+
+def test_a_mild_draw_of_a_kind_that_hurts_need_not_be_found():
+    runs = [run("rate_too_high", seed, 0.3 if seed else 0.115) for seed in range(5)]
+    assert [each.case.seed for each in hurt([*CLEAN, *runs])] == [1, 2, 3, 4]
+
+
+def test_a_run_that_ends_in_no_number_is_hurt():
+    assert len(hurt([CLEAN[0], run("rate_too_high", 0, math.nan)])) == 1
+
+
+def test_alarms_count_from_the_planting_on_and_not_where_the_twin_has_them_too():
+    spiked = run("rate_bump", 0, 1.0, span=(50, 70))
+    assert not judge(spiked, said(20, 49)).detected
+    found = judge(spiked, said(20, 57))
+    assert (found.detected, found.delay) == (True, 7)
+    assert not judge(spiked, said(57), said(60)).detected
+    assert judge(spiked, said(57), said(60, rule="another")).detected
+    assert judge(spiked, said(57), said(90)).detected
+
+
+def test_the_place_of_the_right_cause():
+    faulty = run("rate_too_high", 0, 1.0)
+    names = ("overfitting", "learning_rate_too_high", "noise_floor")
+    assert judge(faulty, said(1, causes=names)).place == 2
+    assert judge(faulty, said(1, causes=names[:1])).place == 0
+
+
+def test_an_observer_is_scored_over_faults_and_healthy_runs():
+    faulty = [run("rate_too_high", seed, 1.0) for seed in range(5)]
+    seen = {each.case.key: said() for each in CLEAN}
+    seen[CLEAN[0].case.key] = said(10, 80)
+    seen |= {each.case.key: said(30, causes=CAUSES) for each in faulty[:3]}
+    seen[faulty[3].case.key] = said(30, causes=("overfitting", *CAUSES))
+    seen[faulty[4].case.key] = said()
+    score = observer_score([*CLEAN, *faulty], seen)
+    assert (score.faults.hits, score.faults.of) == (4, 5)
+    assert (score.first.hits, score.three.hits, score.three.of) == (3, 4, 5)
+    assert (score.alarms.events, score.alarms.steps) == (2, 500)
+    assert (score.healthy.hits, score.healthy.of) == (1, 5)
+    assert score.delay == 30
+    assert score.missed == (faulty[4].case.key,)
+    assert score.noisiest == {"spike": 1}
+
+
+def test_who_names_no_cause_is_not_judged_by_causes():
+    faulty = run("rate_too_high", 0, 1.0)
+    score = observer_score([CLEAN[0], faulty], {faulty.case.key: said(3), CLEAN[0].case.key: said()})
+    assert score.faults.hits == 1
+    assert score.first.of == 0
+
+
+def test_repairs_are_within_five_percent_and_better_than_untouched():
+    faulty = [run("rate_too_high", seed, math.nan if seed == 0 else 1.0) for seed in range(5)]
+    finals = (0.104, 0.114, 0.13, 1.2, math.nan)  # clean: 0.10, 0.11, 0.12, 0.13, 0.14
+    treated = [
+        run("rate_too_high", seed, final, policy="halve", passes=130) for seed, final in enumerate(finals)
+    ]  # fmt: skip
+    found = repairs([*CLEAN, *faulty, *treated], "halve")
+    assert [each.mended for each in found] == [True, True, False, False, False]
+    assert [each.better for each in found] == [True, True, True, False, False]
+    score = policy_score([*CLEAN, *faulty, *treated], "halve")
+    assert (score.mended.hits, score.mended.of) == (2, 5)
+    assert score.passes == pytest.approx(1.3)
+    assert (score.kinds.hits, score.kinds.of) == (0, 1)
+
+
+def test_doing_nothing_repairs_nothing():
+    faulty = [run("rate_too_high", seed, 1.0) for seed in range(5)]
+    score = policy_score([*CLEAN, *faulty], "nothing")
+    assert (score.mended.hits, score.mended.of, score.harmed.hits) == (0, 5, 0)
+
+
+def test_harm_is_paired_with_the_untouched_healthy_run():
+    acted = [run(None, seed, (0.1 + 0.01 * seed) * (1.02 if seed < 2 else 1.005), policy="halve") for seed in range(5)]
+    score = policy_score([*CLEAN, *acted], "halve")
+    assert (score.harmed.hits, score.harmed.of) == (2, 5)
+    assert score.harm == 1 / 32
