@@ -22,7 +22,8 @@ from dynaxx.checkpoints.places import LocalPlace
 from dynaxx.session.recipe import Recipe
 from dynaxx.session.train import train
 
-RULES = ("window", "uniform", "decay", "ema:half_life={eighth}", "exponential", "greedy")
+RULES = ("window", "uniform", "decay", "ema", "exponential", "greedy")
+"""The half-life of "ema" is an eighth of the steps."""
 SCHEDULES = ("its own (cosine)", "constant")
 
 
@@ -37,7 +38,8 @@ def blended(folder: Path, steps: int) -> dict[str, tuple[float, float, str, floa
     """Rule → difference, best part's loss, verdict, passes over the validation windows."""
     found = {}
     for how in RULES:
-        made = blend(folder, catalog.get("tasks", "stdlib_lm")("tiny"), how=how.format(eighth=steps // 8), last=10)
+        words = f"ema:half_life={steps // 8}" if how == "ema" else how
+        made = blend(folder, catalog.get("tasks", "stdlib_lm")("tiny"), how=words, last=10)
         chart = made.chart
         found[how] = chart["difference"], chart["best_part"], made.verdict, chart.cost.forwards
     return found
@@ -52,7 +54,7 @@ def soups(seeds: int, steps: int) -> None:
                 runs.append(blended(Path(folder) / "run", steps))
         best = np.array([run["window"][1] for run in runs])
         print(f"\nstdlib-lm tiny, {steps} steps, schedule: {schedule}; best part {best.mean():.4f} nats a byte")
-        print(f"{'rule':<22}{'blend − best part':>24}  {'better':>7}{'open':>7}{'worse':>7}  {'passes':>7}")
+        print(f"{'rule':<14}{'blend − best part':>24}  {'better':>7}{'open':>7}{'worse':>7}  {'passes':>7}")
         for how in RULES:
             apart = np.array([run[how][0] for run in runs])
             error = apart.std(ddof=1) / math.sqrt(len(apart)) if len(apart) > 1 else math.nan
@@ -60,7 +62,7 @@ def soups(seeds: int, steps: int) -> None:
             counts = [verdicts.count(word) for word in ("better", "not established", "worse")]
             passes = np.mean([run[how][3] for run in runs])
             told = "".join(f"{count:>7}" for count in counts)
-            print(f"{how:<22}{apart.mean():>+14.4f} ± {error:.4f}  {told}  {passes:>7.1f}")
+            print(f"{how:<14}{apart.mean():>+14.4f} ± {error:.4f}  {told}  {passes:>7.1f}")
 
 
 def sketching(rounds: int = 5) -> None:

@@ -213,6 +213,24 @@ def _train_seed():
     return epoch_seed(0, 0)
 
 
+def test_a_blend_that_is_not_finite_is_worse():
+    """1/(w − 1) of parts at 0 and 2."""
+
+    class Pole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.zeros(()))
+
+    judge = Judge(Pole(), lambda m, x: (x / (m.w - 1)).abs().mean(), list(torch.ones(64, 1).split(8)))
+    states = [{"w": torch.tensor(0.0)}, {"w": torch.tensor(2.0)}]
+    with pytest.raises(NotApplicable, match="the loss is inf"):
+        blend(states, judge)
+    found = blend(states, judge, barrier=math.inf)
+    assert found.verdict == "worse"
+    assert found.chart["difference"] == math.inf
+    found.chart.plot()
+
+
 def test_too_few_groups():
     with pytest.raises(BadInput, match="at least 4 groups"):
         Judge(net(), classify, clusters(1, n=3))

@@ -29,7 +29,27 @@ def fork():
         return os.fork()
 
 
-def saving_child(folder, first, prepare=lambda: None, last=10**9, keep=3):
+def in_turn(store, steps):
+    """Saves; yields each step once it is acknowledged."""
+    for step in steps:
+        store.save(step, content(step), facts={"twice": 2 * step})
+        yield step
+
+
+def overlapping(store, steps):
+    """The same, two under way at a time, each state overwritten as soon as its copy is taken."""
+    pending = []
+    for step in steps:
+        state = content(step)
+        pending.append(store.save_async(step, state, facts={"twice": 2 * step}))
+        for tensor in (state["model"]["weight"], *state["moments"]):
+            tensor.zero_()
+        while len(pending) > 1:
+            yield pending.pop(0).result().step
+    yield from (save.result().step for save in pending)
+
+
+def saving_child(folder, first, prepare=lambda: None, last=10**9, keep=3, saves=in_turn):
     """Fork a process that saves and prunes without pause and writes each step to a pipe once it is acknowledged."""
     read, write = os.pipe()
     pid = fork()
@@ -39,8 +59,7 @@ def saving_child(folder, first, prepare=lambda: None, last=10**9, keep=3):
     try:
         store = CheckpointStore(folder)
         prepare()
-        for step in range(first, last):
-            store.save(step, content(step), facts={"twice": 2 * step})
+        for step in saves(store, range(first, last)):
             os.write(write, step.to_bytes(8, "little"))
             store.prune(keep)
     finally:
@@ -73,11 +92,11 @@ def check_after_crash(folder, last, identical):
     return latest + 2
 
 
-def kill_at_random(folder, trials, identical):
+def kill_at_random(folder, trials, identical, saves):
     draw = random.Random(17)
     first = in_flight = 0
     for _ in range(trials):
-        pid, read = saving_child(folder, first)
+        pid, read = saving_child(folder, first, saves=saves)
         time.sleep(draw.uniform(0.0, 0.08))
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
@@ -87,13 +106,15 @@ def kill_at_random(folder, trials, identical):
     assert in_flight > trials // 4, "the kills must hit saves in progress"
 
 
-def test_kill_at_random_instants(tmp_path, identical):
-    kill_at_random(tmp_path / "checkpoints", 30, identical)
+@pytest.mark.parametrize("saves", [in_turn, overlapping])
+def test_kill_at_random_instants(tmp_path, identical, saves):
+    kill_at_random(tmp_path / "checkpoints", 30, identical, saves)
 
 
 @pytest.mark.slow
-def test_kill_at_many_random_instants(tmp_path, identical):
-    kill_at_random(tmp_path / "checkpoints", 300, identical)
+@pytest.mark.parametrize("saves", [in_turn, overlapping])
+def test_kill_at_many_random_instants(tmp_path, identical, saves):
+    kill_at_random(tmp_path / "checkpoints", 500, identical, saves)
 
 
 def kill_at_call(n):
@@ -118,11 +139,12 @@ def kill_at_call(n):
     sys.addaudithook(lambda event, _: count() if event in operations else None)
 
 
-def test_kill_at_every_file_operation(tmp_path, identical):
+@pytest.mark.parametrize("saves", [in_turn, overlapping])
+def test_kill_at_every_file_operation(tmp_path, identical, saves):
     """Three saves and prunes, killed before each operation in turn until a child comes through."""
     for n in range(1000):
         folder = tmp_path / f"{n}" / "checkpoints"
-        pid, read = saving_child(folder, 0, lambda n=n: kill_at_call(n), last=3, keep=1)
+        pid, read = saving_child(folder, 0, lambda n=n: kill_at_call(n), last=3, keep=1, saves=saves)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         last = acknowledged(read)
         check_after_crash(folder, last, identical)

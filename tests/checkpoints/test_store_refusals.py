@@ -189,7 +189,7 @@ def test_preflight(store, monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(os, name, failing)
-            with pytest.raises(NotSaved, match=r"step 0 was not saved.*Read-only"):
+            with pytest.raises(NotSaved, match=r"No checkpoint can be saved .*Read-only"):
                 store.preflight()
         assert calls.pop() == name
         assert not list(store.folder.glob("*/*"))

@@ -73,3 +73,8 @@ def test_exact_and_drawn_sets_agree():
     exact, drawn = paired(d), paired(np.append(d, 0.0), np.append(np.ones(ENUMERATED), 1e-9))
     assert drawn.p == pytest.approx(exact.p, abs=0.015)
     assert drawn.low == pytest.approx(exact.low, abs=0.1)
+
+
+def test_what_is_not_finite_is_infinitely_worse():
+    found = paired(np.array([0.1, np.nan, 0.2, -0.1, 0.0, 0.3, 0.2]))
+    assert (found.mean, found.low) == (math.inf, math.inf)

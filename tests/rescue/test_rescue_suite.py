@@ -12,14 +12,14 @@ from dynaxx.rescue.suite import cases, run_suite
 from dynaxx.rescue.training import RESULT, Case, Ended, run_case
 from dynaxx.runlog import open_run
 
-STEPS = 24
+STEPS = 16
 TASK = """
 import torch
 from torch import nn
 import dynaxx
 
 class Mine(dynaxx.Task):
-    steps, batch_size = 24, 8
+    steps, batch_size = 12, 8
     def model(self):
         return nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1))
     def optimizer(self, model):
@@ -111,7 +111,10 @@ def test_a_case_that_does_not_apply_says_why(tmp_path):
 def test_the_command_runs_a_users_own_task(tmp_path, capsys):
     (tmp_path / "mine.py").write_text(TASK)
     words = ["rescue", f"{tmp_path / 'mine.py'}:Mine", "--out", str(tmp_path / "out"), "--seeds", "1", "--workers", "1"]
-    assert command([*words, "--plant", "rate_too_low,healthy", "--observers", "olmo,silent", "--act", "halve"]) == 0
+    assert (
+        command([*words, "--plant", "rate_too_low,label_smoothing", "--observers", "olmo,silent", "--act", "halve"])
+        == 0
+    )
     out = capsys.readouterr()
     assert "Who finds it" in out.out
     assert "rate_too_low-mineMine-0" in out.err

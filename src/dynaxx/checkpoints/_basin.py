@@ -49,8 +49,7 @@ class Barrier:
         Args:
             limit: Allowed share.
         """
-        established = self.height.low > 0 or self.height.pairs < _FEW
-        return not self.share <= limit and (established or not np.isfinite(self.height.mean))
+        return self.share > limit and (self.height.low > 0 or self.height.pairs < _FEW)
 
 
 def barriers(

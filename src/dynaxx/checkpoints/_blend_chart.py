@@ -42,8 +42,6 @@ class Judged:
     @property
     def verdict(self) -> Verdict:
         """What the interval says."""
-        if not np.isfinite(self.blend):
-            return "worse"
         return "better" if self.difference.high < 0 else "worse" if self.difference.low > 0 else "not established"
 
 

@@ -135,7 +135,9 @@ class Exponential:
         """At the temperature given, or the one that is found."""
         losses, judge = field.scored("exponential")
         if self.temperature is not None:
-            return exponential(field.scores(), float(self.temperature)), f"exponential, T = {self.temperature:g} as given"
+            return exponential(
+                field.scores(), float(self.temperature)
+            ), f"exponential, T = {self.temperature:g} as given"
         shares = judge.shares("score")
         scores = losses[:, : len(shares)] @ shares
         spread = float(np.ptp(scores)) or 1.0

@@ -58,7 +58,7 @@ def weights_only(state: Mapping[str, Any], dtype: torch.dtype = torch.bfloat16) 
     """What of a training's state is archived.
 
     Matrices (tensors of two dimensions or more) of a wider floating type are rounded to the nearest value of the
-    dtype: bfloat16 keeps them within 2⁻⁹ of themselves. Vectors stay as they are: they are a thousandth of the bytes,
+    dtype: bfloat16 keeps them within 2⁻⁸ of themselves. Vectors stay as they are: they are a thousandth of the bytes,
     and the statistics of batch normalisation among them are sums that must not be rounded.
 
     Args:

@@ -45,8 +45,8 @@ def blend(
     Statistics of batch normalisation are taken anew at every point that is evaluated, the parts included. Means are
     taken in float32, or float64 where the weights are.
 
-    Checkpoints stream by, tensor by tensor: the memory is that of two models, however many there are; three where units
-    are reordered.
+    Checkpoints stream by, tensor by tensor: the memory is that of two models, however many there are, and of two more
+    where units are reordered.
 
     Args:
         of: A run's folder, one of its checkpoints, a store, a `Snapshot` or a state_dict; or several of them.
@@ -82,17 +82,14 @@ def blend(
     if not barrier >= 0:
         raise BadInput(f"blend(barrier=...) must be 0 or more. Got {barrier}.")
     found = parts(of, Selection(last=last, steps=steps, duration=duration))
-    judge = (
-        task
-        if isinstance(task, Judge) or task is None
-        else Judge.of_task(task, found[0].seed if seed is None else seed)
-    )
-    if judge is None:
-        if align:
-            raise BadInput("blend(align=True) needs a model and its loss to find the units. Give a task or a judge.")
-        made = _unjudged(found, chosen, APART if math.isfinite(barrier) else math.inf)
+    seed = found[0].seed if seed is None else seed
+    judge = Judge.of_task(task, seed) if isinstance(task, Task) else task
+    if judge is not None:
+        made = _judged(found, chosen, judge, align, barrier, seed)
+    elif align:
+        raise BadInput("blend(align=True) needs a model and its loss to find the units. Give a task or a judge.")
     else:
-        made = _judged(found, chosen, judge, align, barrier, seed or 0)
+        made = _unjudged(found, chosen, APART if math.isfinite(barrier) else math.inf)
     return _told(made, how, judge, time.perf_counter() - begun)
 
 
@@ -150,12 +147,14 @@ def _unjudged(found: Sequence[Part], chosen: Rule, limit: float) -> _Made:
     distances = refuse_distant(kept, limit)
     weights, words = chosen.weights(Field(parts=kept))
     mean = Field(parts=kept).soup(weights)
-    names = ", ".join(n for n in mean.tensors if n.endswith("running_mean"))
-    stale = f"The statistics of {names.partition(', ')[0]} and such are averages: recompute_batch_norm renews them."
+    stale = [name for name in mean.tensors if name.endswith("running_mean")]
+    notes = [
+        f"{name} and the like are means of the parts' own: recompute_batch_norm renews them." for name in stale[:1]
+    ]
     return _Made(
         parts=kept, weights=weights, words=words,
         tensors={name: tensor.to(dtypes[name]) for name, tensor in mean.tensors.items()}, scores=distances,
-        scored="‖θ₁ − θ₂‖² / (‖θ₁‖² + ‖θ₂‖²), to the newest", judged=None, notes=(stale,) if names else (),
+        scored="‖θ₁ − θ₂‖² / (‖θ₁‖² + ‖θ₂‖²), to the newest", judged=None, notes=tuple(notes),
     )  # fmt: skip
 
 

@@ -175,12 +175,12 @@ def probe(folder: Path) -> None:
 
 
 @contextmanager
-def refusals(folder: Path, step: int) -> Generator[None]:
+def refusals(folder: Path, what: str) -> Generator[None]:
     """What the system refuses, as the error that callers catch.
 
     Args:
         folder: The store.
-        step: Completed optimizer steps.
+        what: What then has not been done, as the beginning of a sentence.
 
     Yields:
         Nothing.
@@ -195,7 +195,7 @@ def refusals(folder: Path, step: int) -> Generator[None]:
     except OSError as error:
         raise NotSaved(
             error.errno,
-            f"The checkpoint of step {step} was not saved ({error.strerror}); earlier ones are intact. "
+            f"{what} ({error.strerror}); earlier ones are intact. "
             "Free space or make the folder writable; the next save tries again",
             str(folder),
         ) from error

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -87,20 +87,16 @@ def as_graph(runs: Sequence[Descent]) -> Lines:
         The panel.
     """
     found: list[Strand] = []
-    places: dict[str, int] = {}  # run → its first strand
+    at: dict[tuple[str, str], int] = {}  # run and checkpoint → strand on which it is drawn
     for run in _parents_first(runs):
-        own = strands(run.name, run.saves)
         base = len(found)
-        shifted = [
-            Strand(label=s.label, steps=s.steps, fork=None if s.fork is None else (s.fork[0], s.fork[1] + base))
-            for s in own
-        ]
-        origin = run.branch.get("origin")
-        if shifted and origin in places:
-            first = shifted[0]
-            shifted[0] = Strand(label=first.label, steps=first.steps, fork=(int(run.branch["step"]), places[origin]))
-        places[run.folder] = base
-        found += shifted
+        for place, strand in enumerate(strands(run.name, run.saves)):
+            fork = None if strand.fork is None else (strand.fork[0], strand.fork[1] + base)
+            came_from = (str(run.branch.get("origin")), str(run.branch.get("checkpoint")))
+            if place == 0 and came_from in at:
+                fork = (int(run.branch["step"]), at[came_from])
+            at |= {(run.folder, save.id): len(found) for save in strand.saves}
+            found.append(replace(strand, fork=fork))
     return panel(found, "Each line is a run, or what it left behind; it rises from the checkpoint that it came from.")
 
 

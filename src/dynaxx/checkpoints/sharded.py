@@ -14,7 +14,7 @@ from torch import Tensor
 from dynaxx.checkpoints.asynchronous import Background, PendingSave
 from dynaxx.checkpoints.attempts import forget_attempts
 from dynaxx.checkpoints.codec import decode
-from dynaxx.checkpoints.commit import Content, encoded, refusals
+from dynaxx.checkpoints.commit import Content, encoded
 from dynaxx.checkpoints.folders import unreadable_is_corrupt
 from dynaxx.checkpoints.layouts import targets
 from dynaxx.checkpoints.manifest import CheckpointInfo, load_manifest
@@ -179,7 +179,7 @@ class ShardedStore:
         return _Draft(step=step, tensors=tensors, content=content)
 
     def _commit(self, draft: "_Draft", parts: Mapping[str, Tensor]) -> CheckpointInfo:
-        with self._answering(draft.step), refusals(self.store.folder, draft.step):
+        with self._answering(draft.step):
             self._ranks.meet()
             self._ranks.agree(draft.error)
             self._ranks.agree(self._difference(draft))

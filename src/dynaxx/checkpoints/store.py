@@ -149,7 +149,7 @@ class CheckpointStore:
         Raises:
             NotSaved: It cannot.
         """
-        with refusals(self.folder, 0):
+        with refusals(self.folder, "No checkpoint can be saved"):
             probe(self.folder)
 
     def continue_from(self, info: CheckpointInfo) -> None:
@@ -340,7 +340,7 @@ class CheckpointStore:
         return self._removed([info.path.name for info in infos])
 
     def _commit(self, content: Content, tensors: Mapping[str, Tensor]) -> CheckpointInfo:
-        with refusals(self.folder, content.step):
+        with refusals(self.folder, f"The checkpoint of step {content.step} was not saved"):
             draft = begin(self.folder, content.step)
             try:
                 info = draft.publish(content, {TENSORS: write_tensors(draft.staging / TENSORS, tensors)})

@@ -37,7 +37,8 @@ class LabelShuffle(Check):
             informative, whether p is at most 0.05 · batches. Raises `NotApplicable` with fewer than five batches, which
             cannot reach that level, or where no part of a batch looks like labels.
         """
-        pairs = [(value(point, b, "evaluation"), value(point, _permuted(b), "evaluation")) for b in point.batches]
+        both = [(batch, _permuted(batch)) for batch in point.batches]
+        pairs = [(value(point, a, "evaluation"), value(point, b, "evaluation")) for a, b in both]
         pairs = [(a, b) for a, b in pairs if math.isfinite(a) and math.isfinite(b)]
         if len(pairs) < 5:
             raise NotApplicable(f"{len(pairs)} batches with a finite loss: at least 5 are needed to tell")

@@ -104,6 +104,22 @@ def unharmed(situation: Situation) -> Promise | None:
     return Promise(column=found.column, below=below, steps=found.steps)
 
 
+def improved(situation: Situation) -> Promise | None:
+    """The loss falls at least as fast as it does, and by more than the noise.
+
+    Args:
+        situation: Where the run is.
+
+    Returns:
+        The promise; None where no level is known.
+    """
+    found = descent(situation)
+    if found is None:
+        return None
+    below = found.now - max(found.gain(1.0), ERRORS * found.error)
+    return Promise(column=found.column, below=below, steps=found.steps)
+
+
 def faster(situation: Situation, speed: float) -> Promise | None:
     """The loss falls at least `speed` times as fast.
 

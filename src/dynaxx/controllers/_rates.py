@@ -4,12 +4,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dynaxx.controllers._reading import Vector, rows
+from dynaxx.controllers._reading import Vector, latest, rows
 from dynaxx.core.navigation import Situation
 
 CHANGE = 0.01
 """Relative change over a stretch below which a rate counts as constant: cosine at its flattest, over a tenth of the
 run, changes by 2 %."""
+CUT, DEEP_CUT = 0.5, 0.1
+"""Factor of a cut: one halving, as Soup's spike recovery does; where the loss diverges there is no time for five."""
+SAFE = 0.5
+"""Share of a logged stability margin that is used: half of what the linearised training would bear."""
+HUGE = 0.1
+"""Update ratio above which a rate is far too high (TheDeepChecker's rule: of ten healthy runs none lay there)."""
 LOWERED = 2.0
 """Peak over present rate from which on a schedule has annealed."""
 DECAYING = ("cosine", "linear_decay", "one_cycle", "power_decay", "warm_restarts", "wsd")
@@ -26,6 +32,29 @@ class Plan(NamedTuple):
 
     steps: Vector
     rate: Vector
+
+
+def lower(situation: Situation, step: int, *, deep: bool) -> tuple[float, str]:
+    """The factor of a cut of the rate, from what is logged of how much too high it is.
+
+    To half of the stability margin where that is logged and below 1; by a tenth where updates are larger than a tenth
+    of the weights, or where `deep` asks for it; else by half.
+
+    Args:
+        situation: Where the run is.
+        step: The step that the margin is read at.
+        deep: Whether there is no time for halvings.
+
+    Returns:
+        The factor, in [0.1, 0.5], and what it follows from.
+    """
+    margin = latest(situation.run, "stability_margin", step, 3)
+    ratio = latest(situation.run, "update_ratio.total", step)
+    if margin is not None and 0 < margin < 1:
+        return min(CUT, max(DEEP_CUT, SAFE * margin)), f", by the stability margin {margin:.3g}"
+    if ratio is not None and ratio > HUGE:
+        return DEEP_CUT, f", as an update is {ratio:.2g} of the weights"
+    return (DEEP_CUT, ", as the loss diverges") if deep else (CUT, "")
 
 
 def planned(situation: Situation) -> Plan | None:

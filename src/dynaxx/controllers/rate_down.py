@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 from dynaxx.controllers._clock import started, tick
 from dynaxx.controllers._limits import Limits, limits
 from dynaxx.controllers._past import waiting
-from dynaxx.controllers._promise import faster, unharmed
-from dynaxx.controllers._rates import annealed
-from dynaxx.controllers._reading import latest, own_factor, round_figure
+from dynaxx.controllers._promise import faster, improved
+from dynaxx.controllers._rates import annealed, lower
+from dynaxx.controllers._reading import own_factor, round_figure
 from dynaxx.controllers._suspects import Suspect, accused, standing
 from dynaxx.core.navigation import Controller, Proposal, Situation
 from dynaxx.core.records import Action
@@ -16,12 +16,8 @@ from dynaxx.core.records import Action
 Plain = dict[str, Any]
 CAUSES = frozenset({"learning_rate_too_high", "momentum_too_high", "schedule_too_aggressive", "warmup_missing"})
 """What a lower rate answers."""
-STEP = 0.5
-"""Factor of one cut, and of one way back (Soup's and the tuning playbook's halving)."""
-LEAST_STEP = 0.1
-"""The deepest single cut that a logged stability margin can ask for."""
-SAFE = 0.5
-"""Share of the stability margin that a cut aims at."""
+BACK = 2.0
+"""Factor of one way back: a cut by half, undone."""
 CALM = 3
 """Horizons without an accusation before the rate is raised again: the cut is judged in the first, then two that show
 the run calm."""
@@ -35,9 +31,9 @@ decay over the last fifth)."""
 class RateDown(Controller[Plain]):
     """η × ½ while the steps are longer than the curvature allows; back by doubling, as long as that makes it faster.
 
-    A cut promises that the loss is unharmed. A raise promises that the loss falls faster: otherwise it is taken back,
-    and tried ever more rarely; where a faster descent could not be seen, there is nothing to gain, and nothing is
-    raised. What other controllers have cut is raised likewise.
+    A cut promises that the loss falls, and no slower than before. A raise promises that it falls faster: otherwise it
+    is taken back, and tried ever more rarely; where a faster descent could not be seen there is nothing to gain, and
+    nothing is raised. What other controllers have cut is raised likewise.
     """
 
     about: ClassVar[str] = "halves a learning rate that is too high, and recovers it later"
@@ -63,13 +59,12 @@ class RateDown(Controller[Plain]):
 
 
 def _cut(suspect: Suspect, situation: Situation) -> Sequence[Proposal]:
-    promise = unharmed(situation)
+    promise = improved(situation)
     if promise is None:
         return ()
-    margin = latest(situation.run, "stability_margin", situation.step, 3)
-    step = STEP if margin is None or margin <= 0 else min(STEP, max(LEAST_STEP, SAFE * margin))
+    step, why = lower(situation, situation.step, deep=False)
     factor = round_figure(own_factor(situation) * step)
-    reason = f"{suspect.finding.title} ({suspect.cause}, {suspect.confidence:.0%}): the learning rate × {factor:g}"
+    reason = f"{suspect.finding.title} ({suspect.cause}, {suspect.confidence:.0%}): the learning rate × {factor:g}{why}"
     return (
         Proposal(
             controller="rate_down",
@@ -90,7 +85,7 @@ def _raise(state: Plain, situation: Situation, bounds: Limits) -> Sequence[Propo
     promise = faster(situation, FASTER)
     if promise is None:
         return ()
-    factor = round_figure(min(1.0, state["factor"] / STEP))
+    factor = round_figure(min(1.0, BACK * state["factor"]))
     reason = f"calm for {calm} updates: the learning rate goes back up to × {factor:g}"
     action = Action(name="learning_rate", arguments={"factor": factor}, reason=reason)
     return (Proposal(controller="rate_down", action=action, promise=promise, level=3),)

@@ -12,6 +12,7 @@ from dynaxx.controllers._judge import target
 from dynaxx.controllers._limits import LEAST_RATE, ROLLBACKS, Limits, limits
 from dynaxx.controllers._past import acts, exhausted, judged, proven, waiting
 from dynaxx.controllers._promise import ERRORS, descent
+from dynaxx.controllers._rates import lower
 from dynaxx.controllers._reading import (
     LOSS,
     NORMAL,
@@ -50,16 +51,12 @@ RUNGS: Mapping[str, tuple[int, ...]] = {
 """The rungs that answer a cause, the mildest first. The same batch at another state did not spike (PaLM 2022), so
 passing the data answers bad data; going back with the same rate does not answer a rate. Wiring is left to a person."""
 PATIENT = frozenset({"learning_rate_too_high", "momentum_too_high", "warmup_missing", "schedule_too_aggressive"})
-"""Causes that `rate_down` answers while they are no more than a warning."""
+"""Causes that `rate_down` answers while they are no more than a warning, and its cuts help."""
 HARM = 6.0
 """Robust standard deviations above its level before at which the loss counts as harmed (OLMo's training code, 2024)."""
 BEFORE, AFTER = 50, 5
 """Rows that the level before and after is read from: the longest stretch within one cadence block, the shortest
 median that two outliers do not move."""
-CUT, DEEP_CUT = 0.5, 0.1
-"""Factor of a cut: one halving per warning; where the loss diverges there is no time for five of them."""
-SAFE = 0.5
-"""Share of the logged stability margin that a cut aims at: half of what the linearised training would bear."""
 
 
 class Recover(Controller[Plain]):
@@ -102,6 +99,9 @@ def _noted(state: Plain, situation: Situation) -> Plain:
     mine = acts(situation, "recover")
     for decision in mine[state["seen"] :]:
         level, action = decision.proposal.level, decision.proposal.action
+        if action.name == "stop":  # who resumes a stopped run begins anew
+            state = {**state, "tried": [], "since": None}
+            continue
         rung = {"level": level, "step": decision.step, "promised": decision.proposal.promise is not None}
         if action.name == "rollback":
             to = int(action.arguments["before"]) - 1
@@ -114,9 +114,15 @@ def _noted(state: Plain, situation: Situation) -> Plain:
 
 def _incident(situation: Situation) -> Suspect | None:
     suspect = accused(situation, RUNGS.keys())
-    if suspect is None or (suspect.finding.severity != "critical" and suspect.cause in PATIENT):
-        return None
-    return suspect
+    if suspect is None or suspect.finding.severity == "critical" or suspect.cause not in PATIENT:
+        return suspect
+    return suspect if _cut_in_vain(situation) else None
+
+
+def _cut_in_vain(situation: Situation) -> bool:
+    """Whether a lower rate alone did not help: what too high a rate has done to the weights has to be taken back."""
+    cuts = [o for o in judged(situation, "rate_down") if o.proposal.finding is not None]
+    return bool(cuts) and not cuts[-1].kept
 
 
 def _failed(state: Plain, suspect: Suspect, situation: Situation, bounds: Limits) -> bool:
@@ -146,6 +152,8 @@ def _next(state: Plain, suspect: Suspect, situation: Situation, bounds: Limits) 
         # Where a rollback is asked for and cannot be had, a cut of the rate is better than nothing; not for weights
         # that are lost.
         rungs = [rung for rung in rungs if rung >= ROLLBACK] + ([RATE] if math.isfinite(_now(situation)) else [])
+    elif suspect.cause in PATIENT and not critical:
+        rungs = [rung for rung in rungs if rung > RATE]
     elif not hurt and not critical:
         rungs = [rung for rung in rungs if rung < ROLLBACK]
     levels = [rung["level"] for rung in state["tried"]]
@@ -196,12 +204,9 @@ def _cut(suspect: Suspect, situation: Situation) -> Action | None:
 
 
 def _lower(suspect: Suspect, situation: Situation) -> float | None:
-    """The total factor after a cut: to half of the stability margin where it is logged, else by halves or tenths."""
-    margin = latest(situation.run, "stability_margin", suspect.finding.onset, 3)
-    if margin is not None and 0 < margin < 1:
-        cut = min(CUT, max(DEEP_CUT, SAFE * margin))
-    else:
-        cut = DEEP_CUT if suspect.cause in PATIENT else CUT
+    """The total factor after a cut, or None where it would be too low."""
+    critical = suspect.finding.severity == "critical"
+    cut, _ = lower(situation, suspect.finding.onset, deep=critical and suspect.cause in PATIENT)
     factor = round_figure(own_factor(situation) * cut)
     return factor if factor * rate_factor(situation) / own_factor(situation) >= LEAST_RATE else None
 
@@ -224,10 +229,10 @@ def _rollback(rung: int, state: Plain, suspect: Suspect, situation: Situation, b
     factor = own_factor(situation)
     reason = "as before the rollback"
     if rung == LOWER:
-        lower = _lower(suspect, situation)
-        if lower is None:
+        cut = _lower(suspect, situation)
+        if cut is None:
             return None
-        factor, reason = lower, _because(suspect, f"after the rollback the learning rate is multiplied by {lower:g}")
+        factor, reason = cut, _because(suspect, f"after the rollback the learning rate is multiplied by {cut:g}")
     if recent and (guard := _skip(suspect, situation)) is not None and RUNGS[suspect.cause] == _DATA:
         then.append(guard)  # it was not one batch alone
     if factor != 1.0 or any(d.proposal.action.name == "learning_rate" for d in situation.decisions):

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dynaxx.core.findings import Log
+from dynaxx.core.findings import Log, Series
 from dynaxx.detectors._reading import rows
 from dynaxx.errors import NotApplicable
 
@@ -104,3 +104,29 @@ def largest_step(run: Log) -> float:
     values = rows(run, "update_ratio").values[:20]
     values = values[:, np.isfinite(values).all(axis=0)] if len(values) else values
     return float(np.median(values, axis=0).max()) if values.size else 0.0
+
+
+def elasticity(run: Log) -> float:
+    """‖g‖‖θ‖/|L| in the median of the first 20 measured steps: relative change of the loss with that of the weights.
+
+    Args:
+        run: The log.
+
+    Returns:
+        The ratio; NaN where it was not measured.
+    """
+    if any(name not in run.columns for name in ("grad_norm", "parameter_norm", "loss")):
+        return float("nan")
+    slope, size, loss = run["grad_norm"], run["parameter_norm"], run["loss"]
+    shared = np.intersect1d(np.intersect1d(slope.steps, size.steps), loss.steps)[:20]
+    if len(shared) == 0:
+        return float("nan")
+
+    def at(series: Series) -> np.ndarray:
+        values = np.asarray(series.values)[np.searchsorted(series.steps, shared)].astype(np.float64)
+        return np.sqrt((values**2).sum(axis=1)) if values.ndim == 2 else np.abs(values)
+
+    with np.errstate(all="ignore"):  # a loss of 0, gradients that are not finite
+        ratio = at(slope) * at(size) / at(loss)
+    ratio = ratio[np.isfinite(ratio)]
+    return float(np.median(ratio)) if len(ratio) else float("nan")

@@ -18,6 +18,12 @@ FACTOR = Threshold(
     origin="least ratio to the median: where batches hardly differ, eight deviations are nothing",
     false_alarms="",
 )
+FAR = Threshold(
+    value=10.0,
+    origin="ratio to the median from which a batch that hurts is no hard one: mixtures of easy and hard data differ "
+    "by a few times",
+    false_alarms="",
+)
 SHIFT = 20
 """Track on end from which unlike batches are a shift of the data, not corruption."""
 LEAST = 30
@@ -58,7 +64,13 @@ class CorruptedBatch(Detector):
         end = end_of(run)
         lasting = finite and len(steps) >= SHIFT and _runs_to_end(run, steps)
         harmed = _harm(run, steps)
-        severity: Severity = "critical" if not finite else "warning" if lasting or harmed >= FACTOR.value else "note"
+        severity: Severity = (
+            "critical"
+            if not finite
+            else "warning"
+            if lasting or (harmed >= FACTOR.value and size >= FAR.value)
+            else "note"
+        )
         what = f"{size:.3g} times the usual scale" if finite else f"{size:.2%} of a batch is NaN or infinite"
         spans = ((int(steps[0]), end),) if lasting else _separate(steps)
         return Finding(

@@ -52,9 +52,9 @@ class LabelNoise(Detector):
         level = float(np.median(tail)) / begun.chance if len(tail) else float("nan")
         if not STUCK.value <= level <= RUNAWAY or _gain(loss.values) > FALLING.value * begun.chance:
             return None
-        step = _median_update(run)
-        failed = ("activations.dead", "activations.saturated", "outputs.normalised")
-        if not step >= MOVING or any(_largest(run, name) >= HALF for name in failed):
+        step = _usual_update(run)
+        failed = ("activations.dead", "activations.saturated", "outputs.normalised", "unit_symmetry")
+        if not step >= MOVING or any(_largest(run, name) >= HALF for name in failed) or _starved(run):
             return None
         cosine = _largest(run, "gradient_noise.cosine")
         probe = checked(run, "label_shuffle")
@@ -133,12 +133,23 @@ def _at_full_rate(run: Log) -> int:
     return int((highest >= 0.5 * highest.max()).sum())
 
 
-def _median_update(run: Log) -> float:
+def _usual_update(run: Log) -> float:
+    """The relative update that three quarters of the weight layers reach in the median."""
     ratio = rows(run, "update_ratio")
     places, _ = matrices(run, ratio.labels)
     values = ratio.values[:, places]
-    values = values[np.isfinite(values) & (values > 0)]
-    return float(np.median(values)) if len(values) else float("nan")
+    values = np.median(np.where(np.isfinite(values), values, 0.0), axis=0)
+    return float(np.quantile(values, 0.25)) if len(values) else float("nan")
+
+
+def _starved(run: Log) -> bool:
+    """Whether most gradient entries of the weight layers are exactly zero."""
+    if "grad_zeros" not in run.columns:
+        return False
+    zeros = rows(run, "grad_zeros")
+    places, numel = matrices(run, zeros.labels)
+    share = np.nan_to_num(zeros.values[:, places]) @ numel / numel.sum()
+    return float(np.median(share)) >= HALF
 
 
 def _largest(run: Log, name: str) -> float:

@@ -21,8 +21,8 @@ GRADIENT_PERSIST = Threshold(
     false_alarms="",
 )
 MINORITY = Threshold(
-    value=0.5,
-    origin="share of the parameters: adapters and heads are trained on a frozen majority by intention",
+    value=0.9,
+    origin="share of the parameters: adapters are trained between layers of a frozen majority, by intention",
     false_alarms="",
 )
 SLOW = Threshold(

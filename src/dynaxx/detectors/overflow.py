@@ -8,6 +8,7 @@ from dynaxx.core.findings import Detector, Evidence, Finding, Log, Remedy, Test,
 from dynaxx.detectors._acts import clip
 from dynaxx.detectors._reading import end_of, moving_mean, rows, stretches, suspect, weighed
 from dynaxx.detectors._remedies import rate
+from dynaxx.detectors._rounding import grid
 from dynaxx.errors import NotApplicable
 
 SKIPPED = Threshold(
@@ -148,7 +149,7 @@ def _empty(run: Log) -> _Lost | None:
     none = (norms.values == 0).all(axis=1)
     returns = int(((~none[1:]) & none[:-1]).sum())
     share = float(none.mean())
-    if share < EMPTY.value or returns < RETURNS:
+    if share < EMPTY.value or returns < RETURNS or _rounded_away(run):
         return None
     span = (int(norms.steps[none][0]), end_of(run))
     evidence = Evidence(
@@ -159,6 +160,14 @@ def _empty(run: Log) -> _Lost | None:
         threshold=EMPTY.value,
     )
     return _Lost((span,), share, float("nan"), False, (evidence,))
+
+
+def _rounded_away(run: Log) -> bool:
+    """Whether gradients are zero because they were rounded to a grid: underflow, not overflow."""
+    if "grad_max" not in run.columns:
+        return False
+    largest = rows(run, "grad_max").values
+    return any(grid(largest[:, i]) > 0 for i in range(largest.shape[1]))
 
 
 def _growth(run: Log) -> float:

@@ -5,6 +5,7 @@ import numpy as np
 from dynaxx.core.findings import Detector, Evidence, Finding, Log, Remedy, Test, Threshold
 from dynaxx.detectors._read import Track, adaptive
 from dynaxx.detectors._reading import end_of, matching, matrices, moving_mean, rows, stretches, suspect, weighed
+from dynaxx.detectors._rounding import LEVELS, grid
 from dynaxx.errors import NotApplicable
 
 SHARE = Threshold(
@@ -16,10 +17,6 @@ PERSIST = Threshold(value=20, origin="rows on end of a mean over 10", false_alar
 WINDOW = 10
 HALF_NORMAL = 2.0**-14
 """Smallest normal number of float16; its grid ends at 2⁻²⁴."""
-GRID = 1e-3
-"""How close to a whole multiple of the smallest a value must be to lie on a grid."""
-LEVELS = 64
-"""Multiples beyond which rounding to three digits would make any value look like one."""
 
 
 class Underflow(Detector):
@@ -47,7 +44,7 @@ class Underflow(Detector):
             if name == "precision.underflow"
             else np.zeros((len(axis), len(places)))
         )
-        rounded, grid = _rounded(run, axis, places)
+        rounded, unit = _rounded(run, axis, places)
         lost = np.maximum(lost, rounded)
         whole = moving_mean((lost * numel).sum(axis=1) / numel.sum(), WINDOW)
         spans = stretches(axis.steps, whole >= SHARE.value, int(PERSIST.value), end_of(run))
@@ -67,10 +64,10 @@ class Underflow(Detector):
                 threshold=SHARE.value,
             )
         ]
-        if grid > 0:
+        if unit > 0:
             evidence.append(
                 Evidence(
-                    text=f"the largest gradients are whole multiples of {grid:.3g}", columns=("grad_max",), value=grid
+                    text=f"the largest gradients are whole multiples of {unit:.3g}", columns=("grad_max",), value=unit
                 )
             )
         return Finding(
@@ -87,7 +84,7 @@ class Underflow(Detector):
                         "underflow",
                         0.75,
                         1.5 if scale < 1024 else 1.0,
-                        3.0 if grid > 0 else 1.0,
+                        3.0 if unit > 0 else 1.0,
                         why="gradients are below what the format holds",
                         remedies=(
                             Remedy(text="Compute in bfloat16, or scale the loss up (GradScaler, at least 2¹⁶)."),
@@ -120,22 +117,11 @@ def _rounded(run: Log, axis: Track, places: np.ndarray) -> tuple[np.ndarray, flo
     zeros, largest = rows(run, "grad_zeros"), rows(run, "grad_max")
     if zeros.labels != axis.labels or largest.labels != axis.labels:
         return found, 0.0
-    grid = max((_grid(largest.values[:, i]) for i in places), default=0.0)
+    unit = max((grid(largest.values[:, i]) for i in places), default=0.0)
     here, there = matching(zeros, largest)
     top = largest.values[there][:, places]
-    near = (top <= LEVELS * grid) if grid > 0 else (top > 0) & (top < HALF_NORMAL)
+    near = (top <= LEVELS * unit) if unit > 0 else (top > 0) & (top < HALF_NORMAL)
     share = np.where(near, zeros.values[here][:, places], 0.0)
     shared, of = np.intersect1d(axis.steps, zeros.steps[here], assume_unique=True, return_indices=True)[1:]
     found[shared] = np.nan_to_num(share[of])
-    return found, grid
-
-
-def _grid(values: np.ndarray) -> float:
-    """The number that all values are small whole multiples of; 0 where there is none, or too few values repeat."""
-    values = values[np.isfinite(values) & (values > 0)]
-    if len(values) < WINDOW:
-        return 0.0
-    multiples = values / values.min()
-    whole = np.abs(multiples - np.round(multiples)) <= GRID * multiples
-    levels = len(np.unique(np.round(multiples)))
-    return float(values.min()) if whole.all() and multiples.max() <= LEVELS and levels <= len(values) / 2 else 0.0
+    return found, unit

@@ -8,7 +8,7 @@ from dynaxx.detectors._reading import end_of, rows, suspect, weighed
 from dynaxx.errors import NotApplicable
 
 PERIODIC = Threshold(
-    value=0.6,
+    value=0.4,
     origin="correlation of the loss's residual with that of one epoch before; 0 where each pass has its own order",
     false_alarms="",
 )
@@ -26,7 +26,7 @@ NEIGHBOURS = Threshold(
 PURE = 0.6
 """Mean probability of the top class from which a batch counts as being of one class."""
 LEAST = 60
-"""Steps in which a correlation of 0.6 is 4.6 standard errors."""
+"""Steps in which a correlation of 0.4 is three standard errors."""
 SHORTEST = 4
 """Steps of an epoch: in shorter ones every order repeats."""
 

@@ -19,12 +19,12 @@ class Strand:
 
     Args:
         label: Whose.
-        steps: Of its checkpoints, increasing.
+        saves: Its checkpoints, steps increasing.
         fork: Step at which it leaves another strand, and the place of that one among the strands; None: it does not.
     """
 
     label: str
-    steps: Sequence[int]
+    saves: Sequence[Save]
     fork: tuple[int, int] | None = None
 
 
@@ -67,7 +67,7 @@ def strands(label: str, saves: Sequence[Save]) -> list[Strand]:
         own = lane if fork is None else lane[1:]
         at.update({save.id: place for save in own})
         name = label if place == 0 else f"{label}, left behind"
-        found.append(Strand(label=name, steps=[save.step for save in own], fork=fork))
+        found.append(Strand(label=name, saves=own, fork=fork))
     return found
 
 
@@ -84,8 +84,8 @@ def panel(found: Sequence[Strand], note: str) -> Lines:
     curves: list[Line] = []
     for height, strand in enumerate(found):
         start = [] if strand.fork is None else [strand.fork]
-        x = np.array([*(step for step, _ in start), *strand.steps], dtype=np.float64)
-        y = np.array([*(below for _, below in start), *(height for _ in strand.steps)], dtype=np.float64)
+        points = [*start, *((save.step, height) for save in strand.saves)]
+        x, y = np.array(points, dtype=np.float64).reshape(-1, 2).T
         curves.append(Line(label=strand.label, x=x, y=y, style="points"))
     return Lines(title="Checkpoints and where their lines fork", lines=tuple(curves), y_label="line", note=note)
 

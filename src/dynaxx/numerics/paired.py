@@ -46,7 +46,7 @@ def paired(
     larger of these two means over all sets (Hartigan 1969, typical values). No normality is assumed.
 
     Args:
-        differences: One a pair, finite.
+        differences: One a pair. Where one is not finite, so that no mean is, everything is +∞.
         weights: Of each pair, 0 or more; None: equal. They are divided by their sum.
         level: Coverage.
         seed: Of the sets of signs, where there are more than 2¹² of them.
@@ -62,7 +62,10 @@ def paired(
     shares = np.ones(len(differences)) if weights is None else np.asarray(weights, dtype=np.float64)
     held = shares > 0
     d, w = differences[held].astype(np.float64), shares[held] / shares[held].sum()
-    mean, n = float(w @ d), len(d)
+    n = len(d)
+    if not np.isfinite(d).all():
+        return Paired(mean=math.inf, low=math.inf, high=math.inf, p=math.nan, pairs=n)
+    mean = float(w @ d)
     flipped = _subsets(n, seed)
     share = flipped @ w
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -13,7 +13,8 @@ def rank_shift(before: Float[np.ndarray, " n"], after: Float[np.ndarray, " m"]) 
     """Mann and Whitney's test (1947) that `after` lies above `before`, with effective sample sizes.
 
     U counts the pairs in which the later value is larger; under equal laws its mean is nm/2 and its variance
-    nm(n + m + 1)/12. The statistic is divided by √τ, τ the larger autocorrelation time of the two, at least 1.
+    nm(n + m + 1)/12. The statistic is divided by √τ, τ the autocorrelation time of the earlier stretch, at
+    least 1: that shows how values hang together where nothing changes, the later one may have a trend.
 
     Args:
         before: One stretch.
@@ -33,7 +34,7 @@ def rank_shift(before: Float[np.ndarray, " n"], after: Float[np.ndarray, " m"]) 
         return 0.5, 1.0
     ranks = rankdata(np.concatenate([before, after]))
     pairs = float(ranks[n:].sum()) - m * (m + 1) / 2
-    time = max(1.0, autocorrelation_time(before), autocorrelation_time(after))
+    time = max(1.0, autocorrelation_time(before))
     deviation = math.sqrt(n * m * (n + m + 1) / 12 * time)
     p = float(norm.sf((pairs - n * m / 2 - 0.5) / deviation))
     return pairs / (n * m), max(p, 1.0 / math.comb(n + m, n)) if n + m < 60 else p

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from random import Random
 from typing import Any, ClassVar
 
+from dynaxx.core.navigation import Mode
 from dynaxx.core.task import derive_seed
 from dynaxx.errors import UnknownName
 from dynaxx.session import Run
@@ -18,8 +19,8 @@ class Policy(ABC):
         steps: Planned steps.
     """
 
-    watching: ClassVar[Mapping[str, Any]] = {}
-    """Further arguments of `dynaxx.watch`."""
+    mode: ClassVar[Mode] = "off"
+    """How `dynaxx.watch` navigates; off where it does not act: observers replay the log afterwards."""
     saves: ClassVar[bool] = False
     """Whether it needs checkpoints on the way."""
 
@@ -46,7 +47,7 @@ class Nothing(Policy):
 class Navigator(Policy):
     """Dynaxx itself: `watch(..., navigate="act")`."""
 
-    watching: ClassVar[Mapping[str, Any]] = {"navigate": "act"}
+    mode = "act"
     saves = True
 
     def act(self, run: Run, validation: float | None) -> None:

@@ -49,7 +49,7 @@ class Report:
         kinds = {kind: sum(run.case.kind == kind for run in untouched(self.runs)) for kind in KINDS}
         counted = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
         status = Counter(run.status for run in self.runs)
-        ends = f"{status['not applicable']} cases do not apply, {status['refused']} were refused, {status['failed']} failed"
+        ends = ", ".join(f"{status[name]} {name}" for name in ("not applicable", "refused", "failed"))
         return f"{counted} runs; {len(hurt(self.runs))} were hurt by what was planted; {ends}"
 
     def observer_rows(self) -> list[tuple[str, ...]]:

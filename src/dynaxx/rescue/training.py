@@ -84,8 +84,8 @@ class Ended:
     Args:
         case: The case.
         folder: Its run folder.
-        status: "finished", "stopped" (by an act), "refused" (Dynaxx would not begin), "failed" (the task raised an error
-            under what was planted) or "not applicable".
+        status: "finished", "stopped" (by an act), "refused" (Dynaxx would not begin), "failed" (the task raised an
+            error under what was planted) or "not applicable".
         why: The reason of the last four.
         steps: Planned steps.
         step: Completed ones.
@@ -224,7 +224,7 @@ def _trained(case: Case, folder: Path) -> Ended:
             budget=BUDGET,
             facts={"case": asdict(case)},
             quiet=True,
-            **acting.watching,
+            navigate=acting.mode,
         )
         with run:
             for _ in _steps(case, task, run, model, optimizer, scheduler, acting):

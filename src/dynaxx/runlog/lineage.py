@@ -70,6 +70,8 @@ def parents(saves: Iterable[Save]) -> dict[str, str | None]:
                 found[save.id] = save.origin[0]
                 continue
             since = [s for s in earlier if s.number < number(save.origin[0])]
+        elif not since:
+            since = earlier
         found[save.id] = since[-1].id if since else None
     return found
 

@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+
+from dynaxx.detectors.schedule_too_aggressive import ScheduleTooAggressive
+from dynaxx.errors import NotApplicable
+
+AT = np.arange(1, 601)
+
+
+def log(rng, loss, lr):
+    noisy = loss * np.exp(0.02 * rng.standard_normal(600))
+    return {"loss": noisy, "lr": (AT, np.broadcast_to(lr, 600)[:, None].copy(), ("group 0",))}
+
+
+def cosine(steps):
+    return 0.1 * (1 + np.cos(np.pi * np.arange(steps) / steps)) / 2
+
+
+def test_a_whole_cosine_is_healthy(make_log, rng):
+    assert ScheduleTooAggressive().detect(make_log(log(rng, 2.3 * np.exp(-AT / 150), cosine(600)), steps=600)) is None
+
+
+def test_a_decay_that_comes_too_early(make_log, rng):
+    lr = np.concatenate([cosine(150), np.full(450, 1e-5)])
+    loss = 2.3 - 1.2 * np.minimum(AT, 140) / 140
+    found = ScheduleTooAggressive().detect(make_log(log(rng, loss, lr), steps=600))
+    assert found.causes[0].name == "schedule_too_aggressive"
+    assert 100 < found.onset < 160
+    assert any(r.action is not None and r.action.arguments.get("factor", 0) > 1 for r in found.causes[0].remedies)
+
+
+def test_an_early_decay_after_the_loss_had_settled_is_fine(make_log, rng):
+    lr = np.concatenate([np.full(100, 0.1), cosine(50), np.full(450, 1e-5)])
+    assert ScheduleTooAggressive().detect(make_log(log(rng, 0.5 + 1.8 * np.exp(-AT / 12), lr), steps=600)) is None
+
+
+def restart(back):
+    lr = np.concatenate([cosine(200), 8 * cosine(400)])
+    loss = 0.5 + 1.8 * np.exp(-AT / 40)
+    loss[200:] += 1.5 * np.exp(-np.arange(400) / back)
+    return loss, lr
+
+
+def test_a_restart_that_is_not_recovered_from(make_log, rng):
+    found = ScheduleTooAggressive().detect(make_log(log(rng, *restart(5000)), steps=600))
+    assert found.causes[0].name == "schedule_too_aggressive"
+    assert abs(found.onset - 200) < 15
+    assert found.causes[0].remedies[0].action.name == "rollback"
+
+
+def test_a_restart_that_comes_back_is_healthy(make_log, rng):
+    assert ScheduleTooAggressive().detect(make_log(log(rng, *restart(20)), steps=600)) is None
+
+
+def test_a_rate_of_zero(make_log, rng):
+    with pytest.raises(NotApplicable, match="positive"):
+        ScheduleTooAggressive().detect(make_log(log(rng, np.ones(600), np.zeros(600)), steps=600))

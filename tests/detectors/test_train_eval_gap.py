@@ -1,0 +1,46 @@
+import numpy as np
+import pytest
+
+from dynaxx.detectors.train_eval_gap import TrainEvalGap
+from dynaxx.errors import NotApplicable
+
+AT = np.arange(20, 401, 20)
+
+
+def log(rng, ratio, floor=1.5):
+    steps = np.arange(400)
+    train = floor + (2.3 - floor) * np.exp(-steps / 60)
+    return {
+        "loss": train * np.exp(0.01 * rng.standard_normal(400)),
+        "val_loss": (AT, ratio * (floor + (2.3 - floor) * np.exp(-AT / 60)) * np.exp(0.01 * rng.standard_normal(20))),
+    }
+
+
+def check(train, evaluation):
+    return [{"kind": "check", "step": 300, "name": "eval_train_gap", "values": {"train": train, "eval": evaluation}}]
+
+
+def test_validation_far_below_training(make_log, rng):
+    found = TrainEvalGap().detect(make_log(log(rng, 0.5)))
+    assert found.severity == "warning"
+    assert found.causes[0].name == "regularisation_too_strong"
+
+
+def test_a_little_below_is_dropout_as_usual(make_log, rng):
+    assert TrainEvalGap().detect(make_log(log(rng, 0.8))) is None
+    assert TrainEvalGap().detect(make_log(log(rng, 0.5, floor=0.1))) is None
+
+
+def test_the_same_batch_in_both_modes_decides(make_log, rng):
+    worse = TrainEvalGap().detect(make_log(log(rng, 1.0), events=check(1.0, 3.0)))
+    assert (worse.severity, worse.causes[0].name) == ("warning", "train_eval_mismatch")
+    costly = TrainEvalGap().detect(make_log(log(rng, 1.0), events=check(3.0, 1.0)))
+    assert costly.causes[0].name == "regularisation_too_strong"
+    assert TrainEvalGap().detect(make_log(log(rng, 0.5), events=check(1.1, 1.0))) is None
+
+
+def test_few_evaluations(make_log, rng):
+    columns = log(rng, 0.5)
+    columns["val_loss"] = (AT[:4], np.ones(4))
+    with pytest.raises(NotApplicable, match="at least"):
+        TrainEvalGap().detect(make_log(columns))
