@@ -214,6 +214,12 @@ def test_several_runs_single_checkpoints_and_live_states(tmp_path):
         blend([tmp_path / "one", tmp_path / "one"])
     with pytest.raises(BadInput, match="one run"):
         blend([tmp_path / "one", tmp_path / "two"], how="ema:half_life=3")
+    saved(tmp_path / "elsewhere" / "one", two)
+    alike = blend([tmp_path / "one", tmp_path / "elsewhere" / "one"], how="uniform")  # of one name, not one run
+    assert len(alike.lineage["parts"]) == 4
+    assert len(alike.chart.panels[0].lines) == 2
+    with pytest.raises(BadInput, match="Got 2 runs: one, one"):
+        blend([tmp_path / "one", tmp_path / "elsewhere" / "one"], how="decay")
     with pytest.raises(BadInput, match="neither a run's folder"):
         blend(tmp_path)
     with pytest.raises(BadInput, match="Got int"):

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from dynaxx.checkpoints import CheckpointStore, capture
 from dynaxx.checkpoints._basin import barriers
 from dynaxx.checkpoints._parts import Selection, parts
-from dynaxx.checkpoints._rules import Field, rule
+from dynaxx.checkpoints._rules import Candidates, rule
 from dynaxx.checkpoints.blend import blend
 from dynaxx.checkpoints.judge import Judge
 from dynaxx.core.snapshot import Snapshot
@@ -51,15 +51,15 @@ def random_parts(seed, n=150, size=400):
 
 def naive(states, judge):
     """Choose and judge on one split, as it is commonly done."""
-    field = Field(
+    candidates = Candidates(
         parts=parts(states, Selection()),
         losses=np.array([_losses(judge, s, "choose") for s in states]),
         judge=judge,
     )
-    weights, _ = rule("greedy").weights(field)
-    judge.put(iter(field.soup(weights).tensors.items()), "the soup")
-    best = int(field.scores().argmin())
-    apart = judge.losses("choose") - field.losses[best]
+    weights, _ = rule("greedy").weights(candidates)
+    judge.put(iter(candidates.soup(weights).tensors.items()), "the soup")
+    best = int(candidates.scores().argmin())
+    apart = judge.losses("choose") - candidates.losses[best]
     return paired(apart, judge.shares("choose"))
 
 

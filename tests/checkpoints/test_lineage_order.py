@@ -1,5 +1,7 @@
 """Which checkpoint is the latest: of the line that training is on, and not one that it went back past."""
 
+import threading
+
 import pytest
 import torch
 
@@ -81,6 +83,19 @@ def test_plain_resume_leaves_nothing_behind(store):
     later.continue_from(later.load()[1])
     assert run(later, 3)[0].origin is None
     assert steps(later.list()) == [1, 2, 3]
+
+
+def test_saves_under_way_are_of_the_line_that_ends(store, monkeypatch):
+    commit, opened = CheckpointStore._commit, threading.Event()
+    monkeypatch.setattr(CheckpointStore, "_commit", lambda *args: opened.wait(30) and commit(*args))
+    opened.set()
+    (first,) = run(store, 100)
+    opened.clear()
+    store.save_async(200, {"step": 200})
+    threading.Timer(0.1, opened.set).start()
+    store.continue_from(first)
+    run(store, 150)
+    assert steps(store.list()) == [200, 100, 150]
 
 
 def test_what_brings_the_training_down_is_left_for_last(store):

@@ -190,13 +190,15 @@ def test_those_left_behind_go_first(tmp_path):
 
 def kill_at_call(n):
     """Let the n-th file operation from now on be the last thing this process does."""
+    operations = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.listdir", "os.scandir"}
     seen = 0
 
     def count(event, _):
         nonlocal seen
-        seen += event in {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.listdir", "os.scandir"}
-        if seen > n:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if event in operations:  # os.kill is an event too
+            seen += 1
+            if seen > n:
+                os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(count)
 

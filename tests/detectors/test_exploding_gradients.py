@@ -18,15 +18,15 @@ def run(make_log, facts_of, rng):
     return run
 
 
-def growing(decades, start=120):
-    level = np.ones(STEPS)
-    level[start:] = 10.0**decades
-    return level
+def growing(decades, start=120, over=30):
+    """Level 1, then a rise by so many decades in so many steps."""
+    return 10.0 ** (decades * np.clip((np.arange(STEPS) - start) / over, 0, 1))
 
 
 def test_growth_over_the_steps_is_found_where_it_begins(run):
     found = ExplodingGradients().detect(run(growing(3)))
-    assert found.spans == ((121, STEPS),)
+    assert found.spans[0][0] == pytest.approx(121 + 20, abs=3), "two of three decades"
+    assert found.spans[-1][1] == STEPS
     assert found.severity == "warning"
     assert 2.9 < found.evidence[0].value < 3.4
     clip = next(
@@ -62,6 +62,12 @@ def test_growth_towards_the_first_layers_is_another_cause(run):
 def test_the_cause_follows_updates_and_inputs(run, ratio, scale, cause):
     more = {"update_ratio": np.full((STEPS, 6), ratio), "inputs.mean": np.zeros(5), "inputs.std": np.full(5, scale)}
     assert ExplodingGradients().detect(run(growing(3), **more)).causes[0].name == cause
+
+
+def test_a_jump_from_one_step_to_the_next_points_at_its_batch(run):
+    found = ExplodingGradients().detect(run(growing(3, over=1)))
+    assert found.spans == ((122, STEPS),)
+    assert found.causes[0].name == "corrupted_batch"
 
 
 def test_a_short_log_or_two_runs_in_one_are_not_applicable(make_log):

@@ -32,8 +32,8 @@ def test_a_drop_over_the_depth_is_found_with_its_size_and_layers(run):
     assert found.causes[0].name == "vanishing_gradients"
 
 
-def test_two_decades_are_common_and_no_finding(run):
-    assert VanishingGradients().detect(run(2.5)) is None
+def test_a_decade_and_a_half_is_no_finding(run):
+    assert VanishingGradients().detect(run(1.8)) is None
 
 
 def test_it_is_a_note_where_the_optimizer_makes_up_for_it(run):

@@ -75,7 +75,7 @@ def test_rewind_without_a_change_gives_the_same_bits(tmp_path: Path, source) -> 
     loader = None if source == "shuffled" else [(part,) for part in DATA.split(4)]
     whole, _, _ = train(tmp_path / "whole", loader=loader)
     torch.manual_seed(77)
-    back, run, _ = train(tmp_path / "back", at=13, before=12, data="rewind", loader=loader)
+    back, _, _ = train(tmp_path / "back", at=13, before=12, data="rewind", loader=loader)
     assert same(whole, back)
     view = dynaxx.open_run(tmp_path / "back")
     assert [attempt.status for attempt in view.attempts] == [ROLLED_BACK, "finished"]
@@ -111,7 +111,7 @@ def test_to_step_zero_moments_are_gone(tmp_path: Path) -> None:
 
 def test_passing_goes_on_with_the_next_batches(tmp_path: Path) -> None:
     batches = [(part,) for part in DATA.split(4)]  # 16 batches an epoch
-    _, run, seen = train(tmp_path / "run", at=9, loader=batches, learning_rate=0.25, clip=1.0)
+    _, _, seen = train(tmp_path / "run", at=9, loader=batches, learning_rate=0.25, clip=1.0)
     order = [next(i for i, (b,) in enumerate(batches) if b is s) for s in seen]
     assert order[:12] == list(range(12))  # batch 9 comes after batch 8, although the step goes back to 5
     view = dynaxx.open_run(tmp_path / "run")

@@ -177,7 +177,7 @@ def _is_matrix(tensor: Tensor) -> bool:
 
 
 def _remedy(parts: Sequence[Part], blocked: Sequence[int], anchor: int) -> str:
-    if len({part.run for part in parts}) > 1:
+    if len({part.line for part in parts}) > 1:
         return "Branch the runs from a common checkpoint, leave such parts out, or try align=True."
     first = max((i for i in blocked if i < anchor), default=-1) + 1
     later = f"steps=({parts[first].step}, {parts[-1].step})" if len(parts) - first > 1 else "steps=(first, last)"

@@ -110,10 +110,10 @@ class Story:
     def _over_steps(self, what: Literal["score", "weight"]) -> Lines:
         values = self.scores if what == "score" else self.weights
         lines: list[Line] = []
-        for run in dict.fromkeys(part.run for part in self.parts):
-            own = [i for i, part in enumerate(self.parts) if part.run == run]
+        for line in dict.fromkeys(part.line for part in self.parts):
+            own = [i for i, part in enumerate(self.parts) if part.line == line]
             steps = np.array([float(self.parts[i].step) for i in own])
-            lines.append(Line(label=run, x=steps, y=values[own], style="points"))
+            lines.append(Line(label=line[1], x=steps, y=values[own], style="points"))
         if what == "weight":
             return Lines(title="Weights in the blend", lines=tuple(lines), y_label="share")
         return Lines(title=f"Parts: {self.scored}", lines=tuple(lines), y_label=self.scored.partition(",")[0])

@@ -1,28 +1,23 @@
 """What is blended: checkpoints of runs and live states, each read tensor by tensor, never whole."""
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor
 
+from dynaxx.checkpoints._model_stream import Stream, model_frame, stream_model
 from dynaxx.checkpoints.archive import is_archived
-from dynaxx.checkpoints.codec import chosen, decode, referenced
-from dynaxx.checkpoints.manifest import CheckpointInfo, Manifest, load_manifest
-from dynaxx.checkpoints.pieces import check_sizes, check_tiling, read_tree, read_whole
+from dynaxx.checkpoints.manifest import CheckpointInfo, load_manifest
 from dynaxx.checkpoints.places import ARCHIVE, LocalPlace, Place, behind, original
 from dynaxx.checkpoints.store import CheckpointStore
-from dynaxx.checkpoints.tensorfile import read_tensors
 from dynaxx.core.parameters import bare_name
 from dynaxx.core.snapshot import Snapshot
 from dynaxx.errors import BadInput, CorruptData, DynaxxWarning
 from dynaxx.runlog import open_run
 
-Stream = Iterator[tuple[str, Tensor]]
-"""Parameters and persistent buffers by bare name. Use each before the next is asked for; exhaust it before any of it
-counts, because damage may be found at the last byte."""
 Source = str | Path | Place | CheckpointStore | Snapshot | Mapping[str, Tensor]
 
 
@@ -34,7 +29,7 @@ class Part:
         run: Of which run, as a reader knows it.
         step: Completed optimizer steps.
         id: The checkpoint's; "" for a live state.
-        place: The folder or URL of the run's checkpoints; "" for a live state.
+        place: The folder or URL of the run's checkpoints, archived ones too; "" for a live state.
         seed: The run's; 0 where it is not known.
         archived: Whether its weights were rounded to bf16 and the rest left away.
         tensors: Reads it anew.
@@ -49,6 +44,11 @@ class Part:
     archived: bool = False
     tensors: Callable[[], Stream]
     frame: Callable[[], dict[str, Any]]
+
+    @property
+    def line(self) -> tuple[str, str]:
+        """Equal for parts of one run, whose steps follow each other; names alone may be alike."""
+        return self.place, self.run
 
     def __str__(self) -> str:
         return f"step {self.step} of {self.run}"
@@ -111,7 +111,7 @@ def parts(of: Source | Sequence[Source], selection: Selection) -> list[Part]:
     found = [part for number, each in enumerate(given) for part in _parts(each, selection, number)]
     if not found:
         raise BadInput(f"blend({_shown(given)}): no checkpoint is there within {selection}. Widen the range.")
-    keys = [(part.place, part.run, part.step) for part in found]
+    keys = [(part.line, part.step) for part in found]
     if twice := next((part for part, key in zip(found, keys, strict=True) if keys.count(key) > 1), None):
         raise BadInput(f"blend(of=...): {twice} is named twice. Name it once.")
     return found
@@ -174,11 +174,11 @@ def _stored(place: Place, info: CheckpointInfo, seed: int) -> Part:
         run=_run_folder(place).name,
         step=info.step,
         id=info.id,
-        place=place.name,
+        place=place.name.removesuffix(f"/{ARCHIVE}"),
         seed=seed,
         archived=is_archived(info),
-        tensors=(lambda: _stream(info.path)) if local else far(lambda model: _tensors(model["state"])),
-        frame=(lambda: _frame(info.path)) if local else far(_without_tensors),
+        tensors=(lambda: stream_model(info.path)) if local else far(lambda model: _tensors(model["state"])),
+        frame=(lambda: model_frame(info.path)) if local else far(_without_tensors),
     )
 
 
@@ -212,48 +212,6 @@ def _without_tensors(model: Mapping[str, Any]) -> dict[str, Any]:
     rest = {bare_name(name): value for name, value in model["state"].items() if not isinstance(value, Tensor)}
     versions = {bare_name(path): version for path, version in model["metadata"].items()}
     return {"metadata": versions, "buffers": dict(model["buffers"]), "state": rest}
-
-
-def _stream(path: Path) -> Stream:
-    """The model's tensors file by file: no more than one is in memory, and the optimizer's are not read."""
-    manifest, model = _opened(path)
-    places: dict[str, list[tuple[str, Any]]] = {}
-    for name, node in model["state"].items():
-        if _is_tensor(node):
-            places.setdefault(node["$tensor"], []).append((name, node))  # tied ones share an entry
-    for key, tensor in _read(path, manifest, set(places)):
-        for name, node in places[key]:
-            # `decode` keeps a tensor until garbage is collected: half a model more, where most are taken as they are
-            yield name, tensor if len(node) == 1 else decode({key: tensor}, node)
-
-
-def _read(path: Path, manifest: Manifest, names: set[str]) -> Stream:
-    check_sizes(path, manifest)
-    check_tiling(path, manifest)
-    for file, table in manifest.tensors.items():
-        own = {name for name in names & table.keys() if table[name].offsets is None}
-        yield from read_tensors(path / file, manifest.files[file], table, own)
-    sharded = {
-        name for table in manifest.tensors.values() for name, entry in table.items() if entry.offsets is not None
-    }
-    for name in sorted(names & sharded):
-        yield from read_whole(path, manifest, {name}.__contains__).items()
-
-
-def _frame(path: Path) -> dict[str, Any]:
-    manifest, model = _opened(path)
-    rest = {**model, "state": {name: node for name, node in model["state"].items() if not _is_tensor(node)}}
-    return decode(dict(_read(path, manifest, referenced(rest))), rest)
-
-
-def _opened(path: Path) -> tuple[Manifest, dict[str, Any]]:
-    """The manifest and the tree of the model's state."""
-    manifest = load_manifest(path)
-    return manifest, chosen(read_tree(path, manifest), ("model",), path)["model"]
-
-
-def _is_tensor(node: Any) -> bool:
-    return isinstance(node, dict) and "$tensor" in node
 
 
 def _shown(given: Sequence[Source]) -> str:

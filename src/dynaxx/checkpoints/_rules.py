@@ -20,7 +20,7 @@ then counts 1/e of the best)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Field:
+class Candidates:
     """What a rule chooses from.
 
     Args:
@@ -60,10 +60,9 @@ class Field:
         Returns:
             Increasing. Raises `BadInput` where there are several runs.
         """
-        if len(runs := dict.fromkeys(part.run for part in self.parts)) > 1:
-            raise BadInput(
-                f'blend(how="{rule}") follows the steps of one run. Got {len(runs)} runs: {", ".join(runs)}.'
-            )
+        if len(runs := {part.line: part.run for part in self.parts}) > 1:
+            names = ", ".join(runs.values())
+            raise BadInput(f'blend(how="{rule}") follows the steps of one run. Got {len(runs)} runs: {names}.')
         return np.array([float(part.step) for part in self.parts])
 
     def soup(self, weights: np.ndarray) -> Mean:
@@ -86,9 +85,9 @@ class Field:
 class Uniform:
     """All parts count alike."""
 
-    def weights(self, field: Field) -> tuple[np.ndarray, str]:
+    def weights(self, candidates: Candidates) -> tuple[np.ndarray, str]:
         """1/K each."""
-        n = len(field.parts)
+        n = len(candidates.parts)
         return np.full(n, 1 / n), f"uniform over {n} parts"
 
 
@@ -99,19 +98,19 @@ class Window:
     How long the window lasts matters more than how densely it is sampled (Tian et al. 2025, merge duration).
     """
 
-    def weights(self, field: Field) -> tuple[np.ndarray, str]:
+    def weights(self, candidates: Candidates) -> tuple[np.ndarray, str]:
         """Found in one pass over the parts, newest first."""
-        n = len(field.parts)
-        if field.judge is None or n < 3 or len({part.run for part in field.parts}) > 1:
-            return Uniform().weights(field)
+        n = len(candidates.parts)
+        if candidates.judge is None or n < 3 or len({part.line for part in candidates.parts}) > 1:
+            return Uniform().weights(candidates)
         sizes, found, mean = {n, *(2**k for k in range(1, n.bit_length()) if 2**k < n)}, dict[int, float](), Mean()
         for age in reversed(range(n)):
-            mean.add(field.parts[age].tensors(), 1.0, age)
+            mean.add(candidates.parts[age].tensors(), 1.0, age)
             if (size := n - age) in sizes:
-                field.judge.put(iter(mean.tensors.items()), f"the mean of the newest {size}")
-                found[size] = field.judge.score(field.judge.losses("choose"), "choose")
+                candidates.judge.put(iter(mean.tensors.items()), f"the mean of the newest {size}")
+                found[size] = candidates.judge.score(candidates.judge.losses("choose"), "choose")
         best = min(found, key=lambda size: found[size])
-        spent = field.parts[-1].step - field.parts[-best].step
+        spent = candidates.parts[-1].step - candidates.parts[-best].step
         weights = np.where(np.arange(n) >= n - best, 1 / best, 0.0)
         return weights, f"uniform over the newest {best} of {n}, {spent} steps: the best of {len(found)} windows"
 
@@ -131,19 +130,19 @@ class Exponential:
         if self.temperature is not None and not 0 < self.temperature < math.inf:
             raise BadInput(f'blend(how="exponential:temperature=…") must be more than 0. Got {self.temperature}.')
 
-    def weights(self, field: Field) -> tuple[np.ndarray, str]:
+    def weights(self, candidates: Candidates) -> tuple[np.ndarray, str]:
         """At the temperature given, or the one that is found."""
-        losses, judge = field.scored("exponential")
+        losses, judge = candidates.scored("exponential")
         if self.temperature is not None:
             return exponential(
-                field.scores(), float(self.temperature)
+                candidates.scores(), float(self.temperature)
             ), f"exponential, T = {self.temperature:g} as given"
         shares = judge.shares("score")
         scores = losses[:, : len(shares)] @ shares
         spread = float(np.ptp(scores)) or 1.0
         tried: dict[float, float] = {}
         for share in TEMPERATURES:
-            judge.put(iter(field.soup(exponential(scores, share * spread)).tensors.items()), "an exponential mean")
+            judge.put(iter(candidates.soup(exponential(scores, share * spread)).tensors.items()), "an exponential mean")
             tried[share * spread] = judge.score(judge.losses("tune"), "tune")
         best = min(tried, key=lambda t: tried[t])
         return exponential(scores, best), f"exponential, T = {best:.3g} tuned on examples of its own"
@@ -163,19 +162,19 @@ class Greedy:
         if self.budget is not None and (type(self.budget) is not int or self.budget < 1):
             raise BadInput(f'blend(how="greedy:budget=…") must be a whole number of at least 1. Got {self.budget!r}.')
 
-    def weights(self, field: Field) -> tuple[np.ndarray, str]:
+    def weights(self, candidates: Candidates) -> tuple[np.ndarray, str]:
         """On the choosing split; parts are tried from the best to the worst."""
-        _, judge = field.scored("greedy")
-        scores = field.scores()
+        _, judge = candidates.scored("greedy")
+        scores = candidates.scores()
         order = np.argsort(scores, kind="stable").tolist()
         kept, lowest, mean = [order[0]], float(scores[order[0]]), Mean()
-        mean.add(field.parts[order[0]].tensors(), 1.0, order[0])
+        mean.add(candidates.parts[order[0]].tensors(), 1.0, order[0])
         tried = order[1:] if self.budget is None else order[1 : 1 + self.budget]
         for i in tried:
-            judge.put(mean.with_one(field.parts[i].tensors(), 1.0), str(field.parts[i]))
+            judge.put(mean.with_one(candidates.parts[i].tensors(), 1.0), str(candidates.parts[i]))
             score = judge.score(judge.losses("choose"), "choose")
             if score <= lowest:
-                mean.add(field.parts[i].tensors(), 1.0, i)
+                mean.add(candidates.parts[i].tensors(), 1.0, i)
                 kept, lowest = [*kept, i], score
         weights = np.zeros(len(order))
         weights[kept] = 1 / len(kept)
@@ -196,9 +195,11 @@ class Ema:
         if not 0 < self.half_life < math.inf:
             raise BadInput(f'blend(how="ema:half_life=…") must be more than 0 steps. Got {self.half_life}.')
 
-    def weights(self, field: Field) -> tuple[np.ndarray, str]:
+    def weights(self, candidates: Candidates) -> tuple[np.ndarray, str]:
         """By the steps."""
-        return half_life(field.steps("ema"), float(self.half_life)), f"EMA with a half-life of {self.half_life:g} steps"
+        return half_life(
+            candidates.steps("ema"), float(self.half_life)
+        ), f"EMA with a half-life of {self.half_life:g} steps"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,10 +216,12 @@ class Decayed:
         if self.shape not in DECAYS:
             raise UnknownName("decay", self.shape, DECAYS)
 
-    def weights(self, field: Field) -> tuple[np.ndarray, str]:
+    def weights(self, candidates: Candidates) -> tuple[np.ndarray, str]:
         """By the steps."""
         decay: Decay = DECAYS[self.shape]
-        return decayed(field.steps("decay"), decay), f"weights of a {self.shape} decay of the rate over these steps"
+        return decayed(
+            candidates.steps("decay"), decay
+        ), f"weights of a {self.shape} decay of the rate over these steps"
 
 
 Rule = Uniform | Window | Exponential | Greedy | Ema | Decayed

@@ -72,12 +72,15 @@ class PendingSave:
 
 
 class Background:
-    """The thread of a store, and the memory that it writes from; of one process only."""
+    """The thread of a store, and the memory that it writes from; a forked process begins with its own."""
 
     def __init__(self) -> None:
-        self.process = os.getpid()
         self.stalls = 0
         self.stalled = 0.0
+        self._begin()
+
+    def _begin(self) -> None:
+        self._process = os.getpid()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="dynaxx-save")  # its exit handler waits for what is left
         self._free: SimpleQueue[Arena] = SimpleQueue()
         for _ in range(_ARENAS):
@@ -96,6 +99,8 @@ class Background:
         Returns:
             The save; where there is no memory for a copy it has ended already, written from the tensors themselves.
         """
+        if os.getpid() != self._process:
+            self._begin()
         self.reap()
         arena, stalled = self._arena(patience)
         if arena is None:
@@ -128,14 +133,17 @@ class Background:
         Returns:
             Whether all have.
         """
+        if os.getpid() != self._process:
+            self._begin()
         wait([pending.outcome for pending in self._pending], timeout)
         self.reap()
         return not self._pending
 
     def close(self) -> None:
-        """Wait for the saves under way, and end the thread."""
-        self._pool.shutdown(wait=True)
-        self.reap()
+        """Wait for the saves under way, end the thread and give the memory back; the next save begins anew."""
+        self.flush(None)
+        self._pool.shutdown()
+        self._begin()
 
     def _arena(self, patience: float) -> tuple[Arena | None, float]:
         try:

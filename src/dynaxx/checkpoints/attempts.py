@@ -2,42 +2,36 @@
 
 import contextlib
 import os
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from dynaxx.errors import DynaxxWarning
 
 _FOLDER = "attempts"
 
 
-def attempts(folder: Path, name: str) -> int:
-    """How often a checkpoint was gone on from since the last save.
+def tired_last(folder: Path, names: Sequence[str], tries: int | None) -> Iterator[str]:
+    """Checkpoints to try in turn: those tried too often since the last save come last, and each try is counted.
 
     Args:
         folder: The store.
-        name: The checkpoint's.
+        names: The checkpoints, best first.
+        tries: How many tries are too often; None: nothing is counted or moved.
 
-    Returns:
-        The count.
+    Yields:
+        The names; a `DynaxxWarning` names those that were moved.
     """
-    try:
-        return (folder / _FOLDER / name).stat().st_size
-    except OSError:
-        return 0
-
-
-def count_attempt(folder: Path, name: str) -> None:
-    """Count one more: before it is tried, since it may end in a crash. A medium that takes nothing counts nothing.
-
-    Args:
-        folder: The store.
-        name: The checkpoint's.
-    """
-    with contextlib.suppress(OSError):
-        (folder / _FOLDER).mkdir(exist_ok=True)
-        # One appended byte each, which two processes do not lose.
-        descriptor = os.open(folder / _FOLDER / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            os.write(descriptor, b".")
-        finally:
-            os.close(descriptor)
+    if tries is not None:
+        tired = {name for name in names if _size(folder / _FOLDER / name) >= tries}
+        if tired and len(tired) < len(names):
+            message = f"Training went on from {', '.join(sorted(tired))} {tries} times without reaching a save"
+            warnings.warn(f"{message}: passed over for another checkpoint.", DynaxxWarning, stacklevel=5)
+        names = sorted(names, key=tired.__contains__)
+    for name in names:
+        if tries is not None:
+            _count(folder / _FOLDER / name)  # before it is tried, since it may end in a crash
+        yield name
 
 
 def forget_attempts(folder: Path) -> None:
@@ -49,3 +43,21 @@ def forget_attempts(folder: Path) -> None:
     with contextlib.suppress(OSError):
         for file in (folder / _FOLDER).iterdir():
             file.unlink()
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
+
+
+def _count(file: Path) -> None:
+    """One more byte, appended, so that no two processes lose one; a medium that takes nothing counts nothing."""
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(exist_ok=True)
+        descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            os.write(descriptor, b".")
+        finally:
+            os.close(descriptor)

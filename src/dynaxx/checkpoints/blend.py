@@ -14,7 +14,7 @@ from dynaxx.checkpoints._basin import APART, BARRIER, aligned, barriers, refuse_
 from dynaxx.checkpoints._blend_chart import VERDICTS, Judged, Story
 from dynaxx.checkpoints._mean import checked
 from dynaxx.checkpoints._parts import Part, Selection, Source, parts
-from dynaxx.checkpoints._rules import Field, Rule, rule
+from dynaxx.checkpoints._rules import Candidates, Rule, rule
 from dynaxx.checkpoints.blended import Blended
 from dynaxx.checkpoints.judge import Judge
 from dynaxx.core.records import Cost
@@ -112,9 +112,9 @@ def _judged(found: Sequence[Part], chosen: Rule, judge: Judge, align: bool, barr
     if align:
         kept, moved = _aligned(kept, losses, judge, barrier, seed)
         notes.append(f"{moved} parts had their hidden units reordered to lie on the best part's.")
-    field = Field(parts=kept, losses=losses, judge=judge)
-    scores = field.scores()
-    weights, words = chosen.weights(field)
+    candidates = Candidates(parts=kept, losses=losses, judge=judge)
+    scores = candidates.scores()
+    weights, words = chosen.weights(candidates)
     used = np.flatnonzero(weights)
     best = int(used[scores[used].argmin()])
     if math.isfinite(barrier):
@@ -123,7 +123,7 @@ def _judged(found: Sequence[Part], chosen: Rule, judge: Judge, align: bool, barr
         if between:
             highest = max(each.share for each in between.values())
             notes.append(f"Highest barrier half-way to {kept[best]}: {highest:+.2g} of the loss (at most {barrier:g}).")
-    judge.put(iter(field.soup(weights).tensors.items()), "the blend")
+    judge.put(iter(candidates.soup(weights).tensors.items()), "the blend")
     tensors, blend_losses = judge.weights(), judge.losses("judge")
     first = int(scores.argmin())
     judge.put(kept[first].tensors(), str(kept[first]))
@@ -145,8 +145,8 @@ def _unjudged(found: Sequence[Part], chosen: Rule, limit: float) -> _Made:
     """Without a loss: parts are read through, compared by their weights, averaged."""
     kept, dtypes = _read_through(found)
     distances = refuse_distant(kept, limit)
-    weights, words = chosen.weights(Field(parts=kept))
-    mean = Field(parts=kept).soup(weights)
+    weights, words = chosen.weights(Candidates(parts=kept))
+    mean = Candidates(parts=kept).soup(weights)
     stale = [name for name in mean.tensors if name.endswith("running_mean")]
     notes = [
         f"{name} and the like are means of the parts' own: recompute_batch_norm renews them." for name in stale[:1]

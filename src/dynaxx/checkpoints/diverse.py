@@ -82,38 +82,33 @@ class Diverse(Policy):
             The chart.
         """
         excluded = self.excluded(infos)
+        infos = sorted(infos, key=lambda info: (info.step, info.id))
         distances = self.coordinates.distances(infos)
         chosen = self._chosen(infos, excluded, distances)
         kept = sorted({*chosen, *(i for i, info in enumerate(infos) if info.id in excluded)})
-        order = sorted(range(len(infos)), key=lambda i: (infos[i].step, infos[i].id))
-        steps = [f"{infos[i].step}{' · kept' if i in chosen else ' · excluded' if i in kept else ''}" for i in order]
+        words = {i: " · kept" if i in chosen else " · excluded" for i in kept}
         near = nearest(distances, kept)
-        size = sum(infos[i].size for i in chosen)
+        unit = self.coordinates.unit
+        matrix = HeatMap(
+            title=f"Distances between checkpoints: {unit}",
+            x=np.arange(len(infos), dtype=np.float64),
+            rows=tuple(f"{info.step}{words.get(i, '')}" for i, info in enumerate(infos)),
+            values=distances,
+            x_label="checkpoint, in the order of the rows",
+            value_label=unit,
+        )
+        steps = np.array([float(infos[i].step) for i in kept])
+        gaps = Line(label="kept", x=steps, y=near, style="points")
+        size = float(sum(infos[i].size for i in chosen))
         return Chart(
             probe="diverse",
             title=f"{len(chosen)} of {len(infos)} checkpoints of {self.coordinates.place.name}",
             values={
                 "smallest_distance": Estimate(value=float(near.min(initial=math.inf)), about="among those kept"),
-                "bytes": Estimate(value=float(size), unit="byte", about="of those kept for diversity"),
+                "bytes": Estimate(value=size, unit="byte", about="of those kept for diversity"),
             },
-            arrays={"distances": distances, "kept": np.array([float(i) for i in chosen])},
-            panels=(
-                HeatMap(
-                    title=f"Distances between checkpoints: {self.coordinates.unit}",
-                    x=np.arange(len(order), dtype=np.float64),
-                    rows=tuple(steps),
-                    values=distances[np.ix_(order, order)],
-                    x_label="checkpoint, in the order of the rows",
-                    value_label=self.coordinates.unit,
-                ),
-                Lines(
-                    title="Distance to the nearest other that is kept",
-                    lines=(
-                        Line(label="kept", x=np.array([float(infos[i].step) for i in kept]), y=near, style="points"),
-                    ),
-                    y_label=self.coordinates.unit,
-                ),
-            ),
+            arrays={"step": np.array([float(info.step) for info in infos]), "distances": distances},
+            panels=(matrix, Lines(title="Distance to the nearest other that is kept", lines=(gaps,), y_label=unit)),
         )
 
     def _chosen(self, infos: Sequence[CheckpointInfo], excluded: Collection[str], distances: np.ndarray) -> list[int]:

@@ -1,12 +1,10 @@
 """Checkpoints of a sharded training: every rank writes its part, the first commits, any number of ranks reads them."""
 
 import math
-import os
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
@@ -15,6 +13,7 @@ from dynaxx.checkpoints.asynchronous import Background, PendingSave
 from dynaxx.checkpoints.attempts import forget_attempts
 from dynaxx.checkpoints.codec import decode
 from dynaxx.checkpoints.commit import Content, encoded
+from dynaxx.checkpoints.fallback import Loaded, latest_valid
 from dynaxx.checkpoints.folders import unreadable_is_corrupt
 from dynaxx.checkpoints.layouts import targets
 from dynaxx.checkpoints.manifest import CheckpointInfo, load_manifest
@@ -23,7 +22,7 @@ from dynaxx.checkpoints.shardfile import ShardWriter, committed_info, read_into
 from dynaxx.checkpoints.store import CheckpointStore
 from dynaxx.checkpoints.together import Together
 from dynaxx.core.parameters import local
-from dynaxx.errors import BadInput, CorruptData, DynaxxError, NotSaved
+from dynaxx.errors import BadInput, DynaxxError, NotSaved
 
 TIMEOUT = 600.0
 """Seconds that a rank waits for the others: as long as torch waits for NCCL by default. It must be longer than the
@@ -33,23 +32,22 @@ slowest rank takes to write its part."""
 class ShardedStore:
     """Checkpoints of a run whose state is cut up over ranks (FSDP2, tensor parallelism), or of any run of several.
 
-    Every method but `flush`, `stalls` and those of `store` is a collective: all ranks call it, alike. The ranks see one
-    file system. What one rank finds wrong, all raise.
+    Making one is a collective, and so are `save`, `save_async`, `load` and `preflight`: all ranks call them alike, and
+    what one rank finds wrong all raise. The ranks see one file system. Close it before the process group is destroyed.
 
     Args:
         folder: `<run>/checkpoints`; made by the first save.
         timeout: Seconds that a rank waits for the others.
 
     Raises:
-        BadInput: torch.distributed has not been initialised.
+        BadInput: torch.distributed has not been initialised, or the timeout is not positive.
     """
 
     def __init__(self, folder: str | Path, *, timeout: float = TIMEOUT) -> None:
         self.store = CheckpointStore(folder)
-        """The same checkpoints for one process: to list, verify and read them whole; to prune them on one rank."""
+        """The same checkpoints for one process: to list, verify and read them whole; to prune them, on one rank."""
         self._ranks = Together(timeout)
-        self._background: Background | None = None
-        self._lost = ""
+        self._background = Background()
 
     def save(self, step: int, state: Mapping[str, Any], *, facts: Mapping[str, Any] | None = None) -> CheckpointInfo:
         """Commit a checkpoint; it is there when this returns, on every rank.
@@ -68,9 +66,9 @@ class ShardedStore:
             BadInput: The state or the facts cannot be stored, or the ranks do not save the same.
             NotSaved: A disk is full, read-only or broken, or a rank is gone or did not answer in time.
         """
-        draft = self._draft(step, state, facts, host=True)
+        asked = self._asked(step, state, facts, host=True)
         self.flush()
-        return self._commit(draft, draft.parts)
+        return self._commit(step, asked, _parts(asked))
 
     def save_async(self, step: int, state: Mapping[str, Any], *, facts: Mapping[str, Any] | None = None) -> PendingSave:
         """Copy this rank's part and commit the checkpoint in the background, as `CheckpointStore.save_async` does.
@@ -83,11 +81,11 @@ class ShardedStore:
         Returns:
             The save, whose result is the checkpoint or raises what `save` would: on every rank, whichever failed.
         """
-        draft = self._draft(step, state, facts, host=False)
-        if self._background is None or self._background.process != os.getpid():
-            self._background = Background()
+        asked = self._asked(step, state, facts, host=False)
         # All ranks must come to the same commits: memory is waited for as long as the others may take.
-        return self._background.submit(step, draft.parts, lambda parts: self._commit(draft, parts), math.inf)
+        return self._background.submit(
+            step, _parts(asked), lambda parts: self._commit(step, asked, parts), patience=math.inf
+        )
 
     def flush(self, timeout: float | None = None) -> bool:
         """As `CheckpointStore.flush`.
@@ -98,19 +96,21 @@ class ShardedStore:
         Returns:
             Whether all have.
         """
-        idle = self._background is None or self._background.process != os.getpid()
-        return idle or cast(Background, self._background).flush(timeout)
+        return self._background.flush(timeout)
+
+    @property
+    def stalls(self) -> tuple[int, float]:
+        """As of `CheckpointStore`, on this rank."""
+        return self._background.stalls, self._background.stalled
 
     def close(self) -> None:
-        """Wait for the saves under way, and leave the ranks' group; the store saves no more."""
-        if self._background is not None:
-            self._background.close()
-        self._ranks.part()
-        self._lost = "the store was closed"
+        """Wait for the saves under way, and leave the ranks' group; the store saves and loads no more."""
+        self._background.close()
+        self._ranks.part("The store was closed")
 
     def load(
         self, which: CheckpointInfo | int | None = None, *, like: Mapping[str, Any], tries: int | None = None
-    ) -> tuple[dict[str, Any], CheckpointInfo]:
+    ) -> Loaded:
         """Verify and read a checkpoint that any number of ranks wrote; each rank reads what it needs.
 
         Args:
@@ -126,28 +126,16 @@ class ShardedStore:
             BadInput: There is no such checkpoint, or a later version of Dynaxx wrote it.
             CorruptData: The one asked for is corrupted, or all are.
         """
-        if which is not None:
-            name = self._ranks.first(lambda: self.store.path_of(which).name)
-            state, info, error = self._read(name, like)
-            self._ranks.agree(error)
-            return cast("dict[str, Any]", state), cast(CheckpointInfo, info)
-        names = self.store.candidates(tries)
-        passed_over: list[str] = []
-        while (name := self._ranks.first(lambda: next(names, None))) is not None:
-            state, info, error = self._read(name, like)
-            try:
-                self._ranks.agree(error)
-            except CorruptData as corrupt:
-                passed_over.append(name)
-                if self._ranks.rank == 0:
-                    self.store.quarantine(name, corrupt)
-            else:
-                return cast("dict[str, Any]", state), replace(
-                    cast(CheckpointInfo, info), passed_over=tuple(passed_over)
-                )
-        if passed_over:
-            raise CorruptData(f"Every checkpoint in {self.store.folder} is corrupted: {', '.join(passed_over)}.")
-        raise BadInput(f"load(): {self.store.folder} holds no checkpoint. Was the run's folder given, and did it save?")
+        with self._ranks.answering("No checkpoint was loaded", DynaxxError):
+            if which is not None:
+                return self._read(self._ranks.first(lambda: self.store.path_of(which).name), like)
+            names = self.store.candidates(tries)
+            return latest_valid(
+                self.store.folder,
+                iter(lambda: self._ranks.first(lambda: next(names, None)), None),
+                lambda name: self._read(name, like),
+                self.store.quarantine if self._ranks.rank == 0 else lambda name, reason: True,
+            )
 
     def preflight(self) -> None:
         """As `CheckpointStore.preflight`, on every rank.
@@ -155,12 +143,8 @@ class ShardedStore:
         Raises:
             NotSaved: A rank cannot write there.
         """
-        error = None
-        try:
-            self.store.preflight()
-        except NotSaved as refused:
-            error = refused
-        self._ranks.agree(error)
+        with self._ranks.answering("No checkpoint can be saved", NotSaved):
+            self._ranks.agree(self.store.preflight)
 
     def continue_from(self, info: CheckpointInfo) -> None:
         """As `CheckpointStore.continue_from`.
@@ -170,92 +154,72 @@ class ShardedStore:
         """
         self.store.continue_from(info)
 
-    def _draft(self, step: int, state: Mapping[str, Any], facts: Mapping[str, Any] | None, *, host: bool) -> "_Draft":
-        """What this rank has to save; what is wrong with it the others must hear, so nothing is raised yet."""
+    def _asked(self, step: int, state: Mapping[str, Any], facts: Mapping[str, Any] | None, *, host: bool) -> "_Asked":
+        """What this rank is to save; an error waits in it, since the others must hear of it too."""
+        asked = _Asked()
         try:
-            tensors, content = encoded(step, state, facts, self.store.origin, host=host, shards=True)
+            asked.set_result(encoded(step, state, facts, self.store.origin, host=host, shards=True))
         except DynaxxError as error:
-            return _Draft(step=step, error=error)
-        return _Draft(step=step, tensors=tensors, content=content)
+            asked.set_exception(error)
+        return asked
 
-    def _commit(self, draft: "_Draft", parts: Mapping[str, Tensor]) -> CheckpointInfo:
-        with self._answering(draft.step):
+    def _commit(self, step: int, asked: "_Asked", parts: Mapping[str, Tensor]) -> CheckpointInfo:
+        what = f"The checkpoint of step {step} was not saved; earlier ones are intact"
+        with self._ranks.answering(what, NotSaved):
             self._ranks.meet()
-            self._ranks.agree(draft.error)
-            self._ranks.agree(self._difference(draft))
-            writer = ShardWriter(self.store.folder, parts, cast(Content, draft.content))
+            tensors, content = self._ranks.agree(asked.result)
+            self._ranks.agree(lambda: self._check_alike(step, tensors))
+            writer = ShardWriter(self.store.folder, parts, content)
+            planner = dcp.DefaultSavePlanner(flatten_state_dict=False, dedup_save_to_lowest_rank=True)
             try:
-                planner = dcp.DefaultSavePlanner(flatten_state_dict=False, dedup_save_to_lowest_rank=True)
-                done = dcp.save(
-                    dict(draft.tensors), storage_writer=writer, planner=planner, process_group=self._ranks.group
-                )
+                done = dcp.save(dict(tensors), storage_writer=writer, planner=planner, process_group=self._ranks.group)
             except dcp.CheckpointException as error:  # no Exception, so that it must be caught by name
-                raise _refused(draft.step, error) from error
+                raise _refused(what, error) from error
             finally:
                 writer.discard()
         forget_attempts(self.store.folder)
-        return committed_info(cast(Any, done))
+        return committed_info(done)
 
-    def _difference(self, draft: "_Draft") -> BadInput | None:
-        """What this rank saves otherwise than the first one does."""
-        own = {name: (str(tensor.dtype), tuple(tensor.shape)) for name, tensor in draft.tensors.items()}
-        step, theirs = self._ranks.first(lambda: (draft.step, own))
-        if step != draft.step:
-            return BadInput(f"save(step={draft.step}): rank 0 saves step {step}. All ranks must save the same step.")
+    def _check_alike(self, step: int, tensors: Mapping[str, Tensor]) -> None:
+        own = {name: (str(tensor.dtype), tuple(tensor.shape)) for name, tensor in tensors.items()}
+        first, theirs = self._ranks.first(lambda: (step, own))
+        if step != first:
+            raise BadInput(f"save(step={step}): rank 0 saves step {first}. All ranks must save the same step.")
         if different := sorted(dict(own.items() ^ theirs.items())):
-            return BadInput(
+            raise BadInput(
                 f"save(state=...): {len(different)} tensors are not the same, or of the same shape and dtype, as on "
                 f"rank 0, such as {different[0]!r}. The state must have one structure on all ranks."
             )
-        return None
 
-    def _read(
-        self, name: str, like: Mapping[str, Any]
-    ) -> tuple[dict[str, Any] | None, CheckpointInfo | None, DynaxxError | None]:
-        """A checkpoint's state on this rank, or what is wrong with it."""
+    def _read(self, name: str, like: Mapping[str, Any]) -> Loaded:
+        """A checkpoint's state on this rank, once all ranks have theirs."""
         path = self.store.folder / name
-        try:
-            with unreadable_is_corrupt(path):
-                manifest = load_manifest(path)
-                tree = read_tree(path, manifest)
-                tensors = targets(manifest, tree, like)
-                read_into(path, manifest, tensors)
-            return decode(tensors, tree), manifest.info(path), None
-        except DynaxxError as error:
-            return None, None, error
 
-    @contextmanager
-    def _answering(self, step: int) -> Generator[None]:
-        """What the ranks' group raises once one of them is gone, in words; the group is of no use after that."""
-        said = f"The checkpoint of step {step} was not saved; earlier ones are intact"
-        if self._lost:
-            raise NotSaved(f"{said}. {self._lost}: restart the training to save again")
-        try:
-            yield
-        except RuntimeError as error:
-            self._lost = f"A rank is gone, or did not answer within {self._ranks.timeout.total_seconds():g} s"
-            self._ranks.part()
-            raise NotSaved(f"{said}. {self._lost} ({str(error).splitlines()[0]})") from error
+        def read() -> Loaded:
+            try:
+                with unreadable_is_corrupt(path):
+                    manifest = load_manifest(path)
+                    tree = read_tree(path, manifest)
+                    tensors = targets(manifest, tree, like)
+                    read_into(path, manifest, tensors)
+            except OSError as error:
+                raise BadInput(f"{path} cannot be read ({error.strerror}). Make it readable to every rank.") from error
+            return decode(tensors, tree), manifest.info(path)
+
+        return self._ranks.agree(read)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Draft:
-    """What one rank has to save, or why it cannot."""
-
-    step: int
-    tensors: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
-    content: Content | None = None
-    error: DynaxxError | None = None
-
-    @property
-    def parts(self) -> dict[str, Tensor]:
-        return {name: local(tensor) for name, tensor in self.tensors.items()}
+_Asked = Future[tuple[dict[str, Tensor], Content]]
 
 
-def _refused(step: int, error: dcp.CheckpointException) -> NotSaved:
+def _parts(asked: _Asked) -> dict[str, Tensor]:
+    """This rank's part of every tensor; nothing where there is an error."""
+    return {} if asked.exception() else {name: local(tensor) for name, tensor in asked.result()[0].items()}
+
+
+def _refused(what: str, error: dcp.CheckpointException) -> NotSaved:
     """What the ranks could not write, with the first one's number for the reason."""
     failures = {rank: wrapped[0] for rank, wrapped in sorted(error.failures.items())}
     reasons = "; ".join(f"rank {rank}: {reason}" for rank, reason in failures.items())
     numbers = [reason.errno for reason in failures.values() if isinstance(reason, OSError) and reason.errno]
-    message = f"The checkpoint of step {step} was not saved on any rank ({reasons}); earlier ones are intact"
-    return NotSaved(numbers[0], message) if numbers else NotSaved(message)
+    return NotSaved(*numbers[:1], f"{what} ({reasons})")

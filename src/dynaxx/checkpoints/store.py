@@ -14,19 +14,18 @@ checkpoints/
 """
 
 import errno
-import os
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from dynaxx.checkpoints.asynchronous import PATIENCE, Background, PendingSave
-from dynaxx.checkpoints.attempts import attempts, count_attempt, forget_attempts
+from dynaxx.checkpoints.attempts import forget_attempts, tired_last
 from dynaxx.checkpoints.codec import chosen, decode, referenced
 from dynaxx.checkpoints.commit import Content, begin, encoded, probe, refusals
+from dynaxx.checkpoints.fallback import Loaded, latest_valid
 from dynaxx.checkpoints.folders import (
     QUARANTINE,
     STAGING,
@@ -65,7 +64,7 @@ class CheckpointStore:
         self.origin: Origin | None = None
         """Where training last went back to, for the saves that come."""
         self._origins: dict[str, Origin | None] = {}  # a checkpoint never changes
-        self._background: Background | None = None
+        self._background = Background()
 
     def save(self, step: int, state: Mapping[str, Any], *, facts: Mapping[str, Any] | None = None) -> CheckpointInfo:
         """Commit a checkpoint: when this returns, it survives a kill and the loss of power.
@@ -119,12 +118,12 @@ class CheckpointStore:
             {'weight': tensor([0., 0.])}
         """
         tensors, content = encoded(step, state, facts, self.origin, host=False)
-        return self._own_background().submit(step, tensors, lambda copies: self._commit(content, copies), patience)
+        return self._background.submit(step, tensors, lambda copies: self._commit(content, copies), patience)
 
     @property
     def stalls(self) -> tuple[int, float]:
         """How often `save_async` waited for earlier saves, and for how many seconds in all."""
-        return (0, 0.0) if self._background is None else (self._background.stalls, self._background.stalled)
+        return self._background.stalls, self._background.stalled
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait for the saves under way.
@@ -135,13 +134,11 @@ class CheckpointStore:
         Returns:
             Whether all have.
         """
-        return self._is_idle() or self._own_background().flush(timeout)
+        return self._background.flush(timeout)
 
     def close(self) -> None:
         """Wait for the saves under way and give their memory back; the store can be used on."""
-        if not self._is_idle():
-            self._own_background().close()
-        self._background = None
+        self._background.close()
 
     def preflight(self) -> None:
         """Do what a save does with a few bytes, so that a folder that cannot be written fails before the training.
@@ -160,6 +157,7 @@ class CheckpointStore:
         Args:
             info: The checkpoint that was restored.
         """
+        self.flush()  # what is under way is of the line that ends here
         beyond = any(place(name)[0] > info.step for name in committed(self.folder))
         self.origin = Origin(checkpoint=info.path.name, number=next_number(self.folder)) if beyond else info.origin
 
@@ -187,7 +185,7 @@ class CheckpointStore:
         *,
         only: Collection[str] | None = None,
         tries: int | None = None,
-    ) -> tuple[dict[str, Any], CheckpointInfo]:
+    ) -> Loaded:
         """Verify and read a checkpoint; nothing of it is handed out before every byte of that is checked.
 
         Args:
@@ -207,55 +205,41 @@ class CheckpointStore:
         """
         if which is not None:
             return self._read(self.path_of(which), only)
-        passed_over: list[str] = []
-        for name in self.candidates(tries):
-            try:
-                state, info = self._read(self.folder / name, only)
-            except CorruptData as error:
-                if (self.folder / name).exists():
-                    passed_over.append(name)
-                    self.quarantine(name, error)
-            else:
-                return state, replace(info, passed_over=tuple(passed_over))
-        if passed_over:
-            raise CorruptData(f"Every checkpoint in {self.folder} is corrupted: {', '.join(passed_over)}.")
-        raise BadInput(f"load(): {self.folder} holds no checkpoint. Was the run's folder given, and did it save?")
+        return latest_valid(
+            self.folder, self.candidates(tries), lambda name: self._read(self.folder / name, only), self.quarantine
+        )
 
     def candidates(self, tries: int | None = None) -> Iterator[str]:
         """Names of the checkpoints in the order in which one is looked for to go on from.
 
         Args:
-            tries: As in `load`: each name is counted when it is handed out, and the tired ones come last.
+            tries: As in `load`: each name is counted when it is handed out, and those tried too often come last.
 
-        Yields:
+        Returns:
             The names, latest first.
         """
-        names = self._ordered()[::-1]
-        if tries is not None:
-            tired = [name for name in names if attempts(self.folder, name) >= tries]
-            if tired and len(tired) < len(names):
-                message = f"Training went on from {', '.join(tired)} {tries} times without reaching a save: passed over"
-                warnings.warn(f"{message} for an earlier checkpoint.", DynaxxWarning, stacklevel=4)
-            names = sorted(names, key=tired.__contains__)
-        for name in names:
-            if tries is not None:
-                count_attempt(self.folder, name)
-            yield name
+        return tired_last(self.folder, self._ordered()[::-1], tries)
 
-    def quarantine(self, name: str, reason: CorruptData) -> None:
+    def quarantine(self, name: str, reason: CorruptData) -> bool:
         """Move a corrupted checkpoint out of the way, and say so.
 
         Args:
             name: Its folder's name.
             reason: What is wrong with it.
+
+        Returns:
+            Whether it was there; else another process deleted it meanwhile, and nothing is said.
         """
+        if not (self.folder / name).exists():
+            return False
         try:
             (self.folder / name).rename(made(self.folder, QUARANTINE) / name)
             done = "moved to quarantine"
         except OSError as error:
             done = f"could not be moved to quarantine ({error.strerror})"
         message = f"A corrupted checkpoint is passed over and {done}: {reason}"
-        warnings.warn(message, DynaxxWarning, stacklevel=3)
+        warnings.warn(message, DynaxxWarning, stacklevel=4)
+        return True
 
     def path_of(self, which: CheckpointInfo | int) -> Path:
         """Where a checkpoint is.
@@ -349,7 +333,7 @@ class CheckpointStore:
         forget_attempts(self.folder)
         return info
 
-    def _read(self, path: Path, only: Collection[str] | None) -> tuple[dict[str, Any], CheckpointInfo]:
+    def _read(self, path: Path, only: Collection[str] | None) -> Loaded:
         with unreadable_is_corrupt(path):
             manifest = load_manifest(path)
             tree = read_tree(path, manifest)
@@ -402,11 +386,3 @@ class CheckpointStore:
                 warnings.warn(message, DynaxxWarning, stacklevel=4)
             return False
         return True
-
-    def _is_idle(self) -> bool:
-        return self._background is None or self._background.process != os.getpid()
-
-    def _own_background(self) -> Background:
-        if self._background is None or self._is_idle():  # a forked process has the object and not its thread
-            self._background = Background()
-        return self._background

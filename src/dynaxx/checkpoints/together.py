@@ -1,6 +1,7 @@
 """Ranks that act as one: what one of them finds wrong all of them raise, and who is gone is waited for so long only."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
@@ -33,6 +34,29 @@ class Together:
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
         self.group: Any = dist.new_group(backend="gloo", timeout=self.timeout)
+        self._lost = ""
+
+    @contextmanager
+    def answering(self, what: str, kind: type[DynaxxError]) -> Generator[None]:
+        """What the group raises once a rank is gone, in words; the group is of no use after that.
+
+        Args:
+            what: What then has not been done, as the beginning of a sentence.
+            kind: The error to raise.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            DynaxxError: A rank is gone or did not answer in time, now or before.
+        """
+        if self._lost:
+            raise kind(f"{what}. {self._lost}: restart the training.")
+        try:
+            yield
+        except RuntimeError as error:
+            self.part(f"A rank is gone, or did not answer within {self.timeout.total_seconds():g} s")
+            raise kind(f"{what}. {self._lost} ({str(error).splitlines()[0]}).") from error
 
     def meet(self) -> None:
         """Wait for all ranks; the first one learns which are missing.
@@ -78,21 +102,34 @@ class Together:
             raise box[0]
         return cast(T, box[0])
 
-    def agree(self, error: DynaxxError | None) -> None:
-        """Go on together, or not at all.
+    def agree(self, function: Callable[[], T]) -> T:
+        """Do something on every rank, and go on together or not at all.
 
         Args:
-            error: What this rank found wrong.
+            function: Called on every rank.
+
+        Returns:
+            What it returned here.
 
         Raises:
-            DynaxxError: The first rank's error among those that any rank found, on every rank.
+            DynaxxError: What it raised on the first of the ranks where it did, on every rank.
         """
+        result, error = cast(T, None), None
+        try:
+            result = function()
+        except DynaxxError as found:
+            error = found
         for rank, found in enumerate(self.gather(error)):
             if found is not None:
                 raise found if rank == self.rank else type(found)(f"Rank {rank}: {found}")
+        return result
 
-    def part(self) -> None:
-        """Leave the group, which a rank that is gone has spoilt: those that wait for this one need not wait on."""
-        group, self.group = self.group, None
+    def part(self, why: str) -> None:
+        """Leave the group for good: those that wait for this rank need not wait on.
+
+        Args:
+            why: For who calls again.
+        """
+        group, self.group, self._lost = self.group, None, why
         if group is not None:
             dist.destroy_process_group(group)

@@ -15,8 +15,9 @@ about that much; stale running statistics raise the other far beyond."""
 
 
 class EvalTrainGap(Check):
-    """A higher loss in evaluation mode on batches just trained on points at running statistics, one in training mode at
-    dropout and noise. Data are the same, so they explain nothing.
+    """A higher loss in evaluation mode points at running statistics, one in training mode at dropout and noise.
+
+    The data are the same, batches just trained on, so they explain nothing.
     """
 
     cost = Cost(forwards=16)

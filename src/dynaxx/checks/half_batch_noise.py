@@ -12,7 +12,7 @@ from dynaxx.numerics.gradient_noise import unbiased
 
 
 class HalfBatchNoise(Check):
-    """The noise scale tr Σ / ‖G‖² from two half-batch gradients and their mean (McCandlish et al. 2018), and their cosine.
+    """The noise scale tr Σ / ‖G‖² from half-batch gradients and their mean (McCandlish et al. 2018), and their cosine.
 
     Each from one batch alone: noisy, but it takes no more than the batch's own gradient. It is averaged over the kept
     batches that are asked for.

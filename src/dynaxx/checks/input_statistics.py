@@ -42,7 +42,8 @@ class InputStatistics(Check):
 
 
 def _bytes(batch: Any) -> bytes:
-    return b"".join(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() for _, t in tensors(batch))
+    parts = (t.detach().cpu().contiguous().flatten().view(torch.uint8) for _, t in tensors(batch))
+    return b"".join(part.numpy().tobytes() for part in parts)
 
 
 def _floating(batch: Any) -> Tensor | None:

@@ -1,6 +1,5 @@
 """Permutes the labels within batches: where the loss is no worse by it, labels say nothing about their inputs."""
 
-import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +11,7 @@ from dynaxx.core.batches import mapped
 from dynaxx.core.navigation import Check, LivePoint
 from dynaxx.core.records import Cost
 from dynaxx.errors import NotApplicable
+from dynaxx.numerics.sign_flip import sign_flip
 
 LEVEL = 0.05
 """Chance of calling labels informative that are not: one-sided sign-flip test over the kept batches."""
@@ -43,7 +43,7 @@ class LabelShuffle(Check):
         if len(pairs) < 5:
             raise NotApplicable(f"{len(pairs)} batches with a finite loss: at least 5 are needed to tell")
         differences = [b - a for a, b in pairs]
-        p = _sign_flip(differences)
+        p = sign_flip(differences)
         n = len(pairs)
         return {
             "loss": math.fsum(a for a, _ in pairs) / n,
@@ -59,12 +59,3 @@ def _permuted(batch: Any) -> Any:
     n, (_, wanted) = size(batch), labels(batch)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(n))
     return mapped(batch, lambda t: t[order.to(t.device)] if t is wanted else t)
-
-
-def _sign_flip(differences: list[float]) -> float:
-    """Share of the sign patterns whose sum is at least that found."""
-    found = math.fsum(differences)
-    slack = 1e-12 * math.fsum(map(abs, differences))
-    patterns = itertools.product((1.0, -1.0), repeat=len(differences))
-    reached = [math.fsum(s * d for s, d in zip(p, differences, strict=True)) >= found - slack for p in patterns]
-    return sum(reached) / len(reached)

@@ -3,7 +3,7 @@
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -26,6 +26,13 @@ import click
 @click.option("--perturber", "perturb", help="Perturb the steps: sam:rho=0.05,every=5; see dynaxx list perturb.")
 @click.option("--phases", help='Methods one after the other: "descend until=0.5; stabilise averaging=ema".')
 @click.option("--clip", type=float, help="Clip the total gradient norm at this value.")
+@click.option(
+    "--navigate",
+    type=click.Choice(["off", "advise", "act"]),
+    default="advise",
+    show_default=True,
+    help="Diagnose on the way; act: also do what helps, within bounds.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="The run's own folder; runs/<task>-<utc> by default.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, bit for bit; begin where there is none.")
 @click.option(
@@ -41,6 +48,7 @@ def command(
     batch_size: int | None,
     accumulate: int | None,
     plan: Path | None,
+    navigate: Literal["off", "advise", "act"],
     out: Path | None,
     resume: bool,
     budget: float,
@@ -90,6 +98,8 @@ def command(
             steps=steps,
             accumulate=accumulate or 1,
             recipe=recipe,
+            navigate=navigate,
+            checkpoints=None,
             resume=resume,
             budget=budget,
             quiet=quiet or as_json,

@@ -20,23 +20,26 @@ LEAST = 3
 
 
 UNKNOWN_RATIO = 0.5
-"""Ratio of successive gains that is assumed where the rate has changed meanwhile, so that it cannot be measured."""
+"""Ratio of successive gains that is assumed where it cannot be measured: too early, or the rate has changed
+meanwhile."""
 _RATE_ACTS = frozenset({"learning_rate", "accumulate", "rollback", "trial"})
 
 
 class Descent(NamedTuple):
-    """Where the loss is, and how it falls.
+    """Where the loss is, and how it falls; in logarithms where it is positive, as its noise goes with its size.
 
     Args:
         column: The loss.
+        log: Whether the figures are natural logarithms.
         now: Its level: the median of the last quarter of a horizon.
-        last: What the last horizon has gained; not negative.
+        last: What the last horizon has gained; not negative, 0 where it is not known.
         ratio: What the next horizon gains of that, in [0, 1].
         error: Standard error of the difference between two levels.
         steps: The horizon.
     """
 
     column: str
+    log: bool
     now: float
     last: float
     ratio: float
@@ -44,16 +47,27 @@ class Descent(NamedTuple):
     steps: int
 
     def gain(self, speed: float) -> float:
-        """What the next horizon gains at a multiple of the speed: d r (1 − r^s) / (1 − r).
+        """What the next horizon gains at a multiple of the speed: d r (1 − rˢ) / (1 − r).
 
         Args:
             speed: s; 1: nothing changes.
 
         Returns:
-            The gain, in the loss' unit.
+            The gain.
         """
         r = self.ratio
         return self.last * (speed if r == 1 else r * (1 - r**speed) / (1 - r))
+
+    def promise(self, below: float) -> Promise:
+        """That the loss will be below a level.
+
+        Args:
+            below: The level, a logarithm where the figures are.
+
+        Returns:
+            The promise, judged after the horizon.
+        """
+        return Promise(column=self.column, below=math.exp(below) if self.log else below, steps=self.steps)
 
 
 def descent(situation: Situation) -> Descent | None:
@@ -65,7 +79,7 @@ def descent(situation: Situation) -> Descent | None:
         situation: Where the run is.
 
     Returns:
-        The descent; None where the loss is not logged, or not for two horizons yet.
+        The descent; None where the loss is not logged, or not finite now.
     """
     column = column_of(situation.run, LOSS)
     if column is None:
@@ -74,18 +88,20 @@ def descent(situation: Situation) -> Descent | None:
     at, values = rows(situation.run, column, situation.step - 3 * steps, situation.step)
     finite = np.isfinite(values)
     at, values = at[finite], values[finite]
-    levels = [_median(at, values, situation.step - back * steps, steps) for back in (2, 1, 0)]
-    if any(level is None for level in levels):
+    log = bool(len(values) and values.min() > 0)
+    values = np.log(values) if log else values
+    before, middle, now = (_median(at, values, situation.step - back * steps, steps) for back in (2, 1, 0))
+    if now is None:
         return None
-    before, middle, now = (level for level in levels if level is not None)
-    first, second = before - middle, middle - now
-    ratio = second / first if first > second > 0 else 1.0
-    if _changed(situation, situation.step - 2 * steps):
+    gained, ratio = 0.0 if middle is None else middle - now, 1.0
+    if before is not None and middle is not None and before - middle > gained > 0:
+        ratio = gained / (before - middle)
+    if before is None or _changed(situation, situation.step - 2 * steps):
         ratio = min(ratio, UNKNOWN_RATIO)
     # Differences of neighbours do not feel the trend; their deviation is √2 of one value's.
     noise = NORMAL * float(np.median(np.abs(np.diff(values)))) / math.sqrt(2)
     error = MEDIAN * noise * math.sqrt(2 * 4 / steps)
-    return Descent(column, now, max(0.0, second), ratio, error, steps)
+    return Descent(column, log, now, max(0.0, gained), ratio, error, steps)
 
 
 def unharmed(situation: Situation) -> Promise | None:
@@ -100,24 +116,7 @@ def unharmed(situation: Situation) -> Promise | None:
     found = descent(situation)
     if found is None:
         return None
-    below = found.now - found.gain(SPEED) + ERRORS * found.error
-    return Promise(column=found.column, below=below, steps=found.steps)
-
-
-def improved(situation: Situation) -> Promise | None:
-    """The loss falls at least as fast as it does, and by more than the noise.
-
-    Args:
-        situation: Where the run is.
-
-    Returns:
-        The promise; None where no level is known.
-    """
-    found = descent(situation)
-    if found is None:
-        return None
-    below = found.now - max(found.gain(1.0), ERRORS * found.error)
-    return Promise(column=found.column, below=below, steps=found.steps)
+    return found.promise(found.now - found.gain(SPEED) + ERRORS * found.error)
 
 
 def faster(situation: Situation, speed: float) -> Promise | None:
@@ -133,7 +132,7 @@ def faster(situation: Situation, speed: float) -> Promise | None:
     found = descent(situation)
     if found is None or found.gain(speed) - found.gain(1.0) <= ERRORS * found.error:
         return None
-    return Promise(column=found.column, below=found.now - found.gain(speed), steps=found.steps)
+    return found.promise(found.now - found.gain(speed))
 
 
 def _changed(situation: Situation, since: int) -> bool:

@@ -12,10 +12,15 @@ CHANGE = 0.01
 run, changes by 2 %."""
 CUT, DEEP_CUT = 0.5, 0.1
 """Factor of a cut: one halving, as Soup's spike recovery does; where the loss diverges there is no time for five."""
+DEEPEST = 0.01
+"""The deepest single cut that a measurement can ask for: two decades, as a measurement at a ruined point may mislead."""
 SAFE = 0.5
 """Share of a logged stability margin that is used: half of what the linearised training would bear."""
 HUGE = 0.1
 """Update ratio above which a rate is far too high (TheDeepChecker's rule: of ten healthy runs none lay there)."""
+LARGE = 1e-2
+"""Update ratio that counts as the most a rate should make: ten times the customary 1e-3 (Karpathy), a tenth of where
+that rule calls it too high."""
 LOWERED = 2.0
 """Peak over present rate from which on a schedule has annealed."""
 DECAYING = ("cosine", "linear_decay", "one_cycle", "power_decay", "warm_restarts", "wsd")
@@ -37,8 +42,8 @@ class Plan(NamedTuple):
 def lower(situation: Situation, step: int, *, deep: bool) -> tuple[float, str]:
     """The factor of a cut of the rate, from what is logged of how much too high it is.
 
-    To half of the stability margin where that is logged and below 1; by a tenth where updates are larger than a tenth
-    of the weights, or where `deep` asks for it; else by half.
+    To half of the stability margin where that is logged and below 1; to updates of a hundredth of the weights where
+    they are larger than a tenth; by a tenth where `deep` asks for it; else by half.
 
     Args:
         situation: Where the run is.
@@ -46,14 +51,14 @@ def lower(situation: Situation, step: int, *, deep: bool) -> tuple[float, str]:
         deep: Whether there is no time for halvings.
 
     Returns:
-        The factor, in [0.1, 0.5], and what it follows from.
+        The factor, in [0.01, 0.5], and what it follows from.
     """
     margin = latest(situation.run, "stability_margin", step, 3)
     ratio = latest(situation.run, "update_ratio.total", step)
     if margin is not None and 0 < margin < 1:
-        return min(CUT, max(DEEP_CUT, SAFE * margin)), f", by the stability margin {margin:.3g}"
+        return min(CUT, max(DEEPEST, SAFE * margin)), f", by the stability margin {margin:.3g}"
     if ratio is not None and ratio > HUGE:
-        return DEEP_CUT, f", as an update is {ratio:.2g} of the weights"
+        return max(DEEPEST, LARGE / ratio), f", as an update is {ratio:.2g} of the weights"
     return (DEEP_CUT, ", as the loss diverges") if deep else (CUT, "")
 
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from dynaxx.controllers._clock import started, tick
 from dynaxx.controllers._limits import Limits, limits
 from dynaxx.controllers._past import waiting
-from dynaxx.controllers._promise import faster, improved
+from dynaxx.controllers._promise import faster, unharmed
 from dynaxx.controllers._rates import annealed, lower
 from dynaxx.controllers._reading import own_factor, round_figure
 from dynaxx.controllers._suspects import Suspect, accused, standing
@@ -31,9 +31,9 @@ decay over the last fifth)."""
 class RateDown(Controller[Plain]):
     """η × ½ while the steps are longer than the curvature allows; back by doubling, as long as that makes it faster.
 
-    A cut promises that the loss falls, and no slower than before. A raise promises that it falls faster: otherwise it
-    is taken back, and tried ever more rarely; where a faster descent could not be seen there is nothing to gain, and
-    nothing is raised. What other controllers have cut is raised likewise.
+    A cut promises that the loss is unharmed. A raise promises that it falls faster: otherwise it is taken back, and
+    tried ever more rarely; where a faster descent could not be seen there is nothing to gain, and nothing is raised.
+    What other controllers have cut is raised likewise.
     """
 
     about: ClassVar[str] = "halves a learning rate that is too high, and recovers it later"
@@ -59,7 +59,7 @@ class RateDown(Controller[Plain]):
 
 
 def _cut(suspect: Suspect, situation: Situation) -> Sequence[Proposal]:
-    promise = improved(situation)
+    promise = unharmed(situation)
     if promise is None:
         return ()
     step, why = lower(situation, situation.step, deep=False)

@@ -24,7 +24,7 @@ def train_steps(
     batches: Iterable[Any],
     *,
     scheduler: LRScheduler | None = None,
-    accumulate: int = 1,
+    accumulate: int | Callable[[], int] = 1,
     perturber: Perturber | Callable[[], Perturber | None] | None = None,
 ) -> Iterator[torch.Tensor]:
     """Train over the batches, one optimizer step per item taken from the iterator.
@@ -39,7 +39,8 @@ def train_steps(
         optimizer: Over the model's parameters; their gradients must be clear.
         batches: One epoch, or what is left of it.
         scheduler: Stepped after each optimizer step.
-        accumulate: Batches per optimizer step, at least 1.
+        accumulate: Batches per optimizer step, at least 1; where it changes along the training, a function that gives
+            that of the step to come.
         perturber: Computes the gradients its own way; it may take the batches of a step twice. Where it changes along
             the training, a function that gives the one of the step to come.
 
@@ -50,10 +51,10 @@ def train_steps(
     Raises:
         BadInput: The loss is not a scalar tensor with a gradient, or the weights of a step do not sum to more than 0.
     """
-    if accumulate < 1:
+    if not callable(accumulate) and accumulate < 1:
         raise BadInput(f"train_steps(accumulate=...) must be at least 1. Got {accumulate}.")
     source = iter(batches)
-    while micro := list(islice(source, accumulate)):
+    while micro := list(islice(source, accumulate() if callable(accumulate) else accumulate)):
         compute = partial(_backward, task, model, micro, _shares(task, micro))
         now = perturber if perturber is None or isinstance(perturber, Perturber) else perturber()
         mean = compute() if now is None else now.gradients(compute)

@@ -36,7 +36,7 @@ class Dynamics:
         noise: Gradient noise scale over the batch.
         rate: Learning rate.
         peak: Largest learning rate of the run up to the end of the stretch.
-        curvature: Directional curvature times the rate over 2, of a live check; above 1 the step overshoots.
+        curvature: Curvature along the update over what its length allows, of a live check; above 1 the step overshoots.
     """
 
     ratio: float | None
@@ -89,8 +89,7 @@ def dynamics(run: Log, first: int, last: int) -> Dynamics:
         peak = float(before.max()) if len(before) else None
     scale, batch = middle("gradient_noise"), middle("effective_batch")
     live = checked(run, "directional_curvature")
-    curvature, threshold = live.get("curvature"), live.get("threshold")
-    ratio = float(curvature) / float(threshold) if curvature is not None and threshold else None
+    along = live.get("ratio")
     return Dynamics(
         ratio=middle("update_ratio.total"),
         margin=middle("stability_margin"),
@@ -99,7 +98,7 @@ def dynamics(run: Log, first: int, last: int) -> Dynamics:
         noise=scale / batch if scale is not None and batch else None,
         rate=rate,
         peak=peak,
-        curvature=ratio,
+        curvature=None if along is None else float(along),
     )
 
 
@@ -113,7 +112,10 @@ def too_high(suspect: Suspect, seen: Dynamics) -> Suspect:
         _below(agreement, OPPOSE), 3, f"successive gradients oppose each other (cosine {agreement or 0:+.2f})"
     )
     suspect.weigh(
-        _above(seen.curvature, 1.0), 6, f"curvature along the gradient is {seen.curvature or 0:.2g} × 2/η", against=0.4
+        _above(seen.curvature, 1.0),
+        6,
+        f"curvature along the gradient is {seen.curvature or 0:.2g} × what the step allows",
+        against=0.4,
     )
     return suspect
 
@@ -130,6 +132,45 @@ def lagging(suspect: Suspect, run: Log, first: int, last: int) -> Suspect:
         top = float(near.values.max()) if len(near) else 0.0
         suspect.weigh(large, 5, f"first moments reach {top:.2g} × the root of the second ones", against=0.6)
     return suspect
+
+
+def raised(run: Log, begin: int) -> bool | None:
+    """Whether the learning rate around a step is at least half above what it was a while before.
+
+    Args:
+        run: The log.
+        begin: The step.
+
+    Returns:
+        The answer; None where the rate was not logged around it.
+    """
+    rates = optional(run, "lr")
+    if rates is None:
+        return None
+    rates = rates.largest()
+    before, now = rates.between(begin - 80, begin - 17), rates.between(begin - 16, begin + 8)
+    if len(before) == 0 or len(now) == 0:
+        return None
+    return bool(now.values.max() > 1.5 * np.median(before.values))
+
+
+def lengthened(run: Log, begin: int) -> bool | None:
+    """Whether updates had grown threefold in the steps before one: the loss of a step is taken before its update.
+
+    Args:
+        run: The log.
+        begin: The step at which the loss rose.
+
+    Returns:
+        The answer; None where too few updates were measured.
+    """
+    ratios = optional(run, "update_ratio.total")
+    if ratios is None:
+        return None
+    before, now = ratios.between(begin - 80, begin - 13).finite, ratios.between(begin - 10, begin - 1).finite
+    if len(before) < 5 or len(now) < 2:
+        return None
+    return bool(np.median(now.values) > 3.0 * np.median(before.values))
 
 
 def _median(found: Track) -> float | None:

@@ -4,7 +4,7 @@ import numpy as np
 
 from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Test, Threshold
 from dynaxx.detectors._inputs import scale_of_inputs
-from dynaxx.detectors._reading import end_of, entries, fallen, rows, suspect, weighed
+from dynaxx.detectors._reading import end_of, entries, fallen, layer_facts, rows, suspect, weighed
 from dynaxx.detectors._remedies import FAN_IN, LEAKY, STANDARDISE, rate
 from dynaxx.detectors._start import excess, largest_step
 from dynaxx.errors import NotApplicable
@@ -72,7 +72,7 @@ class DeadUnits(Detector):
                     columns=("activations.dead",),
                 ),
             ),
-            causes=_causes(run, start=start),
+            causes=_causes(run, start=start, weights=dead.labels[order[0]] in layer_facts(run)),
             test=Test(
                 text="One batch on a copy at a tenth of the rate: units that revive were killed by large steps, units "
                 "that stay dead began so.",
@@ -81,7 +81,7 @@ class DeadUnits(Detector):
         )
 
 
-def _causes(run: Log, *, start: bool) -> tuple[Cause, ...]:
+def _causes(run: Log, *, start: bool, weights: bool) -> tuple[Cause, ...]:
     scale, step, begun = scale_of_inputs(run), largest_step(run), excess(run)
     return weighed(
         (
@@ -93,6 +93,13 @@ def _causes(run: Log, *, start: bool) -> tuple[Cause, ...]:
                 if start
                 else "nothing brings a dead unit back, as no gradient reaches it",
                 remedies=(LEAKY,),
+            ),
+            suspect(
+                "initialisation_symmetric",
+                0.1,
+                60.0 if start and weights else 0.2,
+                why="a layer with weights gives zeros only where they are all zero" if start and weights else "",
+                remedies=(FAN_IN,),
             ),
             suspect(
                 "learning_rate_too_high",

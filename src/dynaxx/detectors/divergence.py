@@ -5,7 +5,7 @@ import numpy as np
 from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Severity, Test, Threshold
 from dynaxx.detectors._acts import advice, clip, roll_back, scale_rate, stop
 from dynaxx.detectors._blocks import Blocks, blocks
-from dynaxx.detectors._dynamics import dynamics, lagging, too_high
+from dynaxx.detectors._dynamics import dynamics, lagging, lengthened, raised, too_high
 from dynaxx.detectors._read import LOSS, Track, group, optional, unbroken
 from dynaxx.detectors._weigh import Suspect, ranked
 from dynaxx.numerics.cusum import cusum
@@ -141,7 +141,8 @@ def _causes(run: Log, cut: Blocks, onset: int, first: int, last: int, severity: 
         0.8 * float(cut.medians[onset : last + 1].max() - cut.medians[max(onset - 1, 0)])
     )
     seen = dynamics(run, begin, end)
-    raised = _raised(run, begin)
+    lifted, longer = raised(run, begin), lengthened(run, begin)
+    repeats = None if seen.agreement is None else seen.agreement > 0.8
     logits = _grows(optional(run, "logit_norm"), begin, end)
     rate = too_high(
         Suspect("learning_rate_too_high", 0.45, (scale_rate(0.5, None, why), roll_back(begin, why), *rest)), seen
@@ -150,8 +151,11 @@ def _causes(run: Log, cut: Blocks, onset: int, first: int, last: int, severity: 
     plan = Suspect(
         "schedule_too_aggressive", 0.1, (scale_rate(0.5, 200, why), advice("Let the rate rise more slowly."))
     )
-    plan.weigh(raised, 8, "the learning rate had just been raised", against=0.3)
+    plan.weigh(lifted, 12, "the learning rate had just been raised", against=0.3)
     shift = Suspect("data_shift", 0.15, (roll_back(begin, why), advice("Compare the data before and after this step.")))
+    rate.weigh(longer or lifted, 3, "updates had grown threefold before the loss rose", against=0.8)
+    rate.weigh(repeats, 0.3, "")
+    shift.weigh(longer or lifted, 0.3, "")
     shift.weigh(sudden, 4, f"the level changed within {SUDDEN + 1} blocks and stayed", against=0.2)
     lag = lagging(Suspect("preconditioner_lag", 0.1, (clip(why), scale_rate(0.7, 200, why))), run, begin - 50, end)
     inertia = Suspect(
@@ -161,19 +165,9 @@ def _causes(run: Log, cut: Blocks, onset: int, first: int, last: int, severity: 
     scale = Suspect("attention_logit_growth", 0.03, (advice("Normalise queries and keys, or add a z-loss."),))
     scale.weigh(logits, 2, "the outputs' norm grows with the loss")
     scale.weigh(_grows(optional(run, "attention.max_logit"), begin, end), 8, "attention logits grow", against=0.3)
-    return ranked(rate, plan, shift, lag, inertia, scale)
-
-
-def _raised(run: Log, begin: int) -> bool | None:
-    """Whether the rate in force at the onset is at least half above that of a while before."""
-    rates = optional(run, "lr")
-    if rates is None:
-        return None
-    rates = rates.largest()
-    before, now = rates.between(begin - 80, begin - 17), rates.between(begin - 16, begin + 16)
-    if len(before) == 0 or len(now) == 0:
-        return None
-    return bool(now.values.max() > 1.5 * np.median(before.values))
+    summed = Suspect("gradients_not_cleared", 0.05, (advice("Call zero_grad once per update."),))
+    summed.weigh(repeats, 20, f"successive gradients repeat each other (cosine {seen.agreement or 0:.2f})", against=0.3)
+    return ranked(rate, plan, shift, lag, inertia, scale, summed)
 
 
 def _grows(found: Track | None, begin: int, end: int) -> bool | None:

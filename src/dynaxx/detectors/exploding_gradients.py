@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Severity, Test, Threshold
+from dynaxx.detectors._acts import skip
 from dynaxx.detectors._depth import depth
 from dynaxx.detectors._inputs import scale_of_inputs
 from dynaxx.detectors._read import adaptive
@@ -39,6 +40,7 @@ class _Symptom(NamedTuple):
     over_steps: bool
     size: float
     level: float
+    sudden: bool
     evidence: Evidence
 
 
@@ -96,7 +98,10 @@ def _over_steps(run: Log) -> _Symptom | None:
         value=size,
         threshold=GROWTH.value,
     )
-    return _Symptom(spans, True, size, 10**base, evidence)
+    onset = int(np.searchsorted(norms.steps, spans[0][0]))
+    before = total[max(0, onset - 5) : onset][finite[max(0, onset - 5) : onset]]
+    sudden = len(before) > 0 and bool(total[onset] - np.median(before) >= GROWTH.value)
+    return _Symptom(spans, True, size, 10**base, sudden, evidence)
 
 
 def _over_depth(run: Log) -> _Symptom | None:
@@ -118,7 +123,7 @@ def _over_depth(run: Log) -> _Symptom | None:
         threshold=DROP.value,
     )
     level = float(np.median(np.sqrt((rows(run, "grad_norm").values ** 2).sum(axis=1))))
-    return _Symptom(spans, False, size, level, evidence)
+    return _Symptom(spans, False, size, level, False, evidence)
 
 
 def _severity(run: Log, found: _Symptom) -> Severity:
@@ -149,6 +154,13 @@ def _causes(run: Log, found: _Symptom) -> tuple[Cause, ...]:
                 if np.isfinite(ratio)
                 else "the updates before it were not measured",
                 remedies=(lower, clipped),
+            ),
+            suspect(
+                "corrupted_batch",
+                0.15,
+                8.0 if found.sudden else 0.2,
+                why=f"the norm jumped from one step to the next at step {onset}" if found.sudden else "",
+                remedies=(skip("outlier", "one batch's gradient is far outside of what it was"),),
             ),
             suspect(
                 "exploding_gradients",

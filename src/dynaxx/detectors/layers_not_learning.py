@@ -222,8 +222,9 @@ def _causes(run: Log, still: _Still) -> tuple[Cause, ...]:
 
 
 def _constant_outputs(run: Log) -> bool:
-    """Whether a layer's outputs had no spread in the first steps."""
+    """Whether the outputs of a layer with weights had no spread in the first steps."""
     if "activations.std" not in run.columns:
         return False
-    spread = rows(run, "activations.std").values[:5]
-    return bool((np.where(np.isfinite(spread), spread, 1.0) <= 1e-12).any())
+    spread, facts = rows(run, "activations.std"), layer_facts(run)
+    values = spread.values[:5, [i for i, label in enumerate(spread.labels) if label in facts]]
+    return bool((np.where(np.isfinite(values), values, 1.0) <= 1e-12).any())

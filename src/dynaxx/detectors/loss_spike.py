@@ -4,7 +4,7 @@ import numpy as np
 
 from dynaxx.core.findings import Detector, Evidence, Finding, Log, Severity, Test, Threshold
 from dynaxx.detectors._acts import advice, clip, raise_epsilon, roll_back, scale_rate, skip
-from dynaxx.detectors._dynamics import dynamics, lagging, too_high
+from dynaxx.detectors._dynamics import dynamics, lagging, lengthened, raised, too_high
 from dynaxx.detectors._read import LOSS, Track, checked, optional, unbroken
 from dynaxx.detectors._spikes import Spike, spikes
 from dynaxx.detectors._weigh import Suspect, ranked
@@ -60,9 +60,10 @@ class LossSpike(Detector):
             evidence=_evidence(loss, chosen, found),
             causes=_causes(run, loss, chosen, found),
             test=Test(
-                text="Compute the loss of the same batch again at the weights before the step: high there too speaks "
-                "for the data, usual speaks for the dynamics.",
+                text="Compute the loss of that batch again beside the other kept ones: high alone speaks for the data, "
+                "as any other speaks for the dynamics.",
                 check="replay_batch",
+                arguments={"step": at},
             ),
         )
 
@@ -130,15 +131,23 @@ def _causes(run: Log, loss: Track, spike: Spike, found: list[Spike]):  # noqa: A
     rate.weigh(early, 3, f"the gradient rose in the {BEFORE} steps before the loss")
     lag = lagging(Suspect("preconditioner_lag", 0.2, (clip(why), raise_epsilon(why))), run, first - 20, last)
     lag.weigh(spike.lasting, 2, "the loss stays high after the batch has gone", against=0.3)
+    lifted, longer = raised(run, first), lengthened(run, first)
+    for by_data in (hard, corrupt):
+        by_data.weigh(lifted or longer, 0.2, "")
+    rate.weigh(longer or lifted, 5, "updates had grown before the loss rose", against=0.8)
+    plan = Suspect(
+        "schedule_too_aggressive", 0.06, (roll_back(first, why, pass_data=False), scale_rate(0.3, None, why))
+    )
+    plan.weigh(lifted, 25, "the learning rate had just been raised", against=0.3)
     shift = Suspect("data_shift", 0.08, (advice("Compare the data before and after this step."),))
     shift.weigh(spike.lasting and spike.open and not early, 3, "the level changed at once and stayed", against=0.5)
-    for suspect, by_data in ((hard, True), (corrupt, True), (rate, False), (lag, False), (shift, True)):
-        suspect.weigh(None if again is None else bool(again) == by_data, 6, _said(again), against=0.15)
-    return ranked(hard, corrupt, rate, lag, shift)
+    for suspect, data in ((hard, True), (corrupt, True), (rate, False), (lag, False), (plan, False), (shift, True)):
+        suspect.weigh(None if again is None else bool(again) == data, 6, _said(again), against=0.15)
+    return ranked(hard, corrupt, rate, plan, lag, shift)
 
 
 def _said(again: bool | None) -> str:
-    return f"replayed at the earlier weights, the batch is {'high again' if again else 'as any other'}"
+    return f"replayed beside other batches, this one is {'high again' if again else 'as any other'}"
 
 
 def _precursor(run: Log, first: int) -> bool | None:

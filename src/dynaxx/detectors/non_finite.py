@@ -126,6 +126,7 @@ def _causes(run: Log, origin: _Bad, first: int, lost: bool) -> tuple[Cause, ...]
     why = f"values are not finite from step {first} on"
     growth = _growth(run, first)
     blown = None if growth is None else growth > float(GROWTH)
+    backward = origin.stage in ("the gradient", "the update")
     said = f"before it the gradient norm or the loss grew {growth or 0:.3g}-fold within {BEFORE} steps"
     live = checked(run, "non_finite_origin")
     stage = live.get("stage")
@@ -135,23 +136,26 @@ def _causes(run: Log, origin: _Bad, first: int, lost: bool) -> tuple[Cause, ...]
     back = roll_back(first, why)
     data = Suspect("non_finite_data", 0.15, (skip("non_finite", why), back, advice("Look at the rows of the batch.")))
     data.weigh(origin.stage == "the batch", 40, "the input itself is not finite", against=0.8)
-    data.weigh(blown, 0.2, "", against=2.5)
+    data.weigh(blown, 0.2, "", against=4)
+    data.weigh(backward, 0.1, "")
     data.weigh(None if stage is None else stage == "input", 40, "replayed, the input itself is not finite", against=0.1)
     data.weigh(not lost, 2, "the run was finite again afterwards", against=0.9)
-    data.weigh(origin.stage in ("the forward pass", "the outputs", "the loss", "the gradient"), 1.3, "", against=0.8)
     batch = Suspect("corrupted_batch", 0.12, (skip("non_finite", why), back))
     batch.weigh(blown, 0.3, "", against=2)
+    batch.weigh(backward, 0.4, "")
     batch.weigh(not lost, 2, "the run was finite again afterwards", against=0.9)
     rate = Suspect("learning_rate_too_high", 0.3, (roll_back(first, why, pass_data=False), scale_rate(0.5, None, why)))
     rate.weigh(blown, 5, said, against=0.25)
     rate.weigh(first <= BEFORE, 1.5, "it happened within the first steps")
     grown = Suspect("exploding_gradients", 0.15, (clip(why), back))
     grown.weigh(blown, 3, said, against=0.4)
-    grown.weigh(origin.stage == "the gradient", 3, "the loss was still finite when the gradient was not", against=0.6)
+    grown.weigh(backward, 3, "the loss was still finite when the gradient was not", against=0.6)
     over = Suspect(
         "overflow", 0.1, (advice("Compute in bfloat16, or keep the loss and the norms in float32."), clip(why))
     )
-    over.weigh(half, 6, "numbers are of 16 bits", against=0.4)
+    over.weigh(backward, 6, "the loss was still finite when the gradient was not")
+    over.weigh(None if stage is None else stage == "backward", 4, "replayed, the backward pass overflows", against=0.5)
+    over.weigh(half, 6, "numbers are of 16 bits", against=0.7)
     return ranked(data, batch, rate, grown, over)
 
 

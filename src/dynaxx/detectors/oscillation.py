@@ -31,6 +31,8 @@ SINCE = Threshold(
 )
 OUT = 4.0
 """Growth of the weights' norm: healthy nets of the rescue suite grow by 2.2 at most in 400 steps."""
+LEARNED = 0.3
+"""Best loss, as a share of the first, below which the run had learned at this rate: what broke it came later."""
 BOUNCE = 1.05
 """Running median of five losses over the first one: batches differ by less where nothing is learned."""
 OVERSHOT = 1.3
@@ -171,7 +173,8 @@ def _stuck(loss: Track) -> bool:
     """Whether the run gains too little: less than `STUCK` so far, or it stands far above its own best."""
     quarter = loss.values[-max(16, len(loss) // 4) :]
     level, start = float(np.median(quarter)), opening(loss)
-    return level > float(STUCK) * start
+    best = float(np.median(np.lib.stride_tricks.sliding_window_view(loss.values, 9)[::4], axis=1).min())
+    return level > float(STUCK) * start and best > LEARNED * start
 
 
 def _bounces(run: Log, loss: Track) -> bool:
@@ -201,6 +204,7 @@ def _causes(run: Log, loss: Track, points: float) -> tuple[Cause, ...]:
     high = Suspect("learning_rate_too_high", 0.55, (scale_rate(0.1, None, why), roll_back(1, why, pass_data=False)))
     high.weigh(points >= 5, 3, f"{points:g} points of signs, {float(POINTS):g} are enough")
     high.weigh(repeats, 0.25, "")
+    high.weigh(momentum > 0.96, 0.4, "")
     inertia = Suspect(
         "momentum_too_high", 0.08, (advice("Lower the momentum, 0.9 is usual."), scale_rate(0.3, None, why))
     )

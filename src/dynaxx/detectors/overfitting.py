@@ -32,7 +32,7 @@ FITTED = Threshold(
     false_alarms="with RISE; under strong decay it is left to `grokking`",
 )
 GROKS = 0.1
-"""Weight decay from which validation may yet follow a solved training set (Power 2022: 1; a tenth of it, to be safe)."""
+"""Weight decay from which validation may yet follow a solved training set (Power 2022 has 1; a tenth to be safe)."""
 
 
 class Overfitting(Detector):

@@ -5,8 +5,9 @@ import numpy as np
 from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Test, Threshold
 from dynaxx.detectors._acts import advice, scale_rate, stop
 from dynaxx.detectors._dynamics import AGREE, LARGE, SMALL, Dynamics, dynamics, too_high
-from dynaxx.detectors._progress import Progress, progress
-from dynaxx.detectors._read import LOSS, checked, optional, planned, unbroken
+from dynaxx.detectors._progress import Progress, opening, progress
+from dynaxx.detectors._read import LOSS, Track, checked, optional, planned, unbroken
+from dynaxx.detectors._structure import structural
 from dynaxx.detectors._weigh import Suspect, ranked
 
 LEAST = Threshold(
@@ -26,6 +27,10 @@ STEPS = Threshold(
     "plateau within 100",
     false_alarms="with GAINED",
 )
+MARGIN = 300.0
+"""Stability margin beyond what healthy rates leave unused, a factor of 5 to 30, by ten."""
+STILL = 1e-7
+"""Updates below the resolution of float32 weights."""
 DECAYED = 0.1
 """A rate below this share of its peak has been decayed: what is left to gain by annealing is gained."""
 
@@ -50,7 +55,11 @@ class Plateau(Detector):
         if promise > float(LEAST) or now.trend.slope > 3 * now.trend.error:
             return None
         falling = now.trend.slope < -3 * now.trend.error
-        never = now.gained < float(GAINED) and not falling and last >= min(float(STEPS), 0.25 * (planned(run) or 10**9))
+        never = (
+            _best_gain(loss) < float(GAINED)
+            and not falling
+            and last >= min(float(STEPS), 0.25 * (planned(run) or 10**9))
+        )
         seen = dynamics(run, 1 if never else now.first, last)
         causes = _causes(run, now, seen, never)
         span = (1 if never else now.first, last)
@@ -75,78 +84,79 @@ class Plateau(Detector):
             ),
             causes=causes,
             test=Test(
-                text="Train a copy on one batch: if it cannot be fitted either, the loss is not connected to the "
+                text="Permute the labels within batches: where that costs nothing, the labels say nothing."
+                if causes[0].name == "shuffled_labels"
+                else "Train a copy on one batch: if it cannot be fitted either, the loss is not connected to the "
                 "weights, or the rate is wrong; if it can, the data have no more to give at this noise.",
-                check="overfit_one_batch",
+                check="label_shuffle" if causes[0].name == "shuffled_labels" else "overfit_one_batch",
             ),
         )
+
+
+def _best_gain(loss: Track) -> float:
+    """Share of the first loss that the best stretch of 16 steps had gained: what was lost again was learned once."""
+    count = len(loss) // 16
+    best = float(np.median(loss.values[len(loss) - 16 * count :].reshape(count, 16), axis=1).min())
+    return (opening(loss) - best) / abs(opening(loss)) if opening(loss) else 0.0
 
 
 def _causes(run: Log, now: Progress, seen: Dynamics, never: bool) -> tuple[Cause, ...]:
     why = f"no progress since step {now.first}"
     decayed = None if not seen.peak or seen.rate is None else seen.rate < DECAYED * seen.peak
-    gradient = _gradient(run, now)
-    still = None if seen.ratio is None else seen.ratio < 1e-7
     small = None if seen.ratio is None else seen.ratio < float(SMALL)
-    large = None if seen.ratio is None else seen.ratio > float(LARGE)
     agree = None if seen.agreement is None else seen.agreement > AGREE
-    curved = _curvature(run, now)
-    ratio, agreement = seen.ratio or 0.0, seen.agreement or 0.0
-    live = checked(run, "overfit_one_batch").get("solved")
-    done = Suspect("converged", 0.3, (stop(why),))
-    done.weigh(decayed, 5, "the rate is decayed", against=0.7)
-    done.weigh(now.gained > 0.8, 4, f"{now.gained:.0%} of the first loss is gained", against=0.7)
-    done.weigh(never, 0.02, "")
-    floor = Suspect("noise_floor", 0.3, (scale_rate(0.3, None, why), advice("Let the rate decay, or raise the batch.")))
-    floor.weigh(
-        None if seen.noise is None else seen.noise > 2, 3, f"noise scale {seen.noise or 0:.2g} × batch", against=0.4
-    )
-    floor.weigh(agree, 0.3, "", against=1.5)
-    floor.weigh(decayed, 0.15, "")
-    floor.weigh(never, 0.1, "")
-    floor.weigh(small, 0.3, "")
+    said = f"gradients of different batches agree (cosine {seen.agreement or 0:.2f})"
     valley = Suspect("flat_valley", 0.12, (scale_rate(3.0, 200, why),))
-    valley.weigh(agree, 4, f"gradients of different batches agree (cosine {agreement:.2f})", against=0.5)
+    gradient = _gradient(run, now)
+    valley.weigh(agree, 4, said, against=0.5)
     valley.weigh(
         None if gradient is None else gradient < 0.1, 2, f"the gradient is {gradient or 0:.2g} × its first norm"
     )
     valley.weigh(decayed, 0.2, "")
     saddle = Suspect("saddle", 0.06, (scale_rate(3.0, 100, why),))
+    curved = _curvature(run, now)
     saddle.weigh(None if curved is None else curved < 0, 15, "the loss curves downward along the gradient", against=0.3)
-    suspects = [done, floor, valley, saddle]
     low = Suspect("learning_rate_too_low", 0.1, (scale_rate(10.0, None, why),))
-    low.weigh(small, 6, f"updates are {ratio:.1g} of the weights' size", against=0.2)
-    low.weigh(agree, 3, f"gradients of different batches agree (cosine {agreement:.2f})", against=0.7)
+    low.weigh(small, 6, f"updates are {seen.ratio or 0:.1g} of the weights' size", against=0.2)
+    low.weigh(agree, 3, said, against=0.7)
     low.weigh(decayed and not never, 0.05, "")
-    low.weigh(
-        None if seen.margin is None else seen.margin > 300, 6, f"stability margin {seen.margin or 0:.3g}", against=0.6
+    wide = None if seen.margin is None else seen.margin > MARGIN
+    low.weigh(wide, 6, f"stability margin {seen.margin or 0:.3g}", against=0.6)
+    rest = _unlearned(run, seen, [low, valley], why) if never else _learned(now, seen, decayed, agree, why)
+    return ranked(valley, saddle, low, *rest)
+
+
+def _learned(now: Progress, seen: Dynamics, decayed: bool | None, agree: bool | None, why: str) -> list[Suspect]:
+    """Why a run that has learned stands still."""
+    done = Suspect("converged", 0.3, (stop(why),))
+    done.weigh(decayed, 5, "the rate is decayed", against=0.7)
+    done.weigh(now.gained > 0.8, 4, f"{now.gained:.0%} of the first loss is gained", against=0.7)
+    floor = Suspect("noise_floor", 0.3, (scale_rate(0.3, None, why), advice("Let the rate decay, or raise the batch.")))
+    noisy = None if seen.noise is None else seen.noise > 2
+    floor.weigh(noisy, 3, f"noise scale {seen.noise or 0:.2g} × batch", against=0.4)
+    floor.weigh(agree, 0.3, "", against=1.5)
+    floor.weigh(decayed, 0.15, "")
+    return [done, floor]
+
+
+def _unlearned(run: Log, seen: Dynamics, others: list[Suspect], why: str) -> list[Suspect]:
+    """Why a run that moves has learned nothing at all; what the model itself shows speaks against all else."""
+    still = None if seen.ratio is None else seen.ratio < STILL
+    reasons = structural(run)
+    reasons[0].weigh(still, 20, "the weights do not move")
+    proven = max(reason.confidence for reason in reasons) > 0.5
+    labels = Suspect("shuffled_labels", 0.35, (advice("Compare a few inputs with their labels by eye."),))
+    labels.why.append("the weights move as in any run, and nothing is learned")
+    labels.weigh(
+        still or (None if seen.ratio is None else not float(SMALL) < seen.ratio < float(LARGE)), 0.1, "", against=2
     )
-    low.weigh(still, 0.3, "")
-    suspects.append(low)
-    if never:
-        apart = Suspect(
-            "loss_disconnected", 0.1, (advice("Look for detach, no_grad or a wrong variable in the loss."),)
-        )
-        apart.weigh(
-            still or (None if gradient is None else _zero(run)), 20, "updates or gradients are zero", against=0.15
-        )
-        labels = Suspect("shuffled_labels", 0.3, (advice("Compare a few inputs with their labels by eye."),))
-        labels.weigh(large, 0.2, "")
-        labels.weigh(_early_layers_small(run), 0.3, "")
-        labels.weigh(_normalised(run), 0.1, "")
-        labels.weigh(small, 0.1, "", against=2.5)
-        labels.weigh(agree, 0.6, "", against=1.5)
-        labels.why.append("the weights move as in any run, and nothing is learned")
-        labels.weigh(live, 5, "one batch alone can be fitted", against=0.1)
-        high = too_high(Suspect("learning_rate_too_high", 0.2, (scale_rate(0.1, None, why),)), seen)
-        dead = Suspect("vanishing_gradients", 0.1, (advice("Use normalisation or residual connections."),))
-        dead.weigh(
-            _early_layers_small(run), 8, "gradients of the first layers are far below those of the last", against=0.2
-        )
-        twice = Suspect("double_softmax", 0.03, (advice("Give the loss logits, not probabilities."),))
-        twice.weigh(_normalised(run), 40, "the outputs sum to one before the loss", against=0.3)
-        suspects += [apart, labels, high, dead, twice]
-    return ranked(*suspects)
+    labels.weigh(checked(run, "overfit_one_batch").get("solved"), 3, "one batch alone can be fitted", against=0.1)
+    informative = checked(run, "label_shuffle").get("informative")
+    labels.weigh(None if informative is None else not informative, 10, "permuted labels cost no more", against=0.05)
+    high = too_high(Suspect("learning_rate_too_high", 0.2, (scale_rate(0.1, None, why),)), seen)
+    for suspect in (labels, high, *others):
+        suspect.weigh(proven, 0.3, "")
+    return [*reasons, labels, high]
 
 
 def _gradient(run: Log, now: Progress) -> float | None:
@@ -161,11 +171,6 @@ def _gradient(run: Log, now: Progress) -> float | None:
     return float(np.median(late) / np.median(early))
 
 
-def _zero(run: Log) -> bool | None:
-    norms = optional(run, "grad_norm")
-    return None if norms is None else bool(np.median(norms.total().values) == 0)
-
-
 def _curvature(run: Log, now: Progress) -> float | None:
     found = optional(run, "directional_curvature")
     live = checked(run, "directional_curvature").get("curvature")
@@ -173,18 +178,3 @@ def _curvature(run: Log, now: Progress) -> float | None:
         return float(live)
     late = None if found is None else found.finite.between(now.first, now.last)
     return None if late is None or len(late) < 2 else float(np.median(late.values))
-
-
-def _normalised(run: Log) -> bool | None:
-    """Whether the outputs are probabilities already."""
-    found = optional(run, "outputs.normalised")
-    good = None if found is None else found.finite
-    return None if good is None or len(good) == 0 else bool(np.median(good.values) > 0.5)
-
-
-def _early_layers_small(run: Log) -> bool | None:
-    norms = optional(run, "grad_norm")
-    if norms is None or norms.values.ndim != 2 or norms.values.shape[1] < 3:
-        return None
-    typical = np.median(norms.finite.values[-200:], axis=0) if len(norms.finite) else np.ones(1)
-    return bool(typical[0] < 1e-3 * typical[-1])

@@ -9,6 +9,7 @@ from dynaxx.detectors._acts import advice, scale_rate
 from dynaxx.detectors._dynamics import AGREE, Dynamics, dynamics
 from dynaxx.detectors._progress import Progress, progress
 from dynaxx.detectors._read import LOSS, adaptive, group, optional, planned, unbroken
+from dynaxx.detectors._structure import structural
 from dynaxx.detectors._weigh import Suspect, ranked
 from dynaxx.errors import NotApplicable
 
@@ -160,5 +161,6 @@ def _causes(run: Log, now: Progress, seen: Dynamics, signs: list[_Sign]) -> tupl
     coefficient = optional(run, "clip_coefficient")
     tight = None if coefficient is None else bool(np.nanmedian(coefficient.values[-50:]) < 0.1)
     clipped.weigh(tight, 8, "the clipping leaves a tenth of the gradient", against=0.3)
-    small = Suspect("vanishing_gradients", 0.08, (advice("Use normalisation or residual connections."),))
-    return ranked(low, large, clipped, small)
+    reasons = structural(run)
+    low.weigh(max(reason.confidence for reason in reasons) > 0.5, 0.1, "")
+    return ranked(low, large, clipped, *reasons)

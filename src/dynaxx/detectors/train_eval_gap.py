@@ -56,7 +56,7 @@ class TrainEvalGap(Detector):
         if not np.isfinite(beside).all() or beside.min() <= 0:
             raise NotApplicable("the training loss between evaluations is missing or not positive")
         ratio, level = float(np.median(values / beside)), float(np.median(beside))
-        if ratio > float(BELOW) or level < float(HIGH) * _opening(run):
+        if ratio > float(BELOW) or not float(HIGH) < level / _opening(run) < 1:
             return None
         first, last = int(found.track.steps[-third]), int(found.track.steps[-1])
         strong = Suspect(

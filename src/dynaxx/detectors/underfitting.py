@@ -29,6 +29,8 @@ SHRUNK = Threshold(
     "nets of the rescue suite grow",
     false_alarms="with GAINED",
 )
+DISTURBED = 0.8
+"""Best validation over the present one below which the run is worse than it was: no lack of capacity."""
 FLAT = 0.03
 """Largest fall by share in the next tenth of the run that may still be there: more is progress."""
 
@@ -54,6 +56,8 @@ class Underfitting(Detector):
         now = progress(loss)
         ratio = found.now / max(now.level, 1e-12)
         if not 0.03 < now.gained < float(GAINED) or ratio > float(CLOSE) or now.trend.slope > 3 * now.trend.error:
+            return None
+        if float(found.smooth.min()) < DISTURBED * found.now:
             return None
         ahead = 0.1 * (planned(run) or last)
         if -now.trend.slope * ahead / abs(now.level) > FLAT:

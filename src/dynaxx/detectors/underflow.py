@@ -15,8 +15,6 @@ SHARE = Threshold(
 )
 PERSIST = Threshold(value=20, origin="rows on end of a mean over 10", false_alarms="")
 WINDOW = 10
-HALF_NORMAL = 2.0**-14
-"""Smallest normal number of float16; its grid ends at 2⁻²⁴."""
 
 
 class Underflow(Detector):
@@ -118,9 +116,11 @@ def _rounded(run: Log, axis: Track, places: np.ndarray) -> tuple[np.ndarray, flo
     if zeros.labels != axis.labels or largest.labels != axis.labels:
         return found, 0.0
     unit = max((grid(largest.values[:, i]) for i in places), default=0.0)
+    if unit == 0:
+        return found, 0.0
     here, there = matching(zeros, largest)
     top = largest.values[there][:, places]
-    near = (top <= LEVELS * unit) if unit > 0 else (top > 0) & (top < HALF_NORMAL)
+    near = top <= LEVELS * unit
     share = np.where(near, zeros.values[here][:, places], 0.0)
     shared, of = np.intersect1d(axis.steps, zeros.steps[here], assume_unique=True, return_indices=True)[1:]
     found[shared] = np.nan_to_num(share[of])

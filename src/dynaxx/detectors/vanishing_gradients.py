@@ -8,8 +8,8 @@ from dynaxx.detectors._read import adaptive
 from dynaxx.detectors._reading import end_of, matrices, rows, stretches, suspect, weighed, within
 
 DROP = Threshold(
-    value=3.0,
-    origin="AutoTrainer (2021): ‖g_first‖/‖g_last‖ < 1e-3; here per parameter, in decades, over thirds of the depth",
+    value=2.0,
+    origin="decades per parameter over thirds of the depth; torchmortem alarms at 100-fold, AutoTrainer (2021) at 1000",
     false_alarms="",
 )
 PERSIST = Threshold(
@@ -18,7 +18,7 @@ PERSIST = Threshold(
     false_alarms="",
 )
 STARVED = Threshold(
-    value=1e-2,
+    value=0.1,
     origin="update ratio of the first third over that of the last: the spread of healthy layers is within 10 (spec N6)",
     false_alarms="",
 )

@@ -27,6 +27,8 @@ COST = Threshold(
     "takes a few steps and pays",
     false_alarms="with SHORT",
 )
+SETTLED = 0.03
+"""First updates below this share of the weights are no larger than those of healthy runs later on."""
 
 
 class WarmupMissing(Detector):
@@ -72,6 +74,7 @@ class WarmupMissing(Detector):
         ratio = _first_updates(run)
         cold = Suspect("warmup_missing", 0.5, (advice("Raise the rate over the first 5 % of the steps."), clip(why)))
         cold.weigh(back is not None, 2.5, "once settled, the same rate trains", against=0.5)
+        cold.weigh(None if ratio is None else ratio > SETTLED, 1.5, f"first updates of {ratio or 0:.2g}", against=0.15)
         cold.weigh(adaptive(run), 1.5, "second moments are estimated from few gradients at first", against=0.8)
         high = Suspect("learning_rate_too_high", 0.4, (scale_rate(0.3, None, why),))
         high.weigh(back is None, 3, "the loss never came back", against=0.4)

@@ -29,7 +29,9 @@ class Standing:
         returns: Attempts that began by a rollback.
     """
 
-    def __init__(self, segments: Sequence[Segment], starts: dict[int, int], returns: AbstractSet[int] = frozenset()) -> None:
+    def __init__(
+        self, segments: Sequence[Segment], starts: dict[int, int], returns: AbstractSet[int] = frozenset()
+    ) -> None:
         self.problems: list[Problem] = []
         self.batches: list[Batch] = []
         for segment in segments:

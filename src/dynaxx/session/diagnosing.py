@@ -109,9 +109,8 @@ class Diagnosing:
             elif _core(finding) != _core(before):
                 changes.append(("changed", finding))
             self._standing[finding.name] = finding
-        for name in self._standing.keys() - {finding.name for finding in self.findings}:
-            changes.append(("closed", self._standing.pop(name)))
-        return changes
+        gone = sorted(self._standing.keys() - {finding.name for finding in self.findings})
+        return changes + [("closed", self._standing.pop(name)) for name in gone]
 
 
 def _core(finding: Finding) -> tuple[Any, ...]:

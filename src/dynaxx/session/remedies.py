@@ -1,4 +1,4 @@
-"""What the session does itself between two batches: live checks, rollbacks, branch trials; asked for, then carried out."""
+"""What the session does itself between two batches: live checks, rollbacks and branch trials."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence

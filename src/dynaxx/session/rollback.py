@@ -155,7 +155,7 @@ class Rollback:
         pending = self._since_survived(self._live.step)
         if len(pending) >= RETRIES:
             raise NotApplicable(
-                f"{RETRIES} rollbacks were made and none led more than {PROBATION} steps past the step it fell back from"
+                f"{RETRIES} rollbacks were made, and none led more than {PROBATION} steps past where it fell back from"
             )
         candidates = trusted(self._store, findings)
         reach = min([before, *(made["to"] for made in pending)])  # a retry goes further back

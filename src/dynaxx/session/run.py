@@ -6,7 +6,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -19,20 +19,18 @@ from dynaxx.core.records import Action, Receipt
 from dynaxx.errors import BadInput, DynaxxWarning
 from dynaxx.runlog import LogWriter, RunView, open_run
 from dynaxx.runlog.recorder import Recorder
+from dynaxx.session.calibration import Calibration
 from dynaxx.session.data import Data
 from dynaxx.session.hooks import Hooks
 from dynaxx.session.instruments import Instruments
 from dynaxx.session.live import Live
 from dynaxx.session.logged import Logged
+from dynaxx.session.moments import Due, Moments
 from dynaxx.session.saving import Saving
-from dynaxx.session.selftest import seen
 from dynaxx.session.steering import Parts, Steering
 from dynaxx.session.training import Training
 
-Due = Literal["evaluation", "checkpoint"]
-UNKNOWN_LENGTH = 100
-"""Steps between evaluations and checkpoints where the planned number of steps is unknown."""
-_NO_STEP = "no step was seen: the watched optimizer's step() was never called, or every update was left out"
+T = TypeVar("T")
 
 
 class Run:
@@ -73,13 +71,10 @@ class Run:
         self._hooks = hooks
         self._data = data
         self._steps = steps
-        self._quiet = quiet
         self._saving = Saving(store, self._event, self._warn)
         self._values = Logged(recorder, reserved, self._warn)
-        self._asked: dict[str, int] = {}
-        self._tested = False
+        self._moments = Moments(steps)
         self._closed = False
-        live.after_calibration = self._calibrate
         parts = Parts(
             folder=self.dir,
             training=training,
@@ -99,7 +94,9 @@ class Run:
             receipt=receipt,
         )
         self.steering = Steering(navigate, parts, self.save)
-        self.steering.went_back = self._asked.clear
+        self.steering.went_back = self._moments.clear
+        self._calibration = Calibration(self.dir, training, live, instruments, self.steering, self._event, quiet=quiet)
+        live.after_calibration = self._calibration.make
         self._at_exit = atexit.register(_close_at_exit, weakref.ref(self))
 
     @property
@@ -173,14 +170,8 @@ class Run:
         Raises:
             BadInput: Something else was asked for.
         """
-        shares = {"evaluation": 50, "checkpoint": 20}
-        if what not in shares:
-            raise BadInput(f"run.due(...) must be one of {', '.join(map(repr, shares))}. Got {what!r}.")
-        step = self.step
-        every = UNKNOWN_LENGTH if self._steps is None else max(1, self._steps // shares[what])
-        if step == 0 or self._asked.get(what) == step or (step % every and step != self._steps):
+        if not self._moments.due(what, self.step):
             return False
-        self._asked[what] = step
         self._live.pause()
         return True
 
@@ -317,7 +308,7 @@ class Run:
             "run": {
                 "step": self.step,
                 "skipped": self._live.skipped,
-                "asked": dict(self._asked),
+                "asked": self._moments.state_dict(),
                 "data": self._data.state_dict(),
                 "instruments": self._instruments.state_dict(),
                 "actuator": self._actuator.state_dict(),
@@ -328,6 +319,17 @@ class Run:
             return None
         self.flush(fsync=wait)
         return self._saving.save(self.step, state, facts, keep=keep, wait=wait)
+
+    def agreed(self, value: T) -> T:
+        """What the first rank says, on every rank: a collective where there are several.
+
+        Args:
+            value: What this rank says, plain data.
+
+        Returns:
+            What the first one does.
+        """
+        return self._training.from_first(value)
 
     def view(self) -> RunView:
         """The run's log so far, to read."""
@@ -353,8 +355,8 @@ class Run:
             return
         self._closed = True
         atexit.unregister(self._at_exit)
-        if not self._tested:
-            self._self_test()
+        if not self._calibration.tested:
+            self._calibration.test(self.overhead)
         self.steering.finish()
         self._hooks.close()
         self._instruments.close()
@@ -387,7 +389,7 @@ class Run:
         """
         run = state["run"]
         self.resumed_from = info
-        self._asked.update(run["asked"])
+        self._moments.load_state_dict(run["asked"])
         self._live.begin_at(run["step"], run["skipped"])
         self._data.load_state_dict(run["data"])
         self._instruments.load_state_dict(run["instruments"])
@@ -395,42 +397,8 @@ class Run:
         self.steering.load_state_dict(run.get("steering", {}))
         if self._training.rank == 0:
             self._saving.store.continue_from(info)
-        self._tested = self._instruments.calibrated
+        self._calibration.tested = self._instruments.calibrated
         self._event("resumed", id=info.id, level=self._training.level, reasons=list(self._training.reasons))
-
-    def _calibrate(self) -> None:
-        bare, _ = self._instruments.step_seconds()
-        self.steering.settle(bare)
-        diagnosing = self._training.agree(self.steering.seconds_per_step)
-        plan = self._training.agree(self._instruments.plan(diagnosing))
-        self._instruments.settle(plan)
-        price = self._instruments.price()
-        rows = [{"name": i.name, "cadence": i.cadence, "seconds": price[i.name]} for i in self._instruments.instruments]
-        expected = self._instruments.expected() + (diagnosing / bare if bare > 0 else 0.0)
-        self._event(
-            "calibration",
-            signals=rows,
-            step_seconds=bare,
-            overhead=expected,
-            budget=self._instruments.budget,
-            diagnosing=self.steering.as_dict(),
-        )
-        self._live.reset_overhead()
-        self._self_test(expected)
-
-    def _self_test(self, expected: float | None = None) -> None:
-        self._tested = True
-        if self._training.rank != 0:
-            return
-        if self.step == 0:
-            self._event("self_test", layers=len(self._live.layout.layers), missing=[_NO_STEP])
-            if not self._quiet:
-                print(f"dynaxx: {_NO_STEP}; log in {self.dir}", file=sys.stderr)
-            return
-        report = seen(self._live, self._instruments, self.overhead if expected is None else expected)
-        self._event("self_test", **report.as_dict())
-        if not self._quiet:
-            print(f"dynaxx: {report}; log in {self.dir}", file=sys.stderr)
 
     def _event(self, kind: str, **fields: Any) -> None:
         if self._writer is not None and not self._writer.closed:

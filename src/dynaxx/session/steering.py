@@ -226,7 +226,9 @@ class Steering:
         if not self._begun:
             self._begun = True
             if self.mode == "act" and self._parts.live.step == 0:
-                self._save(keep=self._parts.saving.keep, beginning=True)  # what a rate that is far too high ruins before the first save is due
+                self._save(
+                    keep=self._parts.saving.keep, beginning=True
+                )  # what a rate that is far too high ruins before the first save is due
         self.remedies.carry_out()
 
     def _after_step(self, left_out: int) -> None:
@@ -303,7 +305,8 @@ class Steering:
         if parts.training.sharded:
             raise NotApplicable("parameters are split over ranks: one rank alone cannot look at them")
         if not self.recent.batches:
-            raise NotApplicable(NO_BATCHES if self.mode != "off" else "batches are kept under navigate='advise' or 'act'")
+            kept = "batches are kept under navigate='advise' or 'act' only"
+            raise NotApplicable(NO_BATCHES if self.mode != "off" else kept)
         return LivePoint(
             step=parts.live.step,
             model=bare_model(parts.training.model),

@@ -4,7 +4,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import count, islice
@@ -16,24 +16,23 @@ import torch
 from safetensors.torch import save_model
 
 from dynaxx.averaging import recompute_batch_norm
-from dynaxx.checkpoints import CheckpointStore
-from dynaxx.checkpoints.model_state import check_model, restore_model
+from dynaxx.checkpoints.save_policy import SavePolicy
 from dynaxx.core.loop import epoch_seed, evaluate, train_steps, validation_seed
 from dynaxx.core.methods import Averager
-from dynaxx.core.task import Task, derive_seed, first_tensor
+from dynaxx.core.navigation import Mode
+from dynaxx.core.task import Task, derive_seed
 from dynaxx.errors import BadInput
-from dynaxx.runlog import open_run
+from dynaxx.session.beginning import begin_from, best_of, finite_start, same_settings
 from dynaxx.session.interrupts import interruptible
+from dynaxx.session.moments import OFTEN, Due
 from dynaxx.session.recipe import Method, Recipe
-from dynaxx.session.run import Due, Run
+from dynaxx.session.run import Run
 from dynaxx.session.watch import watch
 
 AVERAGED = "averaged.safetensors"
 """The averaged model of a run that finished: what it found besides the last weights."""
 STATISTICS = 16
 """Training batches from which statistics of batch normalisation are taken for averaged weights: a thousand examples."""
-OFTEN: Mapping[Due, int] = {"evaluation": 50, "checkpoint": 20}
-"""How many of each `Run.due` grants in a training."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +99,7 @@ def train(
     steps: int | None = None,
     accumulate: int = 1,
     recipe: Recipe | None = None,
+    navigate: Mode = "advise",
     resume: bool = False,
     budget: float = 0.02,
     quiet: bool = False,
@@ -109,7 +109,7 @@ def train(
     start: str | Path | None = None,
     signals: Sequence[str] | None = None,
     evaluations: int = OFTEN["evaluation"],
-    checkpoints: int = OFTEN["checkpoint"],
+    checkpoints: int | None = OFTEN["checkpoint"],
     keep: int = 3,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> Outcome:
@@ -123,6 +123,7 @@ def train(
         steps: Optimizer steps; None: the task's own number.
         accumulate: Batches per optimizer step.
         recipe: The methods; None: the task's own.
+        navigate: "advise": findings and what would be done about them are logged. "act": it is done. "off": neither.
         resume: Go on from the folder's latest checkpoint; where there is none, begin.
         budget: Share of the step time that measuring may take.
         quiet: Do not print the self-test's line.
@@ -132,7 +133,8 @@ def train(
         start: A checkpoint's folder, whose weights the model begins from, with a fresh optimizer.
         signals: Names of the signals to measure; None: the default ones.
         evaluations: About how many evaluations there are, the last step's included; at most 50.
-        checkpoints: About how many checkpoints, likewise; at most 20.
+        checkpoints: About how many checkpoints, likewise; at most 20. None: as `SavePolicy` has it, densely while the
+            training is young, then at plateaus and for safety, each written beside the training.
         keep: How many of the latest checkpoints stay.
         progress: Called after every step.
 
@@ -159,7 +161,7 @@ def train(
         "start": None if start is None else str(start),
     }
     if resume:
-        done = _same_settings(Path(dir), {**settings, "steps": steps})
+        done = same_settings(Path(dir), {**settings, "steps": steps})
         if done:
             return Outcome(run=str(dir), status="already finished", step=steps, steps=steps)
     if task.threads is not None:
@@ -176,6 +178,7 @@ def train(
         method.optimizer,
         dir,
         loss=task.loss,
+        navigate=navigate,
         scheduler=method.scheduler,
         state=method.state,
         steps=steps,
@@ -194,17 +197,21 @@ def train(
         steps=steps,
         seed=seed,
         order_seed=settings["order_seed"],
-        accumulate=accumulate,
         keep=keep,
-        times={"evaluation": evaluations, "checkpoint": checkpoints},
+        evaluations=evaluations,
+        checkpoints=checkpoints,
+        policy=SavePolicy(steps),
     )
+    plan.policy.begin(time.monotonic())
+    run.steering.accumulates, run.steering.accumulate = True, accumulate
+    run.steering.trials.train = lambda batches: _steps(task, run, model, method, batches)
     with run, interruptible() as interrupted:
         outcome = _loop(task, run, plan, model, method, interrupted, progress)
         if outcome.status == "finished" and method.averager is not None and method.averager.ready:
             with averaged(task, model, method.averager, plan.order_seed):
                 save_model(model, str(run.dir / AVERAGED))
         run.close(outcome.status)
-    return replace(outcome, best=_best(run.dir))
+    return replace(outcome, best=best_of(run.dir))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,43 +221,34 @@ class _Plan:
     steps: int
     seed: int
     order_seed: int
-    accumulate: int
     keep: int
-    times: Mapping[Due, int]
+    evaluations: int
+    checkpoints: int | None
+    policy: SavePolicy
 
-    def due(self, run: Run, what: Due) -> bool:
-        """Whether it is time: the run's own moments, thinned to about as many as are wanted."""
-        own, wanted = max(1, self.steps // OFTEN[what]), max(1, self.steps // self.times[what])
+    def evaluates(self, run: Run) -> bool:
+        """Whether it is time to evaluate: the run's own moments, thinned to about as many as are wanted."""
+        return self._due(run, "evaluation", self.evaluations)
+
+    def saves(self, run: Run, history: Sequence[tuple[int, float]]) -> str | None:
+        """Why it is time to save, given the steps and losses of the evaluations; None: it is not."""
+        if self.checkpoints is not None:
+            return "planned" if self._due(run, "checkpoint", self.checkpoints) else None
+        return run.agreed(self.policy.due(run.step, time.monotonic(), history))  # clocks of ranks differ
+
+    def _due(self, run: Run, what: Due, times: int) -> bool:
+        own, wanted = max(1, self.steps // OFTEN[what]), max(1, self.steps // times)
         return run.due(what) and (run.step == self.steps or run.step % wanted < own)
 
 
-def _check(steps: int, horizon: int | None, evaluations: int, checkpoints: int) -> None:
+def _check(steps: int, horizon: int | None, evaluations: int, checkpoints: int | None) -> None:
     if steps < 1:
         raise BadInput(f"train(steps=...) must be at least 1. Got {steps}.")
     if horizon is not None and horizon < steps:
         raise BadInput(f"train(horizon=...) must be at least steps, {steps}: the schedule must last. Got {horizon}.")
     for name, times in (("evaluations", evaluations), ("checkpoints", checkpoints)):
-        if times < 1:
+        if times is not None and times < 1:
             raise BadInput(f"train({name}=...) must be at least 1: the last step always has one. Got {times}.")
-
-
-def begin_from(checkpoint: Path, model: torch.nn.Module) -> None:
-    """Give a model the weights of a checkpoint.
-
-    Args:
-        checkpoint: The checkpoint's folder.
-        model: The model; its tensors keep their addresses.
-
-    Raises:
-        BadInput: It is no committed checkpoint, or one of another architecture.
-    """
-    store = CheckpointStore(checkpoint.parent)
-    found = [info for info in store.list() if info.path.name == checkpoint.name]
-    if not found:
-        raise BadInput(f"train(start=...) must be the folder of a committed checkpoint. Got {str(checkpoint)!r}.")
-    saved = store.load(found[0])[0]["model"]
-    check_model(saved, model)
-    restore_model(saved, model)
 
 
 def _loop(
@@ -265,6 +263,7 @@ def _loop(
     began = time.perf_counter()
     validation = task.batches("validation", validation_seed(plan.seed))
     latest: dict[str, float] = {}
+    history: list[tuple[int, float]] = []
     empty = 0
     loss: torch.Tensor | None = None
     status: Literal["finished", "interrupted", "stopped"] = "finished"
@@ -276,19 +275,11 @@ def _loop(
             break
         before, done = run.step, epoch < run.epoch
         loader = () if done else task.batches("train", epoch_seed(plan.order_seed, epoch))
-        for loss in train_steps(
-            task,
-            model,
-            optimizer,
-            run.batches(loader),
-            scheduler=method.scheduler,
-            accumulate=plan.accumulate,
-            perturber=lambda: method.perturber,
-        ):
+        for loss in _steps(task, run, model, method, run.batches(loader)):
             run.log(loss=loss)
             if run.step == 1:
-                _finite_start(task, loss, loader)
-            fresh = plan.due(run, "evaluation")
+                finite_start(task, loss, loader)
+            fresh = plan.evaluates(run)
             if fresh:
                 latest = {f"val_{k}": v for k, v in evaluate(task, model, validation).items()}
                 averager = method.averager
@@ -297,9 +288,14 @@ def _loop(
                         both = evaluate(task, model, validation)
                     latest |= {f"averaged_val_{k}": v for k, v in both.items()}
                 run.log(**latest)
+                history.append((run.step, latest["val_loss"]))
             status = "interrupted" if interrupted.is_set() else "stopped" if run.stopping else status
-            if plan.due(run, "checkpoint") or status != "finished":
-                run.save(keep=plan.keep, **latest)
+            why = plan.saves(run, history)
+            if why is not None or status != "finished":
+                began_saving = time.monotonic()
+                beside = plan.checkpoints is None and status == "finished" and run.step < plan.steps
+                run.save(keep=plan.keep, wait=not beside, **latest)
+                plan.policy.saved(run.step, time.monotonic(), time.monotonic() - began_saving)
             progress(Progress(step=run.step, steps=plan.steps, loss=loss, rate=rate, validation=latest, fresh=fresh))
             rate = _rate(optimizer) * method.factor  # the scheduler has moved on: this is the next step's
             if run.step >= plan.steps or status != "finished":
@@ -321,6 +317,21 @@ def _loop(
     )
 
 
+def _steps(
+    task: Task, run: Run, model: torch.nn.Module, method: Method, batches: Iterable[Any]
+) -> Iterator[torch.Tensor]:
+    """The steps of the training and of its trials, with as many batches to each as are wanted at the time."""
+    return train_steps(
+        task,
+        model,
+        method.optimizer,
+        batches,
+        scheduler=method.scheduler,
+        accumulate=lambda: run.steering.batches_per_update,
+        perturber=lambda: method.perturber,
+    )
+
+
 @contextmanager
 def averaged(task: Task, model: torch.nn.Module, averager: Averager, order_seed: int) -> Generator[None]:
     """The averaged weights in the model, with statistics of batch normalisation of their own.
@@ -339,42 +350,3 @@ def averaged(task: Task, model: torch.nn.Module, averager: Averager, order_seed:
 
 def _rate(optimizer: torch.optim.Optimizer) -> float:
     return max(float(group.get("lr", math.nan)) for group in optimizer.param_groups)
-
-
-def _best(folder: Path) -> dict[str, float]:
-    """The smallest val_loss of the whole run, whichever process measured it."""
-    view = open_run(folder)
-    if "val_loss" not in view.columns:
-        return {}
-    column = view["val_loss"]
-    values = np.asarray(column, dtype=float)
-    if not np.isfinite(values).any():
-        return {}
-    at = int(np.nanargmin(values))
-    return {"val_loss": float(values[at]), "step": int(column.steps[at])}
-
-
-def _finite_start(task: Task, loss: torch.Tensor, loader: Any) -> None:
-    """A first loss that is not finite is a mistake in data, model or loss: say which before a day is spent on it."""
-    if bool(torch.isfinite(loss)):
-        return
-    tensor = first_tensor(next(iter(loader)))
-    bad = tensor is not None and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
-    where = "its input holds NaN or infinite values: clean the data" if bad else "its input is finite: check the loss"
-    raise BadInput(f"{type(task).__name__}: the loss of the first batch is {float(loss)}; {where}.")
-
-
-def _same_settings(folder: Path, wanted: Mapping[str, Any]) -> bool:
-    """Whether the folder's run is finished; refuses to go on with one that was begun otherwise."""
-    if not (folder / "run.json").exists():
-        return False
-    view = open_run(folder)
-    kept = {**view.manifest.get("facts", {}), "steps": view.manifest.get("steps")}
-    for key, value in wanted.items():
-        if key in kept and kept[key] != value:
-            raise BadInput(
-                f"train(resume=True): {folder} was begun with {key} = {kept[key]!r}, not {value!r}. "
-                f"Leave the option as it was, or train in another folder."
-            )
-    last = view.attempts[-1] if view.attempts else None
-    return last is not None and last.status == "finished"

@@ -1,7 +1,6 @@
 """Branch trials: several remedies tried from one state on the same batches, judged by a paired test, and taken back."""
 
 import copy
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from dynaxx.core.objective import LossFunction
 from dynaxx.core.parameters import Layout
 from dynaxx.core.records import Action
 from dynaxx.errors import BadInput, NotApplicable
+from dynaxx.numerics.sign_flip import sign_flip
 from dynaxx.session.hooks import Hooks
 from dynaxx.session.training import Training
 
@@ -53,7 +53,7 @@ class Arm:
 
 
 class _Silent:
-    """Stands where the run listens to its hooks: actions act on the steps of a trial, nothing is counted or measured."""
+    """Stands where the run listens to its hooks: actions act on a trial's steps, nothing is counted or measured."""
 
     def __init__(self, layout: Layout, optimizer: Optimizer, actuator: Actuator, step: int) -> None:
         self._layout, self._optimizer, self._actuator, self._step = layout, optimizer, actuator, step
@@ -194,7 +194,12 @@ class Trials:
         return winner, tried, time.perf_counter() - start
 
     def _arm(
-        self, wanted: Sequence[Action], batches: Sequence[Any], held: Sequence[Any], actions: Mapping[str, Any], step: int
+        self,
+        wanted: Sequence[Action],
+        batches: Sequence[Any],
+        held: Sequence[Any],
+        actions: Mapping[str, Any],
+        step: int,
     ) -> tuple[float, ...]:
         optimizer = self._training.optimizer
         actuator = Actuator(lambda _: None, self._layout, optimizer, self._rates)
@@ -253,9 +258,4 @@ def advantage(nothing: Sequence[float], arm: Sequence[float]) -> float:
         return 1.0
     if not all(map(math.isfinite, nothing)):
         return 0.5**n
-    differences = [a - b for a, b in zip(nothing, arm, strict=True)]
-    found = math.fsum(differences)
-    slack = 1e-12 * math.fsum(map(abs, differences))
-    patterns = itertools.product((1.0, -1.0), repeat=n)
-    reached = sum(math.fsum(s * d for s, d in zip(signs, differences, strict=True)) >= found - slack for signs in patterns)
-    return reached / 2**n
+    return sign_flip([a - b for a, b in zip(nothing, arm, strict=True)])

@@ -53,13 +53,14 @@ class InputTap(Tap):
         finite = torch.where(good, wide, 0.0)
         count = good.sum()
         mean = finite.sum() / count
-        square = torch.where(good, wide - mean, 0.0).square().sum() / count + mean.square()
+        spread = torch.where(good, wide - mean, 0.0).square().sum() / count
         if not real:
-            mean = square = torch.full_like(mean, torch.nan)
+            mean = torch.full_like(mean, torch.nan)
         bad = 1 - count / wide.numel()
         weight = float(wide.numel())
-        row = torch.stack([torch.full_like(mean, weight), mean * weight, square * weight, bad * weight])
-        self.sums.add_(torch.cat([row.to(self.sums), mark.reshape(1).to(self.sums)]))
+        row = torch.stack([torch.ones_like(mean), mean, spread, bad]).to(self.sums) * weight
+        row[2] += weight * mean.to(self.sums).square()  # in float32 the square of a large mean would swallow the spread
+        self.sums.add_(torch.cat([row, mark.reshape(1).to(self.sums)]))
         self.largest.copy_(torch.maximum(self.largest, finite.abs().amax()))
 
 

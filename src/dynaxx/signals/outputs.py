@@ -12,8 +12,8 @@ from dynaxx.core.parameters import Layout, widest
 from dynaxx.core.records import Column, Cost, Measurement
 from dynaxx.core.task import first_tensor
 
-TOLERANCE = 1e-3
-"""Of a row's sum: a softmax in 16 bits misses 1 by less."""
+TOLERANCE = 1e-2
+"""Of a row's sum: the entries of a softmax in bfloat16 are each off by 0.4 % at most."""
 
 _WIDTH = Column(name="outputs.width", unit="entries", about="entries of an output vector: the classes of a classifier")
 _NORMALISED = Column(

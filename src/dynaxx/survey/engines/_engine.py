@@ -14,7 +14,8 @@ from dynaxx.core.loop import epoch_seed, evaluate, validation_seed
 from dynaxx.core.task import Task, derive_seed
 from dynaxx.errors import BadInput, NotApplicable
 from dynaxx.session.recipe import Recipe
-from dynaxx.session.train import Progress, begin_from, train
+from dynaxx.session.beginning import begin_from
+from dynaxx.session.train import Progress, train
 from dynaxx.survey.member import Member
 from dynaxx.survey.results import measure, write_result
 
@@ -115,6 +116,7 @@ def _train(job: Job) -> Ended:
         spec=member.task,
         seed=member.seed,
         steps=member.steps,
+        navigate="off",
         resume=True,
         quiet=True,
         recipe=Recipe(rate=member.rate, optimizer=member.optimizer),
