@@ -1,15 +1,17 @@
 """Does blending the last ten checkpoints of a run beat the best of them? And what does the diverse buffer cost?
 
-`python benchmarks/blend.py [--seeds 5] [--steps 200]` trains `stdlib-lm` (tiny) with each seed, with its own schedule
-(half a cosine to 5 %) and at a constant rate, and blends the last ten of twenty checkpoints by each rule. The
+`python benchmarks/blend.py [--seeds 5] [--steps 200] [--schedules cosine constant]` trains `stdlib-lm` (tiny) with each
+seed, with its own schedule and at a constant rate, and blends the last ten of twenty checkpoints by each rule. The
 difference is blend − best part on the half of the validation windows that chose neither, as mean and standard error
-over the seeds, with the verdicts of the single runs. Then 32 million parameters are sketched.
+over the seeds, with the verdicts of the single runs. Before that 32 million parameters are sketched.
 """
 
 import argparse
 import math
+import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,8 @@ from dynaxx.session.train import train
 
 RULES = ("window", "uniform", "decay", "ema", "exponential", "greedy")
 """The half-life of "ema" is an eighth of the steps."""
-SCHEDULES = ("its own (cosine)", "constant")
+SCHEDULES = ("cosine", "constant")
+"""The task's own, half a cosine to 5 %; and none behind the warm-up."""
 
 
 def trained(folder: Path, seed: int, steps: int, schedule: str) -> None:
@@ -45,13 +48,14 @@ def blended(folder: Path, steps: int) -> dict[str, tuple[float, float, str, floa
     return found
 
 
-def soups(seeds: int, steps: int) -> None:
-    for schedule in SCHEDULES:
+def soups(seeds: int, steps: int, schedules: Sequence[str]) -> None:
+    for schedule in schedules:
         runs = []
         for seed in range(seeds):
             with tempfile.TemporaryDirectory() as folder:
                 trained(Path(folder) / "run", seed, steps, schedule)
                 runs.append(blended(Path(folder) / "run", steps))
+            print(f"{schedule}, seed {seed}: {runs[-1]}", file=sys.stderr, flush=True)
         best = np.array([run["window"][1] for run in runs])
         print(f"\nstdlib-lm tiny, {steps} steps, schedule: {schedule}; best part {best.mean():.4f} nats a byte")
         print(f"{'rule':<14}{'blend − best part':>24}  {'better':>7}{'open':>7}{'worse':>7}  {'passes':>7}")
@@ -92,10 +96,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--schedules", nargs="+", choices=SCHEDULES, default=SCHEDULES)
     given = parser.parse_args()
     torch.set_num_threads(1)
     sketching()
-    soups(given.seeds, given.steps)
+    soups(given.seeds, given.steps, given.schedules)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from dynaxx.checkpoints import capture, restore
 from dynaxx.checkpoints import tensorfile as tensorfile_module
@@ -59,6 +60,11 @@ def cut(step, placements=None):
     state = whole(step)
     for name, (place, _, _) in PLACES.items():
         state["cut"][name] = distribute_tensor(state["cut"][name], mesh, [(placements or {}).get(name, place)])
+    columns = state["cut"]["columns"]
+    turned = columns.to_local().t().contiguous().t()  # a shard need not lie in one piece
+    state["cut"]["columns"] = DTensor.from_local(
+        turned, mesh, columns.placements, shape=columns.shape, stride=columns.stride()
+    )
     return state
 
 
@@ -144,6 +150,56 @@ def load(folder):
     assert same(full(store.load(2, like={})[0]), whole(2)), "whole where nothing says otherwise"
     with pytest.raises(BadInput, match=r"step 99 .*Steps there: 1, 2"):
         store.load(99, like={})
+
+
+@case
+def meshes(folder):
+    """Hybrid sharding and two dimensions of shards, on four ranks; read on every other such layout."""
+    store = ShardedStore(folder / "m")
+    mesh = init_device_mesh("cpu", (2, 2))
+    layouts = [(Replicate(), Shard(0)), (Shard(0), Shard(0)), (Shard(1), Shard(0)), (Shard(0), Replicate())]
+
+    def spread(places):
+        return {"model": {"weight": distribute_tensor(torch.arange(35.0).reshape(7, 5), mesh, places)}}
+
+    for step, places in enumerate(layouts):
+        info = store.save(step, spread(places))
+        files = len(list(info.path.glob("shard-*")))
+        assert files == (2 if Replicate() in places else 4), "copies are written once"
+        assert torch.equal(store.store.load(step)[0]["model"]["weight"], torch.arange(35.0).reshape(7, 5))
+        for others in layouts:
+            state, _ = store.load(step, like=spread(others))
+            assert state["model"]["weight"].placements == others
+            assert torch.equal(state["model"]["weight"].full_tensor(), torch.arange(35.0).reshape(7, 5))
+
+
+@case
+def both(folder):
+    """FSDP2 over tensor parallelism, which cut the same dimension."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+
+    def parallel():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6))
+        plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
+        model = fully_shard(parallelize_module(model, mesh["tensor"], plan), mesh=mesh["data"])
+        return model, torch.optim.AdamW(model.parameters(), lr=1e-2)
+
+    store = ShardedStore(folder / "b")
+    model, optimizer = parallel()
+    for _ in range(2):
+        model(torch.ones(4, 6)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    store.save(2, captured(model, optimizer))
+    saved = full(captured(model, optimizer))
+    whole_state = store.store.load()[0]
+    other, fresh = parallel()
+    state, _ = store.load(like=captured(other, fresh))
+    restore(state, other, fresh)
+    for part in ("model", "optimizer"):
+        assert same(whole_state[part], saved[part]), part
+        assert same(full(captured(other, fresh))[part], saved[part]), part
 
 
 @case

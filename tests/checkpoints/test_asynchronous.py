@@ -126,6 +126,14 @@ def test_failure_is_in_the_result(store, monkeypatch, identical):
     assert store.save_async(3, content(3)).result().step == 3
 
 
+def test_whatever_fails_is_a_checkpoint_that_was_not_saved(store, monkeypatch):
+    monkeypatch.setattr(CheckpointStore, "_commit", lambda *args: 1 // 0)
+    pending = store.save_async(2, content(2))
+    with pytest.raises(NotSaved, match=r"step 2 was not saved \(ZeroDivisionError") as error:
+        pending.result()
+    assert isinstance(error.value.__cause__, ZeroDivisionError)
+
+
 def test_failure_that_nobody_asks_for_is_said_once(store, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left on device")))
@@ -160,6 +168,16 @@ def test_without_memory_it_is_written_at_once(store, monkeypatch, identical):
     pending = store.save_async(1, content(1))
     assert pending.done
     assert identical(store.load(pending.result())[0], content(1))
+
+
+def test_interrupted_copy_costs_no_memory(store, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(arena_module.Arena, "hold", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        for step in range(3):
+            with pytest.raises(KeyboardInterrupt):
+                store.save_async(step, content(step))
+    assert store.save_async(3, content(3), patience=0.0).result().step == 3
+    assert store.stalls == (0, 0.0)
 
 
 def test_close_gives_memory_back_and_the_store_goes_on(store):

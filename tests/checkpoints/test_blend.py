@@ -15,6 +15,7 @@ from dynaxx.checkpoints.blend import blend
 from dynaxx.checkpoints.judge import Judge
 from dynaxx.checkpoints.model_state import restore_model
 from dynaxx.checkpoints.places import LocalPlace
+from dynaxx.checkpoints.remote import RemotePlace
 from dynaxx.core.isolation import RandomState
 from dynaxx.core.snapshot import Snapshot
 from dynaxx.core.task import Task
@@ -266,6 +267,18 @@ def test_archived_checkpoints_are_blended_with_full_ones(tmp_path):
     expected = (rounded + sum(s["w"] for s in states[1:])) / 4  # the full form of the second is there still
     assert torch.allclose(found.weights["weight"], expected, atol=1e-7)
     assert any("1 of 4 parts" in note and "bf16" in note for note in found.chart.notes)
+
+
+def test_a_place_far_away_is_blended_too(tmp_path):
+    states = scattered(3, 0.1)
+    store = saved(tmp_path / "run", states)
+    far = RemotePlace(f"memory://{tmp_path.name}/run/checkpoints")
+    for info in store.list():
+        far.upload(info.path)
+    here, there = blend(tmp_path / "run", BowlTask(), how="uniform"), blend(far, BowlTask(), how="uniform")
+    assert torch.equal(here.weights["w"], there.weights["w"])
+    assert there.lineage["parts"][0]["run"] == "run"
+    assert there.chart["difference"] == here.chart["difference"]
 
 
 def test_damaged_ones_are_passed_over(tmp_path):

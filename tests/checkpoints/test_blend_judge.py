@@ -84,9 +84,9 @@ def test_noise_fools_who_judges_where_he_chose_and_not_us():
 
 @pytest.mark.slow
 def test_noise_over_many_seeds():
-    fooled, claimed = fooled_and_claimed(40)
-    assert fooled >= 36
-    assert claimed <= 5  # 5 % each: more than 5 of 40 by chance once in 70
+    fooled, claimed = fooled_and_claimed(20)
+    assert fooled >= 18
+    assert claimed <= 3  # 5 % each: more than 3 of 20 by chance once in 60
 
 
 def test_a_tuned_temperature_is_judged_on_other_examples():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dynaxx.checkpoints import CheckpointStore
-from dynaxx.checkpoints.manifest import TENSORS
+from dynaxx.checkpoints.manifest import TENSORS, load_manifest
 from dynaxx.errors import BadInput, DynaxxWarning
 
 
@@ -54,6 +54,24 @@ def test_even_when_the_line_s_first_checkpoints_are_gone(store):
     run(later, 120)
     later.remove([old[0], *first])
     assert CheckpointStore(store.folder).load()[1].step == 120
+
+
+def test_the_order_of_many_takes_no_reading(store, monkeypatch):
+    read = []
+    monkeypatch.setattr("dynaxx.checkpoints.store.load_manifest", lambda path: read.append(path) or load_manifest(path))
+    monkeypatch.setattr(
+        "dynaxx.checkpoints.manifest.load_manifest", lambda path: read.append(path) or load_manifest(path)
+    )
+    old = run(store, 100, 200, 300)
+    read.clear()
+    assert store.load()[1].step == 300
+    assert CheckpointStore(store.folder).load()[1].step == 300
+    assert len(read) == 2, "the two that were loaded"
+    store.continue_from(old[1])
+    new = run(store, 250)
+    read.clear()
+    assert CheckpointStore(store.folder).load()[1].step == 250
+    assert read == [new[0].path] * 2, "once for its origin"
 
 
 def test_twice_back_to_the_same(store):

@@ -64,7 +64,7 @@ def test_sharded_models_are_not_applicable(through):
     fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
     with pytest.raises(NotApplicable, match=r"state\['model'\]\['state'\]\['weight'\] is a DTensor"):
         encode(capture(model, adam(model)))
-    with pytest.raises(NotApplicable, match="Restore before sharding"):
+    with pytest.raises(NotApplicable, match="Read it with ShardedStore"):
         restore(state, model, adam(model))
 
 

@@ -520,3 +520,13 @@ def test_a_url_that_cannot_be_opened_is_bad_input(url):
             pytest.skip("s3fs is installed")
     with pytest.raises(BadInput, match=url):
         RemotePlace(url)
+
+
+def test_a_folder_behind_a_url_is_made(tmp_path, identical):
+    place = RemotePlace(f"file://{tmp_path}/new/checkpoints", waits=())
+    info = place.save(5, content(5))
+    mark(place, info, "healthy", "")
+    assert identical(LocalPlace(tmp_path / "new" / "checkpoints").load()[0], content(5))
+    assert len(LocalPlace(tmp_path / "new" / "checkpoints").notes("health")) == 1
+    prune(place, policy("last:1"))
+    assert [i.step for i in place.list()] == [5]

@@ -12,7 +12,7 @@ from dynaxx.checkpoints.mirror import Mirror
 from dynaxx.checkpoints.policy_words import policy
 from dynaxx.checkpoints.pruning import prune
 from dynaxx.checkpoints.remote import RemotePlace
-from dynaxx.errors import CorruptData, DynaxxWarning, NotSaved
+from dynaxx.errors import BadInput, CorruptData, DynaxxWarning, NotSaved
 
 pytest.importorskip("s3fs", reason="pip install s3fs")
 moto = pytest.importorskip("moto.server", reason="pip install 'moto[server]'")
@@ -40,7 +40,7 @@ def there(server, request, monkeypatch):
 
     bucket = request.node.name.split("[")[0].replace("_", "-")[:60].strip("-")
     fs = s3fs.S3FileSystem(endpoint_url=server)
-    fs.mkdir(bucket)
+    fs.makedirs(bucket, exist_ok=True)
     return lambda: RemotePlace(f"s3://{bucket}/run/checkpoints", waits=(0.1,), endpoint_url=server)
 
 
@@ -122,3 +122,19 @@ def test_archive_and_expiry(there, local, identical):
     assert there().archive.list() == ()
     assert sorted(there().notes("health")) == sorted(i.id for i in there().list())
     assert set(there()._bucket.names()) == {"notes", *(i.path.name for i in there().list())}
+
+
+@pytest.mark.parametrize("wrong", ["closed", "bucket"])
+def test_what_cannot_be_reached_is_said_in_one_line(server, there, wrong):
+    from dynaxx.checkpoints.opening import open_place
+
+    options = {"waits": (), "endpoint_url": "http://127.0.0.1:9" if wrong == "closed" else server}
+    if wrong == "bucket":
+        with pytest.raises(BadInput, match="holds no checkpoints"):
+            open_place("s3://there-is-none/run", **options)
+        with pytest.raises(NotSaved):
+            RemotePlace("s3://there-is-none/run", **options).save(1, content(1))
+        return
+    options["config_kwargs"] = {"retries": {"max_attempts": 0}, "connect_timeout": 1}
+    with pytest.raises(BadInput, match=r"cannot be read.*credentials and a connection"):
+        open_place("s3://bucket/run", **options)

@@ -158,7 +158,7 @@ def test_without_ranks_there_is_no_sharded_store(tmp_path):
 
 @pytest.mark.slow
 def test_four_ranks_write_and_one_two_and_three_read(tmp_path, two):
-    launch(tmp_path, "save,load,resume,errors,fallback", 4)
+    launch(tmp_path, "save,load,meshes,both,resume,errors,fallback", 4)
     for world in (1, 2, 3):
         launch(tmp_path, "load,resume", world)
     assert same(CheckpointStore(tmp_path / "c").load()[0], whole(7))

@@ -9,12 +9,12 @@ from dynaxx.errors import BadInput
 
 
 class Accumulate(Actuation):
-    """The gradient of an update is the mean over `batches` times as many batches; η ← rate · η.
+    """The gradient of an update is the mean over `batches` batches; η ← rate · η.
 
     A loop of the user's own decides itself how many batches it takes, and the session refuses this action there.
 
     Args:
-        batches: What the number of batches per update is multiplied by, at least 1.
+        batches: Batches per update, at least 1, whatever the loop began with.
         rate: What the learning rates are multiplied by: `batches` for SGD while noise dominates, its root for Adam
             (Malladi et al. 2022).
 
@@ -33,7 +33,7 @@ class Accumulate(Actuation):
         self._factors = RateFactors(reactive=float(rate))
 
     def __str__(self) -> str:
-        return f"{self.batches} times as many batches per update, learning rates × {self._factors.reactive:g}"
+        return f"{self.batches} batches per update, learning rates × {self._factors.reactive:g}"
 
     def before(self, step: StepView) -> None:
         """Put the factor into the step; the loop asks for the batches itself."""

@@ -1,5 +1,6 @@
 """Checkpoints: the full state of a training, committed whole or not at all, and verified before it is used."""
 
+from dynaxx.checkpoints.asynchronous import PendingSave
 from dynaxx.checkpoints.codec import decode, encode
 from dynaxx.checkpoints.fingerprint import fingerprint
 from dynaxx.checkpoints.manifest import CheckpointInfo
@@ -9,6 +10,7 @@ from dynaxx.checkpoints.store import CheckpointStore
 __all__ = [
     "CheckpointInfo",
     "CheckpointStore",
+    "PendingSave",
     "ResumeLevel",
     "capture",
     "decode",

@@ -48,8 +48,9 @@ class Candidates:
 
     def scores(self) -> np.ndarray:
         """Mean losses on the choosing split."""
-        losses, judge = self.scored("…")
-        return losses @ judge.shares("choose")
+        assert self.losses is not None
+        assert self.judge is not None
+        return self.losses @ self.judge.shares("choose")
 
     def steps(self, rule: str) -> np.ndarray:
         """The steps of one run's parts.
@@ -103,7 +104,7 @@ class Window:
         n = len(candidates.parts)
         if candidates.judge is None or n < 3 or len({part.line for part in candidates.parts}) > 1:
             return Uniform().weights(candidates)
-        sizes, found, mean = {n, *(2**k for k in range(1, n.bit_length()) if 2**k < n)}, dict[int, float](), Mean()
+        sizes, found, mean = {n, *(2**k for k in range(1, n.bit_length()))}, dict[int, float](), Mean()
         for age in reversed(range(n)):
             mean.add(candidates.parts[age].tensors(), 1.0, age)
             if (size := n - age) in sizes:

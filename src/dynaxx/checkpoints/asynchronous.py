@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dynaxx.checkpoints.arena import Arena
 from dynaxx.checkpoints.manifest import CheckpointInfo
-from dynaxx.errors import DynaxxWarning, NotSaved
+from dynaxx.errors import DynaxxError, DynaxxWarning, NotSaved
 
 PATIENCE = 300.0
 """Seconds that training waits for memory at most: half of the ten minutes after which NCCL's watchdog takes a rank that
@@ -112,7 +112,7 @@ class Background:
                 )
             )
         else:
-            outcome = self._committed(arena, tensors, commit)
+            outcome = self._committed(step, arena, tensors, commit)
         pending = PendingSave(step, outcome, stalled)
         self._pending.append(pending)
         return pending
@@ -159,11 +159,20 @@ class Background:
         self.stalled += stalled
         return arena, stalled
 
-    def _committed(self, arena: Arena, tensors: Mapping[str, Tensor], commit: Commit) -> "Future[CheckpointInfo]":
+    def _committed(
+        self, step: int, arena: Arena, tensors: Mapping[str, Tensor], commit: Commit
+    ) -> "Future[CheckpointInfo]":
         def job(copies: Mapping[str, Tensor]) -> CheckpointInfo:
             try:
                 arena.wait()
                 return commit(copies)
+            except DynaxxError:
+                raise
+            except Exception as error:  # whatever it is, it costs a checkpoint and not the training
+                what = f"{type(error).__name__}: {error}"
+                raise NotSaved(
+                    f"The checkpoint of step {step} was not saved ({what}); earlier ones are intact"
+                ) from error
             finally:
                 self._free.put(arena)
 
@@ -173,6 +182,9 @@ class Background:
             outcome = self._submitted(job, {name: tensor.cpu() for name, tensor in tensors.items()})
             wait([outcome])
             return outcome
+        except BaseException:  # an interrupt: the next save needs the memory
+            self._free.put(arena)
+            raise
         return self._submitted(job, copies)
 
     def _submitted(self, job: Commit, tensors: Mapping[str, Tensor]) -> "Future[CheckpointInfo]":

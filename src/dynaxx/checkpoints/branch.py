@@ -81,7 +81,7 @@ def branch(
         raise RunFolderExists(f"branch(folder={str(folder)!r}): this folder holds a run already. Give another.")
     place = open_place(source)
     info, lies = find(place, at)
-    level: Literal["exact", "warm"] = "warm" if is_archived(info) else "exact"
+    level: Literal["exact", "warm"] = "warm" if is_archived(info) or "blend" in info.facts else "exact"
     parent = _manifest_of(place)
     changes = dict(facts or {})
     if unknown := changes.keys() - parent.get("facts", {}).keys():

@@ -1,5 +1,6 @@
 """Requests to an object store, or any file system that fsspec reaches, tried again where they fail in passing."""
 
+import contextlib
 import errno
 import time
 from collections.abc import Callable, Sequence
@@ -138,8 +139,7 @@ class Bucket:
             if (arrived := int(self._fs.size(target))) != size:
                 raise OSError(errno.EIO, f"{arrived} of {size} bytes arrived", target)
 
-        self._fs.makedirs(target.rpartition("/")[0], exist_ok=True)
-        self._try(request)
+        self._placed(target, request)
 
     def write(self, path: str, data: bytes) -> None:
         """A small object, in the place of one that is there.
@@ -148,8 +148,7 @@ class Bucket:
             path: Below the root.
             data: Its bytes.
         """
-        self._fs.makedirs(self._path(path).rpartition("/")[0], exist_ok=True)
-        self._try(lambda: self._fs.pipe_file(self._path(path), data))
+        self._placed(self._path(path), lambda: self._fs.pipe_file(self._path(path), data))
 
     def create(self, path: str, data: bytes) -> None:
         """A small object where there is none; exclusively where the store can (S3: If-None-Match).
@@ -203,12 +202,30 @@ class Bucket:
     def _path(self, path: str) -> str:
         return f"{self.root}/{path}" if path else self.root
 
+    def _placed(self, target: str, request: Callable[[], None]) -> None:
+        """A request that writes; where folders are real and missing, they are made, a bucket never is: it is a typo."""
+        try:
+            self._try(request)
+        except FileNotFoundError:
+            root, *folders = target.lstrip("/").split("/")[:-1]
+            path = target[: len(target) - len(target.lstrip("/"))] + root
+            for folder in folders:
+                path += f"/{folder}"
+                with contextlib.suppress(FileExistsError):
+                    self._fs.mkdir(path, create_parents=False)
+            self._try(request)
+
     def _try(self, request: Callable[[], T]) -> T:
-        for wait in self.waits:
+        """A request; every error that may pass is an OSError in the end, as clients have classes of their own."""
+        for wait in (*self.waits, None):
             try:
                 return request()
             except _LASTING:
                 raise
-            except OSError:
+            except Exception as error:
+                if wait is None:
+                    if isinstance(error, OSError):
+                        raise
+                    raise OSError(errno.EIO, f"{type(error).__name__}: {error}", self.url) from error
                 time.sleep(wait)
-        return request()
+        raise AssertionError("the last try returns or raises")

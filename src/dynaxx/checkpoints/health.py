@@ -6,7 +6,7 @@ an alarm it is healthy; an alarm within them makes it suspect.
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal, cast, get_args
 
 from dynaxx.checkpoints.manifest import CheckpointInfo
@@ -64,16 +64,15 @@ def mark(
     """
     if health not in get_args(Health):
         raise BadInput(f"mark(health=...) must be one of {', '.join(get_args(Health))}. Got {health!r}.")
-    place, key = as_place(store), original(info).id
-    before = verdicts(place).get(key)
-    record = {
-        "step": info.step,
-        "health": health,
-        "why": why,
-        "signals": dict(signals if signals is not None else before.signals if before else {}),
-        "findings": list(findings or (before.findings if before else ())),
-    }
-    place.note(KIND, key, record)
+    place = as_place(store)
+    before = verdicts(place).get(original(info).id)
+    said = Verdict(
+        health=health,
+        why=why,
+        signals=dict(signals if signals is not None else before.signals if before else {}),
+        findings=tuple(findings or (before.findings if before else ())),
+    )
+    _say(place, info, said)
 
 
 def verdicts(store: CheckpointStore | Place) -> dict[str, Verdict]:
@@ -121,18 +120,20 @@ def settle(
         before = said.get(info.id)
         if before is not None and before.health != "probation":
             continue
-        near = [alarm for alarm in sorted(alarms) if info.step <= alarm <= info.step + probation]
+        near = min((alarm for alarm in alarms if info.step <= alarm <= info.step + probation), default=None)
+        word: tuple[Health, str]
         if info.path.name in past:
-            mark(place, info, "suspect", "the training went back past it")
-        elif near:
-            mark(place, info, "suspect", f"an alarm at step {near[0]}, {near[0] - info.step} steps after it")
+            word = "suspect", "the training went back past it"
+        elif near is not None:
+            word = "suspect", f"an alarm at step {near}, {near - info.step} steps after it"
         elif step >= info.step + probation:
-            mark(place, info, "healthy", f"{probation} steps without an alarm after it")
+            word = "healthy", f"{probation} steps without an alarm after it"
         elif before is None:
-            mark(place, info, "probation", f"younger than {probation} steps")
+            word = "probation", f"younger than {probation} steps"
         else:
             continue
-        changed[info.id] = verdicts(place)[info.id]
+        changed[info.id] = replace(before or Verdict(health=word[0], why=""), health=word[0], why=word[1])
+        _say(place, info, changed[info.id])
     return changed
 
 
@@ -184,3 +185,7 @@ def as_place(store: CheckpointStore | Place) -> Place:
         The place.
     """
     return store if isinstance(store, Place) else LocalPlace(store)
+
+
+def _say(place: Place, info: CheckpointInfo, verdict: Verdict) -> None:
+    place.note(KIND, original(info).id, {"step": info.step, **asdict(verdict)})

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dynaxx.checkpoints._mean import Shapes, checked
 from dynaxx.core.batches import split as split_batch
+from dynaxx.core.chosen import bare_model
 from dynaxx.core.isolation import isolated_random
 from dynaxx.core.loop import epoch_seed, validation_seed
 from dynaxx.core.objective import LossFunction, Objective
@@ -61,7 +62,24 @@ class Judge:
         seed: int = 0,
         whole: bool = False,
     ) -> None:
-        self._set(copy.deepcopy(model), loss_fn, batches, weight, training, seed, whole)
+        groups = list(batches) if whole else _groups(batches)
+        if len(groups) < 4:  # two that judge, one that scores, one that tunes
+            raise BadInput(
+                f"Judge(batches=...): the validation examples must be in at least 4 groups. Got {len(groups)}. "
+                "Give more examples, or smaller batches."
+            )
+        self.model = copy.deepcopy(bare_model(model))
+        self.objective = Objective(self.model, loss_fn, groups, weight=weight)
+        self.passes = 0.0
+        """Passes over all validation examples so far."""
+        self.renewals = 0
+        """How often the statistics of batch normalisation were taken anew."""
+        self._statistics = _statistics(self.model, loss_fn, training, weight)
+        order = np.random.default_rng(derive_seed(seed, "splits")).permutation(len(groups))
+        half, quarter = len(groups) // 2, len(groups) // 4
+        score, tune = order[half : len(order) - quarter], order[len(order) - quarter :]
+        self._splits = {"judge": order[:half], "score": score, "tune": tune, "choose": order[half:]}
+        self._shares = np.array(self.objective.shares)
 
     @classmethod
     def of_task(cls, task: Task, seed: int = 0) -> "Judge":
@@ -74,42 +92,10 @@ class Judge:
         Returns:
             The judge.
         """
-        made = object.__new__(cls)
         with isolated_random():
-            model = task.model()
             batches = list(task.batches("validation", validation_seed(seed)))
-        training = task.batches("train", epoch_seed(seed, 0))
-        made._set(model, task.loss, batches, task.weight, training, seed, whole=False)
-        return made
-
-    def _set(
-        self,
-        model: nn.Module,
-        loss_fn: LossFunction,
-        batches: Sequence[Any],
-        weight: Callable[[Any], float] | None,
-        training: Iterable[Any],
-        seed: int,
-        whole: bool,
-    ) -> None:
-        groups = list(batches) if whole else _groups(batches)
-        if len(groups) < 4:  # two that judge, one that scores, one that tunes
-            raise BadInput(
-                f"Judge(batches=...): the validation examples must be in at least 4 groups. Got {len(groups)}. "
-                "Give more examples, or smaller batches."
-            )
-        self.objective = Objective(model, loss_fn, groups, weight=weight)
-        self.model = self.objective.model
-        self.passes = 0.0
-        """Passes over all validation examples so far."""
-        self.renewals = 0
-        """How often the statistics of batch normalisation were taken anew."""
-        self._statistics = _statistics(self.model, loss_fn, training, weight)
-        order = np.random.default_rng(derive_seed(seed, "splits")).permutation(len(groups))
-        half, quarter = len(groups) // 2, len(groups) // 4
-        score, tune = order[half : len(order) - quarter], order[len(order) - quarter :]
-        self._splits = {"judge": order[:half], "score": score, "tune": tune, "choose": order[half:]}
-        self._shares = np.array(self.objective.shares)
+            training = task.batches("train", epoch_seed(seed, 0))
+            return cls(task.model(), task.loss, batches, weight=task.weight, training=training, seed=seed)
 
     @property
     def normalised(self) -> bool:

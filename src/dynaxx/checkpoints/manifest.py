@@ -1,6 +1,8 @@
 """The manifest of a checkpoint, its commit record: what it holds, with a checksum for every byte, its own included."""
 
+import contextlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -23,6 +25,7 @@ SIZE_CAP = 1 << 28
 """Largest JSON file that is written or read: 256 MiB."""
 _SEAL = ',"xxh3_128":"{}"}}\n'
 _SEAL_SIZE = len(_SEAL.format("0" * 32))
+_NO_ORIGIN = b'"origin":null'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,6 +190,27 @@ def load_manifest(folder: Path) -> Manifest:
     if files != {STATE, *tables} or not (whole or sharded):  # no other name is ever opened
         raise CorruptData(f"{path} must list {STATE} and tensor files alone. It lists: {', '.join(sorted(files))}.")
     return manifest
+
+
+def load_origin(folder: Path) -> Origin | None:
+    """Where training had last gone back to, of a thousand checkpoints within a second.
+
+    Args:
+        folder: The checkpoint.
+
+    Returns:
+        The origin; where there is none, which the manifest's end tells, the rest of it is neither read nor checked.
+
+    Raises:
+        CorruptData: The manifest is missing, was changed, or belongs to another checkpoint.
+        BadInput: A later version of Dynaxx wrote it.
+    """
+    path = folder / NAME
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        file.seek(-len(_NO_ORIGIN) - _SEAL_SIZE, os.SEEK_END)
+        if file.read(len(_NO_ORIGIN)) == _NO_ORIGIN:
+            return None
+    return load_manifest(folder).origin
 
 
 def _parsed(body: dict[str, Any]) -> Manifest:

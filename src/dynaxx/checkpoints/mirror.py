@@ -16,7 +16,10 @@ from dynaxx.errors import DynaxxError, DynaxxWarning
 
 
 class Mirror:
-    """Uploads committed checkpoints, oldest first, in a thread of its own; what fails is said and tried again later.
+    """Uploads committed checkpoints in the order they are offered, in a thread of its own.
+
+    What fails is said in `problems`, and does not stop what comes after it. What still waits when the process ends is
+    brought by the next one's `catch_up`.
 
     Args:
         store: The local store, or its folder.

@@ -1,5 +1,6 @@
 """From what a user names, a run's folder, a folder of checkpoints or a URL, to the place and the checkpoint."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +21,34 @@ def open_place(target: str | Path, **options: Any) -> Place:
         The place.
 
     Raises:
-        BadInput: There is no such folder, or nothing in it.
+        BadInput: There is no such folder, nothing in it, or the URL cannot be read.
     """
-    from dynaxx.checkpoints.remote import RemotePlace  # fsspec is imported only for URLs
-
     text = str(target)
     if "://" in text and not text.startswith("file://"):
-        there = RemotePlace(text, **options)
-        inner = RemotePlace(f"{there.name}/checkpoints", **options)
-        return inner if not there.list() and inner.list() else there
-    folder = Path(text.removeprefix("file://"))
-    if not folder.is_dir():
-        raise BadInput(f"{text}: there is no such folder. Give a run's folder, its checkpoints' folder or their URL.")
-    if (folder / "checkpoints").is_dir():
-        return LocalPlace(folder / "checkpoints")
-    place = LocalPlace(folder)
-    if not place.list() and not (folder / "archive").is_dir():
-        raise BadInput(f"{text} holds no checkpoints. Give a run's folder, its checkpoints' folder or their URL.")
-    return place
+        candidates = _behind_url(text, options)
+    else:
+        folder = Path(text.removeprefix("file://"))
+        if not folder.is_dir():
+            raise BadInput(f"{text}: there is no such folder. Give a run's folder, its checkpoints' or their URL.")
+        if (folder / "checkpoints").is_dir():
+            return LocalPlace(folder / "checkpoints")
+        candidates = [LocalPlace(folder)]
+    try:
+        for place in candidates:
+            if place.list() or place.archive.list():
+                return place
+    except OSError as error:
+        raise BadInput(
+            f"{text} cannot be read: {error}. Is it the right name, and are there credentials and a connection?"
+        ) from error
+    raise BadInput(f"{text} holds no checkpoints. Give a run's folder, its checkpoints' folder or their URL.")
+
+
+def _behind_url(url: str, options: Mapping[str, Any]) -> list[Place]:
+    from dynaxx.checkpoints.remote import RemotePlace  # fsspec is imported for URLs alone
+
+    there = RemotePlace(url, **options)
+    return [there, RemotePlace(f"{there.name}/checkpoints", **options)]
 
 
 def find(place: Place, at: int | str | None) -> tuple[CheckpointInfo, Place]:

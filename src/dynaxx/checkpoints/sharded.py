@@ -213,8 +213,10 @@ _Asked = Future[tuple[dict[str, Tensor], Content]]
 
 
 def _parts(asked: _Asked) -> dict[str, Tensor]:
-    """This rank's part of every tensor; nothing where there is an error."""
-    return {} if asked.exception() else {name: local(tensor) for name, tensor in asked.result()[0].items()}
+    """This rank's part of every tensor, contiguous; nothing where there is an error."""
+    if asked.exception():
+        return {}
+    return {name: local(tensor).resolve_neg().contiguous() for name, tensor in asked.result()[0].items()}
 
 
 def _refused(what: str, error: dcp.CheckpointException) -> NotSaved:

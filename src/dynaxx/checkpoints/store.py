@@ -37,7 +37,7 @@ from dynaxx.checkpoints.folders import (
     place,
     unreadable_is_corrupt,
 )
-from dynaxx.checkpoints.manifest import TENSORS, CheckpointInfo, Origin, load_manifest
+from dynaxx.checkpoints.manifest import TENSORS, CheckpointInfo, Origin, load_manifest, load_origin
 from dynaxx.checkpoints.pieces import check_files, check_sizes, read_tree, read_whole
 from dynaxx.checkpoints.staging import sweep
 from dynaxx.checkpoints.tensorfile import write_tensors
@@ -366,7 +366,7 @@ class CheckpointStore:
         names = committed(self.folder)
         for name in set(names) - self._origins.keys():
             try:
-                self._origins[name] = load_manifest(self.folder / name).origin
+                self._origins[name] = load_origin(self.folder / name)
             except (CorruptData, BadInput, OSError):
                 self._origins[name] = None  # who reads it will say what is wrong with it
         behind = left_behind(names, {self._origins[name] for name in names})

@@ -126,6 +126,7 @@ def write_tensors(
         )
         for name, tensor in tensors.items()
     }
+    assert all(tensor.is_contiguous() for tensor in tensors.values())
     header = _header(entries)
     parts = {name: _bytes(tensors[name]) for name in _order(entries)}
 

@@ -255,6 +255,7 @@ def lineage(folder: Path, output: Path | None, as_json: bool) -> None:
 
 def _row(row: dict[str, Any]) -> tuple[str, ...]:
     facts = [f"{name} {value:.4g}" for name, value in row["facts"].items() if isinstance(value, int | float)]
+    facts += [str(row["facts"]["reason"])] if "reason" in row["facts"] else []
     words = ["left behind"] * row["left_behind"] + ([row["kept"]] if row["kept"] else [])
     said = row["health"] or ""
     return str(row["step"]), row["id"], row["tier"], size(row["bytes"]), said, ", ".join([*facts, *words])

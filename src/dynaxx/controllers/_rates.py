@@ -4,7 +4,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dynaxx.controllers._reading import Vector, latest, rows
+from dynaxx.controllers._limits import limits
+from dynaxx.controllers._reading import LOSS, Vector, column_of, latest, rows
+from dynaxx.controllers._suspects import Suspect
 from dynaxx.core.navigation import Situation
 
 CHANGE = 0.01
@@ -12,8 +14,13 @@ CHANGE = 0.01
 run, changes by 2 %."""
 CUT, DEEP_CUT = 0.5, 0.1
 """Factor of a cut: one halving, as Soup's spike recovery does; where the loss diverges there is no time for five."""
-DEEPEST = 0.01
-"""The deepest single cut that a measurement can ask for: two decades, as a measurement at a ruined point may mislead."""
+AIM = 0.03
+"""Update ratio that a cut aims at, half a decade below `HUGE`: it is the largest one that is compared."""
+DEEPEST = 1e-3
+"""The deepest single cut that a measurement can ask for: the lowest total factor."""
+CUTS = 2
+"""Cuts during one stretch of an accusation, after which lowering the rate alone is in vain: the weights are ruined, or
+the accusation is wrong."""
 SAFE = 0.5
 """Share of a logged stability margin that is used: half of what the linearised training would bear."""
 HUGE = 0.1
@@ -21,6 +28,8 @@ HUGE = 0.1
 LARGE = 1e-2
 """Update ratio that counts as the most a rate should make: ten times the customary 1e-3 (Karpathy), a tenth of where
 that rule calls it too high."""
+RISING = 1.05
+"""Growth over a horizon that counts as a rise: a warm-up over a tenth of the run grows by more until it is over."""
 LOWERED = 2.0
 """Peak over present rate from which on a schedule has annealed."""
 DECAYING = ("cosine", "linear_decay", "one_cycle", "power_decay", "warm_restarts", "wsd")
@@ -39,27 +48,66 @@ class Plan(NamedTuple):
     rate: Vector
 
 
-def lower(situation: Situation, step: int, *, deep: bool) -> tuple[float, str]:
+def lower(situation: Situation, since: int, *, deep: bool) -> tuple[float, str]:
     """The factor of a cut of the rate, from what is logged of how much too high it is.
 
-    To half of the stability margin where that is logged and below 1; to updates of a hundredth of the weights where
-    they are larger than a tenth; by a tenth where `deep` asks for it; else by half.
+    To half of the stability margin where that is logged and below 1; to updates of 3 % of the weights where they were
+    larger than a tenth; by a tenth where `deep` asks for it; else by half.
 
     Args:
         situation: Where the run is.
-        step: The step that the margin is read at.
+        since: Since when updates count.
         deep: Whether there is no time for halvings.
 
     Returns:
         The factor, in [0.01, 0.5], and what it follows from.
     """
-    margin = latest(situation.run, "stability_margin", step, 3)
-    ratio = latest(situation.run, "update_ratio.total", step)
+    margin = latest(situation.run, "stability_margin", situation.step, 3)
+    ratio = largest_update(situation, since)
     if margin is not None and 0 < margin < 1:
         return min(CUT, max(DEEPEST, SAFE * margin)), f", by the stability margin {margin:.3g}"
-    if ratio is not None and ratio > HUGE:
-        return max(DEEPEST, LARGE / ratio), f", as an update is {ratio:.2g} of the weights"
+    if ratio > HUGE:
+        return max(DEEPEST, AIM / ratio), f", as an update is {ratio:.2g} of the weights"
     return (DEEP_CUT, ", as the loss diverges") if deep else (CUT, "")
+
+
+def largest_update(situation: Situation, since: int) -> float:
+    """The largest update since a step, relative to the weights: one that was huge has done its harm.
+
+    Args:
+        situation: Where the run is.
+        since: The step.
+
+    Returns:
+        The largest finite ratio; 0 where none is logged.
+    """
+    if "update_ratio.total" not in situation.run.columns:
+        return 0.0
+    _, values = rows(situation.run, "update_ratio.total", since, situation.step)
+    return float(np.max(values, initial=0.0, where=np.isfinite(values)))
+
+
+def ruinous(situation: Situation, suspect: Suspect) -> int | None:
+    """Whether too high a rate has thrown the run out within its first steps, and how cheaply it could begin again.
+
+    Updates were huge, the loss is no lower than it began, and to go back costs no more than to see whether a cut helps.
+
+    Args:
+        situation: Where the run is.
+        suspect: The accused rate.
+
+    Returns:
+        The step of the newest healthy checkpoint before; None where a cut is to be tried first.
+    """
+    onset, column = suspect.finding.onset, column_of(situation.run, LOSS)
+    to = max((step for step in situation.healthy if step < onset), default=None)
+    if to is None or column is None or "rollback" not in situation.able:
+        return None
+    if situation.step - to > 2 * limits(situation).horizon or largest_update(situation, onset) <= HUGE:
+        return None
+    _, values = rows(situation.run, column, 0, situation.step)
+    begun, now = np.median(values[:3]), np.median(values[-5:])
+    return None if now < begun else to  # true for values that are not finite
 
 
 def planned(situation: Situation) -> Plan | None:
@@ -99,6 +147,19 @@ def change(plan: Plan, back: int) -> float:
     """
     then = plan.rate[np.searchsorted(plan.steps, plan.steps[-1] - back)]
     return float(plan.rate[-1] / then) if then > 0 else 1.0
+
+
+def rising(situation: Situation) -> bool:
+    """Whether the loop's own rate has risen by more than a twentieth within a horizon: a warm-up or a restart.
+
+    Args:
+        situation: Where the run is.
+
+    Returns:
+        True where it has.
+    """
+    plan = planned(situation)
+    return plan is not None and change(plan, limits(situation).horizon) > RISING
 
 
 def annealed(situation: Situation) -> float | None:

@@ -5,9 +5,9 @@ from typing import Any, ClassVar
 
 from dynaxx.controllers._clock import started, tick
 from dynaxx.controllers._limits import Limits, limits
-from dynaxx.controllers._past import waiting
+from dynaxx.controllers._past import acts, waiting
 from dynaxx.controllers._promise import faster, unharmed
-from dynaxx.controllers._rates import annealed, lower
+from dynaxx.controllers._rates import CUTS, lower, rising, ruinous
 from dynaxx.controllers._reading import own_factor, round_figure
 from dynaxx.controllers._suspects import Suspect, accused, standing
 from dynaxx.core.navigation import Controller, Proposal, Situation
@@ -18,6 +18,8 @@ CAUSES = frozenset({"learning_rate_too_high", "momentum_too_high", "schedule_too
 """What a lower rate answers."""
 BACK = 2.0
 """Factor of one way back: a cut by half, undone."""
+RECENT = 5
+"""Last steps whose updates a cut is measured by: what was before is answered by going back, not by a deeper cut."""
 CALM = 3
 """Horizons without an accusation before the rate is raised again: the cut is judged in the first, then two that show
 the run calm."""
@@ -46,7 +48,7 @@ class RateDown(Controller[Plain]):
         """Cut while accused, raise when calm."""
         clock = tick(state["clock"], situation.step)
         suspect = accused(situation, CAUSES)
-        if suspect is not None and suspect.cause == "schedule_too_aggressive" and annealed(situation) is not None:
+        if suspect is not None and suspect.cause == "schedule_too_aggressive" and not rising(situation):
             suspect = None  # a rate that has decayed too early is no rate that is too high: `restart` answers it
         factor = own_factor(situation)
         changed = suspect is not None or factor != state["factor"]
@@ -54,15 +56,24 @@ class RateDown(Controller[Plain]):
         if waiting(situation, "rate_down"):
             return state, ()
         if suspect is not None:
+            ladder = suspect.finding.severity == "critical" or ruinous(situation, suspect) is not None
+            if ladder or _in_vain(suspect, situation):
+                return state, ()  # the ladder's business
             return state, _cut(suspect, situation)
         return state, _raise(state, situation, limits(situation))
+
+
+def _in_vain(suspect: Suspect, situation: Situation) -> bool:
+    """Whether this stretch of the accusation was answered by as many cuts as can help."""
+    cuts = [d for d in acts(situation, "rate_down") if d.step >= suspect.finding.onset and d.proposal.finding]
+    return len(cuts) >= CUTS
 
 
 def _cut(suspect: Suspect, situation: Situation) -> Sequence[Proposal]:
     promise = unharmed(situation)
     if promise is None:
         return ()
-    step, why = lower(situation, situation.step, deep=False)
+    step, why = lower(situation, situation.step - RECENT, deep=False)
     factor = round_figure(own_factor(situation) * step)
     reason = f"{suspect.finding.title} ({suspect.cause}, {suspect.confidence:.0%}): the learning rate × {factor:g}{why}"
     return (

@@ -12,7 +12,7 @@ from dynaxx.controllers._judge import target
 from dynaxx.controllers._limits import LEAST_RATE, ROLLBACKS, Limits, limits
 from dynaxx.controllers._past import acts, exhausted, judged, proven, waiting
 from dynaxx.controllers._promise import ERRORS, descent
-from dynaxx.controllers._rates import lower
+from dynaxx.controllers._rates import CUTS, lower, ruinous
 from dynaxx.controllers._reading import (
     LOSS,
     NORMAL,
@@ -41,8 +41,8 @@ RUNGS: Mapping[str, tuple[int, ...]] = {
     "exploding_gradients": _GRADIENT,
     "preconditioner_lag": _GRADIENT,
     "attention_logit_growth": _GRADIENT,
-    "inputs_not_normalised": _GRADIENT,
-    "initialisation_too_large": _GRADIENT,
+    "inputs_not_normalised": _RATE,
+    "initialisation_too_large": _RATE,
     "learning_rate_too_high": _RATE,
     "momentum_too_high": _RATE,
     "warmup_missing": _RATE,
@@ -50,8 +50,10 @@ RUNGS: Mapping[str, tuple[int, ...]] = {
 }
 """The rungs that answer a cause, the mildest first. The same batch at another state did not spike (PaLM 2022), so
 passing the data answers bad data; going back with the same rate does not answer a rate. Wiring is left to a person."""
-PATIENT = frozenset({"learning_rate_too_high", "momentum_too_high", "warmup_missing", "schedule_too_aggressive"})
+RATES = frozenset({"learning_rate_too_high", "momentum_too_high", "warmup_missing", "schedule_too_aggressive"})
 """Causes that `rate_down` answers while they are no more than a warning, and its cuts help."""
+PATIENT = RATES | {"inputs_not_normalised", "initialisation_too_large"}
+"""Causes that are left to others, or to a person, while they are no more than a warning."""
 HARM = 6.0
 """Robust standard deviations above its level before at which the loss counts as harmed (OLMo's training code, 2024)."""
 BEFORE, AFTER = 50, 5
@@ -65,7 +67,7 @@ class Recover(Controller[Plain]):
     Which rungs there are follows from the cause, where it begins from the severity and from what the loss does: a
     critical finding whose loss has not come back demands a rollback at once. A rung has failed when its promise was
     broken or when the finding began anew after it. The incident is over after two horizons without an alarm. At most 3
-    rollbacks in a window, in one incident each to an earlier checkpoint than the last. A run that is still harmed, and
+    rollbacks in a window, in one incident each to an earlier checkpoint than the last, or with a lower rate to the first. A run that is still harmed, and
     does not recover by itself, when nothing is left or a whole window has passed, is stopped: every ladder ends.
     """
 
@@ -116,13 +118,17 @@ def _incident(situation: Situation) -> Suspect | None:
     suspect = accused(situation, RUNGS.keys())
     if suspect is None or suspect.finding.severity == "critical" or suspect.cause not in PATIENT:
         return suspect
-    return suspect if _cut_in_vain(situation) else None
+    return (
+        suspect
+        if suspect.cause in RATES and (_in_vain(suspect, situation) or ruinous(situation, suspect) is not None)
+        else None
+    )
 
 
-def _cut_in_vain(situation: Situation) -> bool:
-    """Whether a lower rate alone did not help: what too high a rate has done to the weights has to be taken back."""
-    cuts = [o for o in judged(situation, "rate_down") if o.proposal.finding is not None]
-    return bool(cuts) and not cuts[-1].kept
+def _in_vain(suspect: Suspect, situation: Situation) -> bool:
+    """Whether lower rates alone did not help: what too high a rate has done to the weights has to be taken back."""
+    cuts = [o for o in judged(situation, "rate_down") if o.step >= suspect.finding.onset and o.proposal.finding]
+    return len(cuts) >= CUTS or (bool(cuts) and not cuts[-1].kept)
 
 
 def _failed(state: Plain, suspect: Suspect, situation: Situation, bounds: Limits) -> bool:
@@ -148,11 +154,13 @@ def _next(state: Plain, suspect: Suspect, situation: Situation, bounds: Limits) 
     rungs = RUNGS[suspect.cause]
     if any(o.undone and o.judged == situation.step for o in situation.outcomes):
         rungs = (ROLLBACK, *rungs)  # the act that was just undone did it: to go back is enough
-    if critical and hurt:
+    if suspect.cause in RATES and ruinous(situation, suspect) is not None:
+        rungs = [LOWER, RATE]
+    elif critical and hurt:
         # Where a rollback is asked for and cannot be had, a cut of the rate is better than nothing; not for weights
         # that are lost.
         rungs = [rung for rung in rungs if rung >= ROLLBACK] + ([RATE] if math.isfinite(_now(situation)) else [])
-    elif suspect.cause in PATIENT and not critical:
+    elif suspect.cause in RATES and not critical:
         rungs = [rung for rung in rungs if rung > RATE]
     elif not hurt and not critical:
         rungs = [rung for rung in rungs if rung < ROLLBACK]
@@ -161,7 +169,8 @@ def _next(state: Plain, suspect: Suspect, situation: Situation, bounds: Limits) 
     proposals = (_rung(rung, state, suspect, situation, bounds) for rung in wanted)
     late = state["clock"]["updates"] - state["since"] >= bounds.window or exhausted(situation)
     proposal = None if late and critical and hurt else next((p for p in proposals if p is not None), None)
-    if proposal is None and critical and hurt and not _recovering(situation):
+    lasts = state["clock"]["updates"] - state["since"] >= 2 * bounds.horizon or not math.isfinite(_now(situation))
+    if proposal is None and critical and hurt and lasts and not _recovering(situation):
         return _stop(state, suspect)
     return proposal
 
@@ -207,8 +216,9 @@ def _lower(suspect: Suspect, situation: Situation) -> float | None:
     """The total factor after a cut, or None where it would be too low."""
     critical = suspect.finding.severity == "critical"
     cut, _ = lower(situation, suspect.finding.onset, deep=critical and suspect.cause in PATIENT)
-    factor = round_figure(own_factor(situation) * cut)
-    return factor if factor * rate_factor(situation) / own_factor(situation) >= LEAST_RATE else None
+    own = own_factor(situation)
+    factor = round_figure(max(own * cut, LEAST_RATE * own / rate_factor(situation)))
+    return factor if factor < own else None
 
 
 def _rollback(rung: int, state: Plain, suspect: Suspect, situation: Situation, bounds: Limits) -> Proposal | None:
@@ -217,11 +227,11 @@ def _rollback(rung: int, state: Plain, suspect: Suspect, situation: Situation, b
     if "rollback" not in situation.able or len(recent) >= ROLLBACKS:
         return None
     further = [rung["step"] for rung in state["tried"] if rung["level"] in (ROLLBACK, LOWER)]
-    before = min([suspect.finding.onset, *further])
-    earlier = [step for step in situation.healthy if step < before]
-    if not earlier:
+    reachable = [step for step in situation.healthy if step < suspect.finding.onset]
+    earlier = [step for step in reachable if step < min(further, default=situation.step)]
+    if not reachable or (rung == ROLLBACK and not earlier):
         return None
-    to = earlier[-1]
+    to = earlier[-1] if earlier else reachable[0]  # with a lower rate the first one may be tried again
     lost = situation.step - to
     if sum(r["lost"] for r in state["rollbacks"]) + lost > bounds.rollback:
         return None

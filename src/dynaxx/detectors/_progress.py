@@ -97,3 +97,11 @@ def opening(loss: Track) -> float:
     """
     first = loss.values[:3]
     return float(min(first[0], np.median(first))) if len(first) else math.nan
+
+
+def ceiling(loss: Track) -> float:
+    """The highest loss that is still the beginning: the largest of the first three rows.
+
+    A run that begins with a low loss, as fine-tuning does, begins with a noisy one.
+    """
+    return float(np.max(loss.values[:3])) if len(loss) else math.nan

@@ -103,6 +103,28 @@ def spikes(values: np.ndarray) -> list[Spike]:
     return sorted((_moved(spike, first) for spike in found), key=lambda spike: spike.first)
 
 
+def sudden(values: np.ndarray, first: int, peak: int) -> float:
+    """Share of a rise that came in one step, in logarithms: near 1 for another kind of batch, less where a run climbs.
+
+    Args:
+        values: Positive numbers, shape (n,).
+        first: Index of the first high value.
+        peak: Index of the highest one.
+
+    Returns:
+        The largest step towards the peak over the whole way from the level before.
+
+    Example:
+        >>> round(sudden(np.array([1.0, 1.0, 1.0, 4.0, 4.0]), 3, 4), 2), round(sudden(2.0 ** np.arange(9), 4, 8), 2)
+        (1.0, 0.14)
+    """
+    logs = np.log(np.maximum(values, TINY * max(float(values.max()), 1e-300)))
+    level = float(np.median(logs[max(0, first - 32) : max(first - 1, 1)]))
+    part = logs[max(0, first - 3) : peak + 1]
+    whole = float(logs[peak]) - level
+    return float(np.diff(part).max()) / whole if len(part) > 1 and whole > 0 else 1.0
+
+
 def _residuals(logs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     every = 16 if len(logs) <= 5000 else 32
     keep = np.ones(len(logs), dtype=bool)

@@ -7,6 +7,7 @@ from dynaxx.detectors._acts import advice, clip, roll_back, scale_rate, stop
 from dynaxx.detectors._blocks import Blocks, blocks
 from dynaxx.detectors._dynamics import dynamics, lagging, lengthened, raised, too_high
 from dynaxx.detectors._read import LOSS, Track, group, optional, unbroken
+from dynaxx.detectors._spikes import sudden
 from dynaxx.detectors._weigh import Suspect, ranked
 from dynaxx.numerics.cusum import cusum
 
@@ -32,6 +33,8 @@ SHARE = Threshold(
 )
 SUDDEN = 2
 """Blocks: a rise that is all there within so many is a jump, a slower one a drift."""
+ONCE = 0.35
+"""Share of the rise that one step made; noise of the steps takes part of it."""
 
 
 class Divergence(Detector):
@@ -84,7 +87,7 @@ class Divergence(Detector):
                 ),
                 *dynamics(run, where, int(cut.last[last])).evidence(where, int(cut.last[last])),
             ),
-            causes=_causes(run, cut, onset, first, last, severity),
+            causes=_causes(run, loss, cut, onset, first, last, severity),
             test=Test(
                 text="Measure the curvature along the gradient: above 2/η the steps are too long, below it the data "
                 "have changed.",
@@ -133,13 +136,15 @@ def _slope(cut: Blocks, onset: int, last: int) -> float:
     return float(cut.medians[top] - cut.medians[start]) / span
 
 
-def _causes(run: Log, cut: Blocks, onset: int, first: int, last: int, severity: Severity) -> tuple[Cause, ...]:
+def _causes(
+    run: Log, loss: Track, cut: Blocks, onset: int, first: int, last: int, severity: Severity
+) -> tuple[Cause, ...]:
     begin, end = int(cut.first[onset]), int(cut.last[last])
     why = f"the loss rises since step {begin}"
     rest = () if severity != "critical" else (stop(why),)
-    sudden = first - onset <= SUDDEN and float(cut.medians[min(onset + SUDDEN, last)] - cut.medians[onset - 1]) > (
-        0.8 * float(cut.medians[onset : last + 1].max() - cut.medians[max(onset - 1, 0)])
-    )
+    near = loss.between(begin - 16, end)
+    share = sudden(near.values, min(16, len(near) - 1), int(np.argmax(near.values))) if len(near) > 32 else 0.0
+    once = first - onset <= SUDDEN and share > ONCE
     seen = dynamics(run, begin, end)
     lifted, longer = raised(run, begin), lengthened(run, begin)
     repeats = None if seen.agreement is None else seen.agreement > 0.8
@@ -147,7 +152,7 @@ def _causes(run: Log, cut: Blocks, onset: int, first: int, last: int, severity: 
     rate = too_high(
         Suspect("learning_rate_too_high", 0.45, (scale_rate(0.5, None, why), roll_back(begin, why), *rest)), seen
     )
-    rate.weigh(not sudden, 2, "the loss climbs step by step", against=0.7)
+    rate.weigh(not once, 2, "the loss climbs step by step", against=0.7)
     plan = Suspect(
         "schedule_too_aggressive", 0.1, (scale_rate(0.5, 200, why), advice("Let the rate rise more slowly."))
     )
@@ -156,7 +161,7 @@ def _causes(run: Log, cut: Blocks, onset: int, first: int, last: int, severity: 
     rate.weigh(longer or lifted, 3, "updates had grown threefold before the loss rose", against=0.8)
     rate.weigh(repeats, 0.3, "")
     shift.weigh(longer or lifted, 0.3, "")
-    shift.weigh(sudden, 4, f"the level changed within {SUDDEN + 1} blocks and stayed", against=0.2)
+    shift.weigh(once, 4, f"{share:.0%} of the rise came in one step, and stayed", against=0.2)
     lag = lagging(Suspect("preconditioner_lag", 0.1, (clip(why), scale_rate(0.7, 200, why))), run, begin - 50, end)
     inertia = Suspect(
         "momentum_too_high", 0.08, (advice("Lower the momentum, 0.9 is usual."), scale_rate(0.5, None, why))

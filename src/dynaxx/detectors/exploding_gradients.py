@@ -8,7 +8,7 @@ from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Severi
 from dynaxx.detectors._acts import skip
 from dynaxx.detectors._depth import depth
 from dynaxx.detectors._inputs import scale_of_inputs
-from dynaxx.detectors._read import adaptive
+from dynaxx.detectors._read import adaptive, track
 from dynaxx.detectors._reading import end_of, fallen, rows, stretches, suspect, weighed
 from dynaxx.detectors._remedies import FAN_IN, NORMALISE, STANDARDISE, clip, rate
 from dynaxx.detectors._start import excess
@@ -25,7 +25,7 @@ PERSIST = Threshold(
     false_alarms="",
 )
 DROP = Threshold(
-    value=3.0,
+    value=2.0,
     origin="decades per parameter from the last third of the depth to the first; AutoTrainer (2021) alarms at 70-fold",
     false_alarms="",
 )
@@ -77,9 +77,9 @@ class ExplodingGradients(Detector):
 
 
 def _over_steps(run: Log) -> _Symptom | None:
-    norms = rows(run, "grad_norm", least=2 * BASELINE)
+    norms = track(run, "grad_norm", 2 * BASELINE).total()  # every row: an explosion must not wait for a thinned one
     with np.errstate(divide="ignore", invalid="ignore"):
-        total = 0.5 * np.log10((norms.values**2).sum(axis=1))
+        total = np.log10(norms.values)
     finite = np.isfinite(total)
     if finite.sum() < 2 * BASELINE:
         raise NotApplicable(f"grad_norm is finite in {finite.sum()} rows; {2 * BASELINE} are needed")

@@ -6,7 +6,7 @@ from dynaxx.core.findings import Detector, Evidence, Finding, Log, Severity, Tes
 from dynaxx.detectors._acts import advice, clip, raise_epsilon, roll_back, scale_rate, skip
 from dynaxx.detectors._dynamics import dynamics, lagging, lengthened, raised, too_high
 from dynaxx.detectors._read import LOSS, Track, checked, optional, unbroken
-from dynaxx.detectors._spikes import Spike, spikes
+from dynaxx.detectors._spikes import Spike, spikes, sudden
 from dynaxx.detectors._weigh import Suspect, ranked
 from dynaxx.errors import NotApplicable
 
@@ -20,6 +20,10 @@ AGAIN = Threshold(
     origin="spikes within a tenth of the run that speak for the rate instead of the batches (tuning playbook, 2023)",
     false_alarms="with MATTERS",
 )
+ONCE = 0.6
+"""Share of a rise in one step above which it came at once."""
+CLEAR = 2.0
+"""Rises by less than this factor are too near to the noise to tell how they came."""
 BEFORE = 5
 """Steps before the loss at which the gradient may rise first: OLMo 2 (2024) saw gradient spikes precede the loss."""
 SHOWN = 12
@@ -131,6 +135,16 @@ def _causes(run: Log, loss: Track, spike: Spike, found: list[Spike]):  # noqa: A
     rate.weigh(early, 3, f"the gradient rose in the {BEFORE} steps before the loss")
     lag = lagging(Suspect("preconditioner_lag", 0.2, (clip(why), raise_epsilon(why))), run, first - 20, last)
     lag.weigh(spike.lasting, 2, "the loss stays high after the batch has gone", against=0.3)
+    share = sudden(loss.values, spike.first, spike.peak)
+    at_once = share > ONCE if spike.lasting and spike.ratio > CLEAR else None
+    corrupt.weigh(at_once, 2, f"{share:.0%} of the rise came in one step", against=0.3)
+    hard.weigh(at_once, 2, f"{share:.0%} of the rise came in one step", against=0.3)
+    rate.weigh(
+        None if at_once is None else not at_once,
+        3,
+        f"the loss climbed: no step made more than {share:.0%} of it",
+        against=0.5,
+    )
     lifted, longer = raised(run, first), lengthened(run, first)
     for by_data in (hard, corrupt):
         by_data.weigh(lifted or longer, 0.2, "")

@@ -134,7 +134,7 @@ def _causes(run: Log, origin: _Bad, first: int, lost: bool) -> tuple[Cause, ...]
         optional(run, "precision.loss_scale") is not None
     )
     back = roll_back(first, why)
-    data = Suspect("non_finite_data", 0.15, (skip("non_finite", why), back, advice("Look at the rows of the batch.")))
+    data = Suspect("non_finite_data", 0.2, (skip("non_finite", why), back, advice("Look at the rows of the batch.")))
     data.weigh(origin.stage == "the batch", 40, "the input itself is not finite", against=0.8)
     data.weigh(blown, 0.2, "", against=4)
     data.weigh(backward, 0.1, "")
@@ -151,7 +151,7 @@ def _causes(run: Log, origin: _Bad, first: int, lost: bool) -> tuple[Cause, ...]
     grown.weigh(blown, 3, said, against=0.4)
     grown.weigh(backward, 3, "the loss was still finite when the gradient was not", against=0.6)
     over = Suspect(
-        "overflow", 0.1, (advice("Compute in bfloat16, or keep the loss and the norms in float32."), clip(why))
+        "overflow", 0.15, (advice("Compute in bfloat16, or keep the loss and the norms in float32."), clip(why))
     )
     over.weigh(backward, 6, "the loss was still finite when the gradient was not")
     over.weigh(None if stage is None else stage == "backward", 4, "replayed, the backward pass overflows", against=0.5)

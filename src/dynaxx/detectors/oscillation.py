@@ -7,7 +7,7 @@ import numpy as np
 from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Test, Threshold
 from dynaxx.detectors._acts import advice, clip, roll_back, scale_rate
 from dynaxx.detectors._dynamics import LARGE, dynamics
-from dynaxx.detectors._progress import opening, progress
+from dynaxx.detectors._progress import ceiling, opening, progress
 from dynaxx.detectors._read import LOSS, Track, checked, group, optional, planned, unbroken
 from dynaxx.detectors._weigh import Suspect, ranked
 from dynaxx.errors import NotApplicable
@@ -96,12 +96,11 @@ def _signs(run: Log, loss: Track) -> list[_Sign]:
     """What speaks for overshooting."""
     last = int(loss.steps[-1])
     seen = dynamics(run, last - (last - int(loss.steps[0])) // 2, last)
-    start = opening(loss)
     candidates: list[_Sign | None] = [
         _margin(optional(run, "stability_margin")),
         _ratio(optional(run, "update_ratio.total")),
         _norm(optional(run, "parameter_norm")),
-        _overshoot(loss, start),
+        _overshoot(loss, ceiling(loss)),
     ]
     if seen.agreement is not None and seen.agreement < -0.1:
         text = f"successive gradients oppose each other: median cosine {seen.agreement:+.2f}"
@@ -183,7 +182,7 @@ def _bounces(run: Log, loss: Track) -> bool:
     Weights that begin at or near zero grow many times over and have a margin near zero without any harm.
     """
     windows = np.lib.stride_tricks.sliding_window_view(loss.values, 5)
-    if np.median(windows[:: max(1, len(windows) // 2000)], axis=1).max() > BOUNCE * opening(loss):
+    if np.median(windows[:: max(1, len(windows) // 2000)], axis=1).max() > BOUNCE * ceiling(loss):
         return True
     ratio = dynamics(run, int(loss.steps[-1]) // 2, int(loss.steps[-1])).ratio
     return ratio is not None and ratio > float(LARGE)

@@ -48,7 +48,7 @@ clean runs of the rescue suite, 0.04 to 0.13 where the weights began too small."
 class UpdateSize(Detector):
     """log₁₀ ‖Δθ_l‖/‖θ_l‖, as really applied, a mean over 10 rows and the median over the weight layers, in [−4, −1]."""
 
-    code = "D14"
+    code = "D37"
     title = "updates too large or too small"
     reads = ("update_ratio",)
 

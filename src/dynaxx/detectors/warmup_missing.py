@@ -5,7 +5,7 @@ import numpy as np
 from dynaxx.core.findings import Detector, Evidence, Finding, Log, Test, Threshold
 from dynaxx.detectors._acts import advice, clip, scale_rate
 from dynaxx.detectors._dynamics import LARGE
-from dynaxx.detectors._progress import opening
+from dynaxx.detectors._progress import ceiling, opening
 from dynaxx.detectors._read import LOSS, adaptive, optional, planned, track, unbroken
 from dynaxx.detectors._weigh import Suspect, ranked
 from dynaxx.errors import NotApplicable
@@ -18,7 +18,7 @@ SHORT = Threshold(
 )
 THROWN = Threshold(
     value=1.3,
-    origin="running median of five losses over the first loss in the first fifth of the run",
+    origin="running median of five losses over the largest of the first three, in the first fifth of the run",
     false_alarms="with COST",
 )
 COST = Threshold(
@@ -53,12 +53,12 @@ class WarmupMissing(Detector):
         reached = int(rates.steps[int(np.argmax(rates.values >= 0.5 * early.max()))])
         if reached > max(3, float(SHORT) * steps):
             return None
-        start = opening(loss)
+        start, high_start = opening(loss), ceiling(loss)
         head = loss.between(0, max(40, steps // 5)).values
         if start <= 0 or len(head) < 20:
             raise NotApplicable("the first losses are not positive, or too few")
         medians = np.median(np.lib.stride_tricks.sliding_window_view(head, 5), axis=1)
-        top = float(medians.max()) / start
+        top = float(medians.max()) / high_start
         if top < float(THROWN):
             return None
         peak = int(loss.steps[int(np.argmax(medians)) + 2])

@@ -98,13 +98,20 @@ class Report:
 KINDS = ("healthy", "fault", "incident")
 
 
-def report(runs: Sequence[Ended], observers: Sequence[str] = tuple(OBSERVERS), *, workers: int = 1) -> Report:
+def report(
+    runs: Sequence[Ended],
+    observers: Sequence[str] = tuple(OBSERVERS),
+    *,
+    workers: int = 1,
+    others: Mapping[str, Mapping[str, Observation]] | None = None,
+) -> Report:
     """Have everybody look at the runs, and score them.
 
     Args:
         runs: What became of the cases.
         observers: Who looks.
         workers: Processes.
+        others: Further observers, which looked while the cases were trained: name → observation by the case's key.
 
     Returns:
         The report.
@@ -118,10 +125,11 @@ def report(runs: Sequence[Ended], observers: Sequence[str] = tuple(OBSERVERS), *
     seen = observe(runs, observers, workers=workers)
     policies = dict.fromkeys(run.case.policy for run in runs if run.case.policy != "nothing")
     acting = ["nothing", *policies] if policies else []
+    said = {name: {key: each[name] for key, each in seen.items()} for name in observers} | dict(others or {})
     return Report(
         runs=tuple(runs),
         changes=tuple(changed(runs)),
-        observers={name: observer_score(runs, {key: said[name] for key, said in seen.items()}) for name in observers},
+        observers={name: observer_score(runs, heard) for name, heard in said.items()},
         policies={name: policy_score(runs, name) for name in acting},
     )
 

@@ -181,7 +181,7 @@ class Run:
         """Act on the run; the receipt goes to the log.
 
         Args:
-            name: learning_rate (factor), gradient_clip (max_norm), gradient_scale (factor), skip (when) or stop.
+            name: An entry of `dynaxx list actions`: learning_rate (factor), gradient_clip (max_norm), stop …
             steps: For how many steps; None: until lifted by `run.lift(name)`.
             reason: Why, in words.
             arguments: What the action takes.
@@ -196,6 +196,8 @@ class Run:
         Example:
             `run.apply("learning_rate", factor=0.5, steps=200, reason="loss oscillates")`
         """
+        if name == "accumulate" and not self.steering.accumulates:
+            raise BadInput("run.apply('accumulate'): a loop of your own decides itself how many batches it takes.")
         return self._actuator.begin(Action(name=name, arguments=arguments, steps=steps, reason=reason), self.step)
 
     def lift(self, name: str) -> None:

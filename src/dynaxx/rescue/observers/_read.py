@@ -65,7 +65,8 @@ def rule(found: Read, judge: Callable[[Any], Any], cause: str = "") -> Fired | s
     """
     if found is None:
         return "the log does not hold what it reads"
-    return Fired(steps=found[0], mask=judge(found[1]), cause=cause)
+    with np.errstate(all="ignore"):  # a dead run leaves zeros and infinities to divide by
+        return Fired(steps=found[0], mask=judge(found[1]), cause=cause)
 
 
 def some(judge: Callable[[np.ndarray], Any]) -> Callable[[np.ndarray], Any]:
