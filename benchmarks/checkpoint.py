@@ -77,7 +77,7 @@ def kills(root: Path, quick: bool) -> dict[str, Any]:
         folder, draw, found = root / name, random.Random(0), Counter[str]()
         last, first, saves = None, 0, 0
         for _ in range(8 if quick else 600 if name.startswith("Dynaxx") else 60):
-            acknowledged = kill_once(make, folder, first, draw.uniform(0.0, 0.1))
+            acknowledged = kill_once(make, folder, first, draw.uniform(0.0, 0.25))
             if acknowledged is not None:
                 last, saves = acknowledged, saves + acknowledged - first + 1
             found[outcome(make(folder), last)] += 1

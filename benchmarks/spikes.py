@@ -29,6 +29,8 @@ from dynaxx.runlog.array import LabelledArray
 from dynaxx.runlog.clipped import ClippedView
 
 STEPS, ASK = 4000, 250
+BLOCK = 32
+"""Onsets may lie so many steps early: divergence is dated by blocks of 16 steps."""
 Stream = np.ndarray
 Noise = Callable[[np.random.Generator], Stream]
 Rule = Callable[[Stream], np.ndarray]
@@ -131,7 +133,7 @@ def megatron(x: Stream) -> np.ndarray:
 
 
 def zclip(x: Stream) -> np.ndarray:
-    """ZClip: z-score above 2.5 under moving moments (0.97), which take in what was clipped. These are clips, no alarms."""
+    """ZClip: z-score above 2.5 under moving moments (0.97), which take in what was clipped: clips, no alarms."""
     mean, variance, fired = float(x[:25].mean()), float(x[:25].var()), []
     for step in range(25, len(x)):
         deviation = max(variance, 1e-12) ** 0.5
@@ -164,6 +166,7 @@ class OneColumn:
         self.columns = {"loss": self._loss.column}
 
     def events(self, kind: str | None = None) -> list[dict[str, Any]]:
+        """None."""
         del kind
         return []
 
@@ -182,7 +185,7 @@ def dynaxx(x: Stream, *, notes: bool) -> np.ndarray:
                 continue
             if found is not None and (found.alarms or notes):
                 said += [first - 1 for first, _ in found.spans]
-    return events(np.array(sorted(set(said)), dtype=int), join=30)
+    return np.array(sorted(set(said)), dtype=int)
 
 
 RULES: dict[str, Rule] = {
@@ -192,7 +195,7 @@ RULES: dict[str, Rule] = {
 }
 
 
-def events(fired: np.ndarray, join: int = 5) -> np.ndarray:
+def events(fired: np.ndarray, join: int = 16) -> np.ndarray:
     """First steps of stretches of firing; a stretch counts once."""
     return fired if len(fired) == 0 else fired[np.concatenate([[True], np.diff(fired) > join])]
 
@@ -209,7 +212,7 @@ def measure(streams: int, seed: int = 0) -> Iterator[tuple[str, Mapping[str, flo
             for _ in range(streams):
                 at = int(rng.integers(1000, 3000))
                 fired = rule(change(NOISE["lognormal .1"](rng), at))
-                hits += bool(((fired >= at - 16) & (fired <= at + within)).any())
+                hits += bool(((fired >= at - BLOCK) & (fired <= at + within)).any())
             row[kind] = hits / streams
         yield name, row
 

@@ -306,12 +306,12 @@ def fallback(folder):
     assert (folder / "f" / "quarantine" / info.path.name).exists()
 
 
-def lost(folder, lose, seconds):
+def lost(folder, lose, seconds, loser=1):
     """Save once; then one rank is lost in the middle of its file, and the others must learn it in time."""
     store = ShardedStore(folder / "k", timeout=seconds)
     state = cut(2)  # a collective itself
     store.save(1, cut(1))
-    if dist.get_rank() == 1:
+    if dist.get_rank() == loser:
         write = tensorfile_module.write_durably
 
         def torn(path, parts, meanwhile):
@@ -334,6 +334,11 @@ def lost(folder, lose, seconds):
 @case
 def killed(folder):
     lost(folder, lambda: os.kill(os.getpid(), signal.SIGKILL), 6)
+
+
+@case
+def first_killed(folder):
+    lost(folder, lambda: os.kill(os.getpid(), signal.SIGKILL), 6, loser=0)
 
 
 @case

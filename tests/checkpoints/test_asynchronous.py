@@ -150,6 +150,9 @@ def test_bad_input_is_told_at_once(store):
         store.save_async(1, {"f": len})
     with pytest.raises(BadInput, match="no tensors"):
         store.save_async(1, {}, facts={"t": torch.ones(1)})
+    for patience in (-1, float("nan")):
+        with pytest.raises(BadInput, match="number of seconds"):
+            store.save_async(1, {}, patience=patience)
     assert store.list() == ()
 
 

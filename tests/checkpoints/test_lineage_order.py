@@ -149,6 +149,10 @@ def test_parts_of_a_state(store):
     store.save(2, state)
     with pytest.raises(BadInput, match=r"holds no x, \$dict. There are: a, b, c"):
         store.load(2, only=["x", "$dict"])
+    with pytest.raises(BadInput, match=r"write \('a',\)"):
+        store.load(2, only="a")
+    with pytest.raises(BadInput, match="at least 1"):
+        store.load(tries=0)
 
 
 def test_remove(store):

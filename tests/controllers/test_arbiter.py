@@ -196,12 +196,12 @@ def test_of_two_answers_the_milder_wins_unless_it_is_critical(nav):
         assert [d.proposal.controller for d in decisions if d.status == "taken"] == [winner]
 
 
-def test_rollbacks_repeat_a_fifth_of_the_run_at_most(nav):
+def test_rollbacks_repeat_a_fourth_of_the_run_at_most(nav):
     found = nav.finding("x", ("learning_rate_too_high", 0.9), severity="critical", onset=400, last=600)
     back = proposal("rollback", found, controller="recover", level=5, arguments={"before": 400})
-    assert one(nav, back, 600, healthy=(399,))[0] == "refused"  # 201 updates
-    assert one(nav, back, 600, healthy=(400, 399))[0] == "refused"  # 400 is not before 400
-    assert one(nav, back, 599, healthy=(399,))[0] == "taken"
+    assert one(nav, back, 650, healthy=(399,))[0] == "refused"  # 251 updates
+    assert one(nav, back, 650, healthy=(400, 399))[0] == "refused"  # 400 is not before 400
+    assert one(nav, back, 649, healthy=(399,))[0] == "taken"
     ends = {"before": 400, "then": [{"name": "stop", "arguments": {}}]}
     last = proposal("rollback", found, controller="overtraining", level=6, arguments=ends)
     assert one(nav, last, 900, healthy=(399,))[0] == "taken"  # nothing is repeated where the run ends

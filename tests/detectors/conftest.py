@@ -7,6 +7,7 @@ import torch
 
 from dynaxx.core.records import Axis, Column
 from dynaxx.runlog.array import LabelledArray
+from dynaxx.runlog.derive import statistic
 
 
 class MemoryLog:
@@ -25,6 +26,12 @@ class MemoryLog:
         return [event for event in self._events if kind is None or event.get("kind") == kind]
 
     def __getitem__(self, name):
+        if name not in self._arrays and "." in name:  # derived columns, as RunView has them
+            base, _, suffix = name.rpartition(".")
+            array = self._arrays[base]
+            return LabelledArray(
+                Column(name=name), array.steps, lambda: statistic(suffix, array.values, array.column), self
+            )
         return self._arrays[name]
 
 
@@ -40,7 +47,7 @@ def _array(name, given, log):
     return LabelledArray(Column(name=name, axis=axis), steps, lambda: values, log)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_log():
     """make_log({"loss": values | (steps, values) | (steps, values2d, labels)}, manifest={...}, events=[...])."""
 

@@ -19,8 +19,9 @@ def test_a_layer_that_is_half_dead_is_found(make_log):
     found = DeadUnits().detect(make_log({"activations.dead": dead((0.1, 0.7, 0.0), onset=30)}))
     assert found.layers == ("layer1",)
     assert found.spans == ((31, STEPS),)
-    assert found.severity == "warning"
+    assert found.severity == "note"
     assert found.evidence[0].value == pytest.approx(0.7)
+    assert DeadUnits().detect(make_log({"activations.dead": dead((0, 0.9, 0))})).severity == "warning"
 
 
 def test_two_fifths_or_a_short_while_are_no_finding(make_log):

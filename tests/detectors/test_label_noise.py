@@ -69,3 +69,26 @@ def test_a_regression_and_a_rate_still_warming_up_are_not_applicable(run):
         LabelNoise().detect(run(1.0, first=40.0))
     with pytest.raises(NotApplicable, match="rate"):
         LabelNoise().detect(run(1.0, lr=np.linspace(0, 1, STEPS)[:, None] ** 4))
+
+
+def evaluated(loss, val, accuracy):
+    """A run whose training loss has levelled off, and its evaluations."""
+    at = range(20, STEPS + 1, 20)
+    return {"level": loss / LN10, "val_loss": (at, np.full(20, val)), "val_accuracy": (at, np.full(20, accuracy))}
+
+
+def test_a_model_that_is_right_and_not_sure_learned_contradictions(run):
+    """Half of ten labels redrawn: the model gives 0.55 to the right class, and is right 95 % of the time."""
+    doubt = -math.log(0.55)
+    noisy = -0.55 * math.log(0.55) - 0.45 * math.log(0.05)
+    found = LabelNoise().detect(run(**evaluated(noisy, doubt, 0.95)))
+    warranted = -0.95 * math.log(0.95) - 0.05 * math.log(0.05 / 9)
+    assert found.evidence[0].value == pytest.approx(doubt / warranted)
+    assert found.severity == "warning"
+    assert LabelNoise().detect(run(**evaluated(1.8, 0.9, 0.94))).causes[0].name == "label_noise"
+
+
+def test_dropout_and_overfitting_are_not(run):
+    assert LabelNoise().detect(run(**evaluated(0.6, 0.2, 0.95))) is None, "as sure as it is right"
+    assert LabelNoise().detect(run(**evaluated(0.01, 0.9, 0.8))) is None, "the training loss is the smaller one"
+    assert LabelNoise().detect(run(**evaluated(1.9, 1.5, 0.15))) is None, "hardly better than a guess"

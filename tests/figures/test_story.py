@@ -39,16 +39,16 @@ def story(folder: Path):
     log = LogWriter(folder, manifest={})
     rows(log, 1, np.linspace(2.0, 1.0, 45))
     log.event("finding", step=45, state="opened", finding=FOUND)
-    log.event("decision", step=45, decision=Decision(proposal=PROPOSAL, status="taken", why="within budget", step=45))
+    decision = Decision(proposal=PROPOSAL, status="taken", why="within budget", step=45).as_dict()
+    log.event("decision", **decision)
     log.event("receipt", step=45, receipt=Receipt(action=ACTION, step=45, status="begun", detail="×0.5"))
     log.close()
     log = LogWriter(folder, manifest={}, start_step=30, resume=True)
     rows(log, 31, np.linspace(1.2, 0.9, 40))
-    log.event("rollback", step=30, checkpoint="000002", batches_passed=15, why="the loss did not recover")
-    log.event(
-        "outcome", step=65,
-        outcome=Outcome(proposal=PROPOSAL, step=45, judged=65, kept=True, measured=0.95, undone=False),
-    )  # fmt: skip
+    then = [{"name": "learning_rate", "arguments": {"factor": 0.5}, "steps": None, "reason": ""}]
+    log.event("rolled_back", step=30, came_from=45, batches_passed=15, then=then)
+    outcome = Outcome(proposal=PROPOSAL, step=45, judged=65, kept=True, measured=0.95, undone=False).as_dict()
+    log.event("outcome", acted=outcome.pop("step"), step=65, **outcome)
     log.event("finding", step=65, state="closed", finding=FOUND)
     log.close()
     return open_run(folder)
@@ -69,9 +69,13 @@ def test_the_account_tells_finding_act_and_outcome(tmp_path: Path):
     _, table = Story().panels(story(tmp_path / "run"))
     assert isinstance(table, Table)
     told = [row[1] for row in table.rows]
-    assert told == ["found", "done", "rolled back", "it helped", "over"]
+    assert told == ["found", "done", "went back", "it helped", "over"]
     assert table.rows[0][3] == "corrupted batch (80%); z = 12 against 6"
-    assert table.rows[3][3] == "loss 0.95, promised < 1.5"
+    assert table.rows[2][2:] == (
+        "from step 45 to the checkpoint of step 30",
+        "15 batches passed over; then learning rate factor 0.5",
+    )
+    assert table.rows[3][3] == "loss 0.95, promised below 1.5"
 
 
 def test_a_run_without_findings_has_no_story(tmp_path: Path):

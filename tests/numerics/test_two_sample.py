@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 from scipy.signal import lfilter
-from scipy.stats import mannwhitneyu
+from scipy.stats import ks_2samp, mannwhitneyu
 
-from dynaxx.numerics.two_sample import rank_shift
+from dynaxx.numerics.two_sample import law_shift, rank_shift
 
 
 def test_equals_scipy_for_white_noise():
@@ -30,3 +30,18 @@ def test_few_values_are_never_sure():
 
 def test_nothing_to_compare():
     assert rank_shift(np.empty(0), np.arange(3.0)) == (0.5, 1.0)
+
+
+def test_law_shift_equals_scipy_for_white_noise():
+    rng = np.random.default_rng(2)
+    before, after = rng.normal(size=300), 1.5 * rng.normal(size=200)
+    distance, p = law_shift(before, after)
+    truth = ks_2samp(before, after, method="asymp")
+    assert distance == pytest.approx(truth.statistic)
+    assert truth.pvalue * 0.99 <= p < 20 * truth.pvalue
+
+
+def test_law_shift_is_not_fooled_by_correlation():
+    rng = np.random.default_rng(3)
+    noise = lfilter([1.0], [1.0, -0.7], rng.standard_normal((1000, 400)), axis=1)
+    assert np.mean([law_shift(row[:200], row[200:])[1] < 0.05 for row in noise]) < 0.09

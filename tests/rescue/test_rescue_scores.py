@@ -65,7 +65,7 @@ def test_the_place_of_the_right_cause():
 def test_an_observer_is_scored_over_faults_and_healthy_runs():
     faulty = [run("rate_too_high", seed, 1.0) for seed in range(5)]
     seen = {each.case.key: said() for each in CLEAN}
-    seen[CLEAN[0].case.key] = said(10, 80)
+    seen[CLEAN[0].case.key] = said(60, 90)
     seen |= {each.case.key: said(30, causes=CAUSES) for each in faulty[:3]}
     seen[faulty[3].case.key] = said(30, causes=("overfitting", *CAUSES))
     seen[faulty[4].case.key] = said()
@@ -112,3 +112,4 @@ def test_harm_is_paired_with_the_untouched_healthy_run():
     score = policy_score([*CLEAN, *acted], "halve")
     assert (score.harmed.hits, score.harmed.of) == (2, 5)
     assert score.harm == 1 / 32
+    assert score.drift == pytest.approx(1.005)

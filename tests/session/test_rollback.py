@@ -248,3 +248,24 @@ def test_two_ranks_go_back_together(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
     [event] = dynaxx.open_run(tmp_path / "run").events("rolled_back")
     assert (event["came_from"], event["step"]) == (13, 10)
+
+
+def test_healthy_ones_stay_and_critical_ones_are_suspect(tmp_path: Path) -> None:
+    """With keep=1 the last two that outlived their probation of 20 steps stay besides the latest."""
+    model, optimizer, _ = build()
+    run = dynaxx.watch(model, optimizer, tmp_path / "run", steps=400, quiet=True, navigate="advise", signals=["lr"])
+    ill = Finding(code="D7", name="divergence", title="", severity="critical", spans=((48, 52),))
+    run.steering.remedies.findings = lambda: (ill,)
+    store = run._saving.store
+    kept = {}
+    for (batch,) in [(part,) for part in DATA.split(1)] * 2:
+        model(batch.expand(4, -1)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if run.step % 10 == 0:
+            run.save(keep=1)
+            kept[run.step] = [info.step for info in store.list()]
+    run.close()
+    assert kept[40] == [10, 20, 40]
+    assert kept[70] == [10, 20, 70]  # 30, 40 and 50 are suspect: an alarm came within 20 steps after them
+    assert kept[100] == [70, 80, 100]

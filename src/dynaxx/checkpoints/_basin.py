@@ -99,8 +99,8 @@ def refuse_barriers(parts: Sequence[Part], found: dict[int, Barrier], anchor: in
     each = found[worst]
     raise NotApplicable(
         f"blend: {len(blocked)} of {len(parts)} parts are not in the basin of {parts[anchor]}. Half-way to "
-        f"{parts[worst]} the loss is {each.ends + each.height.mean:.4g}, {each.share:.3g} of the ends' {each.ends:.4g} "
-        f"above them; at most {limit:g} is allowed. {_remedy(parts, blocked, anchor)}"
+        f"{parts[worst]} the loss is {each.ends + each.height.mean:.4g}, above the mean {each.ends:.4g} of both by "
+        f"{each.share:.3g} of it; at most {limit:g} is allowed. {_remedy(parts, blocked, anchor)}"
     )
 
 
@@ -178,7 +178,7 @@ def _is_matrix(tensor: Tensor) -> bool:
 
 def _remedy(parts: Sequence[Part], blocked: Sequence[int], anchor: int) -> str:
     if len({part.line for part in parts}) > 1:
-        return "Branch the runs from a common checkpoint, leave such parts out, or try align=True."
+        return "Branch the runs from a common checkpoint, leave such parts out, or try align=True (--align)."
     first = max((i for i in blocked if i < anchor), default=-1) + 1
     later = f"steps=({parts[first].step}, {parts[-1].step})" if len(parts) - first > 1 else "steps=(first, last)"
     return f"Take a range that lies in the basin, {later}."

@@ -58,8 +58,10 @@ class PendingSave:
         """
         if os.getpid() != self._process and not self.done:
             raise NotSaved(f"The save of step {self.step} belongs to process {self._process}. Ask for it there.")
-        self._asked = True
-        return self.outcome.result(timeout)
+        try:
+            return self.outcome.result(timeout)
+        finally:
+            self._asked = self.done
 
     def warn_if_lost(self) -> None:
         """Say that it failed, unless its result has been asked for."""

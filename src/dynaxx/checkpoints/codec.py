@@ -99,6 +99,8 @@ def chosen(tree: Any, keys: Collection[str], path: object) -> dict[str, Any]:
     Raises:
         BadInput: One of the keys is not there.
     """
+    if isinstance(keys, str):
+        raise BadInput(f"load(only=...) must be a collection of keys. Got {keys!r}: write ({keys!r},).")
     there = cast("dict[str, Any]", tree) if isinstance(tree, dict) else {}
     if absent := [key for key in keys if key not in there or key.startswith("$")]:
         raise BadInput(f"load(only=...): {path} holds no {', '.join(absent)}. There are: {', '.join(there)}.")
@@ -222,18 +224,19 @@ class _Encoder:
         return {"$tensor": self.keep(tensor.detach(), path)}
 
     def check(self, tensor: Tensor, path: Path) -> None:
-        where = self.where(path)
         # Parameter and Buffer answer to isinstance by an attribute; any other subclass keeps data elsewhere.
         if type(tensor) not in (Tensor, torch.nn.Parameter):
             raise BadInput(
-                f"{where} is a tensor of class {type(tensor).__name__}: only plain ones can be stored. "
+                f"{self.where(path)} is a tensor of class {type(tensor).__name__}: only plain ones can be stored. "
                 "An uninitialised (lazy) one gets its shape in a first forward; convert others in state_dict()."
             )
         if tensor.layout != torch.strided or tensor.is_meta:
             kind = "a meta tensor, without data" if tensor.is_meta else f"sparse ({tensor.layout})"
-            raise BadInput(f"{where} is {kind}: only dense tensors can be stored. Materialise it first.")
+            raise BadInput(f"{self.where(path)} is {kind}: only dense tensors can be stored. Materialise it first.")
         if not tensor.is_complex() and tensor.dtype not in CODES and tensor.dtype != torch.float4_e2m1fn_x2:
-            raise BadInput(f"{where} is of {tensor.dtype}, which cannot be stored. Dequantize it in state_dict().")
+            raise BadInput(
+                f"{self.where(path)} is of {tensor.dtype}, which cannot be stored. Dequantize it in state_dict()."
+            )
 
     def array(self, array: "np.ndarray[Any, Any]", path: Path) -> dict[str, Any]:
         if array.dtype.hasobject or array.dtype.names is not None:

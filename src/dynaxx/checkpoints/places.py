@@ -99,14 +99,14 @@ class Place(ABC):
         """
 
     @abstractmethod
-    def remove(self, which: CheckpointInfo) -> bool:
-        """Take a checkpoint out of sight whole, then delete it: a kill meanwhile leaves none that is half there.
+    def remove_all(self, infos: Sequence[CheckpointInfo]) -> frozenset[str]:
+        """Take checkpoints out of sight whole, then delete them: a kill meanwhile leaves none that is half there.
 
         Args:
-            which: The checkpoint.
+            infos: The checkpoints.
 
         Returns:
-            Whether it is out of sight; the reason why not is a warning.
+            Ids of those that are out of sight; why others are not is a warning.
         """
 
     @abstractmethod
@@ -141,6 +141,17 @@ class Place(ABC):
             name: The note's name.
             data: Its bytes.
         """
+
+    def remove(self, which: CheckpointInfo) -> bool:
+        """As `remove_all`, of one.
+
+        Args:
+            which: The checkpoint.
+
+        Returns:
+            Whether it is out of sight.
+        """
+        return which.id in self.remove_all([which])
 
     def note(self, kind: str, name: str, record: Mapping[str, Any] | None) -> None:
         """Say something of a checkpoint, sealed by a checksum.
@@ -288,9 +299,10 @@ class LocalPlace(Place):
             shutil.rmtree(staging, ignore_errors=True)
         return replace(which, path=self.folder / name)
 
-    def remove(self, which: CheckpointInfo) -> bool:
-        """One rename into the trash, then the deletion; what a kill leaves in the trash the store sweeps."""
-        return bool(self.store.remove([which])) or not which.path.exists()
+    def remove_all(self, infos: Sequence[CheckpointInfo]) -> frozenset[str]:
+        """One rename each into the trash, then the deletion; what a kill leaves in the trash the store sweeps."""
+        self.store.remove(infos)
+        return frozenset(info.id for info in infos if not info.path.exists())
 
     def sweep(self) -> tuple[str, ...]:
         """As in every save."""

@@ -160,24 +160,20 @@ def _carry_out(
     expiring: Sequence[CheckpointInfo],
 ) -> list[CheckpointInfo]:
     """Archive, remove, expire; the full ones that are gone. One that cannot be archived as it was to be stays."""
-    gone: list[CheckpointInfo] = []
-    for info in leaving:
+    going = list(leaving)
+    for info in (info for info in leaving if info.id in freezing):
         try:
-            if info.id in freezing:
-                archive(place, info)
+            archive(place, info)
         except (CorruptData, BadInput, NotSaved) as error:
             message = f"{info.path.name} in {place.name} stays: it cannot be archived. {error}"
             warnings.warn(message, DynaxxWarning, stacklevel=3)
-            continue
-        if place.remove(info):
-            gone.append(info)
-    kept = {original(info).id for info in place.list()}
-    for info in expiring:
-        place.archive.remove(info)
-    kept |= {original(info).id for info in place.archive.list()}
+            going.remove(info)
+    gone = place.remove_all(going)
+    place.archive.remove_all(expiring)
+    kept = {original(info).id for info in (*place.list(), *place.archive.list())}
     for kind in place.note_kinds():
         for name in place.read_notes(kind).keys() - kept:
             if _ID.fullmatch(name):  # a note on a checkpoint that is gone
                 place.note(kind, name, None)
     place.sweep()
-    return gone
+    return [info for info in going if info.id in gone]

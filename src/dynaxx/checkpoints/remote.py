@@ -62,13 +62,15 @@ class RemotePlace(Place):
         """The committed checkpoints: those whose manifest is there, and as it was written."""
         names = self._names()
         new = [name for name in names if name not in self._manifests]
-        for path, data in self._bucket.read_all([f"{name}/{NAME}" for name in new]).items():
-            name = path.removesuffix(f"/{NAME}")
-            try:
-                self._manifests[name] = _parsed(name, data)
-            except (CorruptData, BadInput) as error:
-                message = f"A checkpoint in {self.name} is not listed: {error}"
-                warnings.warn(message, DynaxxWarning, stacklevel=2)
+        found = self._bucket.read_all([f"{name}/{NAME}" for name in new])
+        with tempfile.TemporaryDirectory(prefix="dynaxx-") as folder:
+            for path, data in found.items():
+                try:
+                    manifest = _parsed(Path(folder) / path, data)
+                    self._manifests[manifest.folder] = manifest
+                except (CorruptData, BadInput) as error:
+                    message = f"A checkpoint in {self.name} is not listed: {error}"
+                    warnings.warn(message, DynaxxWarning, stacklevel=2)
         infos = [self._info(self._manifests[name]) for name in names if name in self._manifests]
         past = behind(infos)
         return tuple(sorted(infos, key=lambda info: (info.path.name not in past, place(info.path.name))))
@@ -169,18 +171,20 @@ class RemotePlace(Place):
         (target / NAME).write_bytes(seal)
         return target
 
-    def remove(self, which: CheckpointInfo) -> bool:
-        """The manifest first: from then on it does not exist; then the data."""
-        gone = False
-        try:
-            self._bucket.delete(f"{which.path.name}/{NAME}")
-            self._manifests.pop(which.path.name, None)
-            gone = True
-            self._bucket.delete(which.path.name, recursive=True)
-        except OSError as error:
-            what = "is out of sight, its data remain for a later sweep" if gone else "cannot be removed"
-            warnings.warn(f"{self.name}/{which.path.name} {what}: {error}.", DynaxxWarning, stacklevel=2)
-        return gone
+    def remove_all(self, infos: Sequence[CheckpointInfo]) -> frozenset[str]:
+        """Of each the manifest first: from then on it does not exist; then the data."""
+        gone: set[str] = set()
+        for info in infos:
+            name = info.path.name
+            try:
+                self._bucket.delete(f"{name}/{NAME}")
+                self._manifests.pop(name, None)
+                gone.add(info.id)
+                self._bucket.delete(name, recursive=True)
+            except OSError as error:
+                what = "is out of sight, its data stay for a later sweep" if info.id in gone else "cannot be removed"
+                warnings.warn(f"{self.name}/{name} {what}: {error}.", DynaxxWarning, stacklevel=2)
+        return frozenset(gone)
 
     def sweep(self, older: timedelta = STALE) -> tuple[str, ...]:
         """Delete what uploads and deletions that were killed left behind.
@@ -230,7 +234,8 @@ class RemotePlace(Place):
         data = self._bucket.read(f"{name}/{NAME}")
         if data is None:
             raise CorruptData(f"{self.name}/{name}/{NAME} is missing.")
-        return _parsed(name, data), data
+        with tempfile.TemporaryDirectory(prefix="dynaxx-") as folder:
+            return _parsed(Path(folder) / name / NAME, data), data
 
     def _read(self, info: CheckpointInfo, only: Collection[str] | None) -> tuple[dict[str, Any], CheckpointInfo]:
         with tempfile.TemporaryDirectory(prefix="dynaxx-") as folder:
@@ -242,13 +247,11 @@ class RemotePlace(Place):
         return manifest.info(Path(self._bucket.root) / manifest.folder)
 
 
-def _parsed(name: str, data: bytes) -> Manifest:
+def _parsed(path: Path, data: bytes) -> Manifest:
     """A manifest, read where a local store would find it."""
-    with tempfile.TemporaryDirectory(prefix="dynaxx-") as folder:
-        path = Path(folder) / name
-        path.mkdir()
-        (path / NAME).write_bytes(data)
-        return load_manifest(path)
+    path.parent.mkdir()
+    path.write_bytes(data)
+    return load_manifest(path.parent)
 
 
 def _renumbered(folder: Path, number: int) -> Path:

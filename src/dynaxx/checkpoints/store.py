@@ -117,6 +117,8 @@ class CheckpointStore:
             >>> store.load(pending.result())[0]
             {'weight': tensor([0., 0.])}
         """
+        if not patience >= 0:
+            raise BadInput(f"save_async(patience=...) must be a number of seconds, at least 0. Got {patience!r}.")
         tensors, content = encoded(step, state, facts, self.origin, host=False)
         return self._background.submit(step, tensors, lambda copies: self._commit(content, copies), patience)
 
@@ -218,6 +220,8 @@ class CheckpointStore:
         Returns:
             The names, latest first.
         """
+        if tries is not None and tries < 1:
+            raise BadInput(f"load(tries=...) must be at least 1. Got {tries!r}.")
         return tired_last(self.folder, self._ordered()[::-1], tries)
 
     def quarantine(self, name: str, reason: CorruptData) -> bool:

@@ -5,9 +5,10 @@ from typing import NamedTuple
 from dynaxx.core.navigation import Situation
 
 MOST_RATE = 30.0
-"""Highest total factor of the learning rate: the widest fault that the rescue suite plants (÷30) is undone, no more."""
+"""Highest total factor of the learning rate: what must be undone is a rate 30 × too low (issue "Diagnosis and the
+navigator"); one that is further off was mistaken for another, and a person should see it."""
 LEAST_RATE = 1e-3
-"""Lowest one: a factor of 300 too high (the suite's worst) and a margin of three; less is standing still."""
+"""Lowest one: a factor of 300 too high, the worst that the rescue suite plants, and a margin of three."""
 LAYER_SPREAD = 10.0
 """Highest factor of a layer's rate over the lowest (specification N6)."""
 ACTS = 8
@@ -18,11 +19,11 @@ ACTS_IN_ALL = 24
 """Acts in one run: what needs more than three incidents' worth needs a person."""
 CHECKS = 12
 """Live checks in one run; at the most expensive (60 passes) they are a thousandth of a run of a million updates."""
-ROLLBACK_SHARE = 0.2
-"""Updates that rollbacks may repeat, as a share of the planned ones."""
+ROLLBACK_SHARE = 0.25
+"""Updates that rollbacks may repeat, as a share of the planned ones: of checkpoints every twentieth, five apart."""
 TRIAL_SHARE = 0.05
-"""Updates that branch trials may spend, likewise. With the rollbacks it stays below the 1.3 × passes of a clean twin
-that a repair may cost (issue "Diagnosis and the navigator")."""
+"""Updates that branch trials may spend, likewise. With the rollbacks it makes the 1.3 × passes of a clean twin that a
+repair may cost (issue "Diagnosis and the navigator")."""
 ROLLBACKS = 3
 """Rollbacks in one window, each further back than the last: retries of the same thing have run out of news by then
 (Soup's spike recovery stops at 3 as well)."""

@@ -16,22 +16,21 @@ from dynaxx.core.records import Action
 Plain = dict[str, Any]
 CAUSES = frozenset({"learning_rate_too_high", "momentum_too_high", "schedule_too_aggressive", "warmup_missing"})
 """What a lower rate answers."""
-BACK = 2.0
-"""Factor of one way back: a cut by half, undone."""
+BACK = 3.0
+"""Factor of one step of the way back: half a decade, as `rate_up` goes."""
 RECENT = 5
 """Last steps whose updates a cut is measured by: what was before is answered by going back, not by a deeper cut."""
-CALM = 3
-"""Horizons without an accusation before the rate is raised again: the cut is judged in the first, then two that show
-the run calm."""
+CALM = 2
+"""Horizons without an accusation before the rate is raised again: the cut is judged in the first, and the descent that
+a raise must beat is measured in the second. While raises keep their promise they follow one another."""
 FASTER = 1.25
-"""Promised speed after a raise by 2, over the present one: a fourth of what theory gives far below the best rate."""
-LATEST = 0.8
-"""Share of the planned steps after which nothing is raised: too late to gain by it (warmup–stable–decay schedules
-decay over the last fifth)."""
+"""Promised speed after a raise by 3, over the present one: little, as the way back leads to the rate that was meant."""
+LATEST = 0.9
+"""Share of the planned steps after which nothing is raised: the tenth that is left hardly shows whether it helped."""
 
 
 class RateDown(Controller[Plain]):
-    """η × ½ while the steps are longer than the curvature allows; back by doubling, as long as that makes it faster.
+    """η × ½ while the steps are longer than the curvature allows; back by threes, as long as that makes it faster.
 
     A cut promises that the loss is unharmed. A raise promises that it falls faster: otherwise it is taken back, and
     tried ever more rarely; where a faster descent could not be seen there is nothing to gain, and nothing is raised.
@@ -51,8 +50,8 @@ class RateDown(Controller[Plain]):
         if suspect is not None and suspect.cause == "schedule_too_aggressive" and not rising(situation):
             suspect = None  # a rate that has decayed too early is no rate that is too high: `restart` answers it
         factor = own_factor(situation)
-        changed = suspect is not None or factor != state["factor"]
-        state = {"clock": clock, "accused": clock["updates"] if changed else state["accused"], "factor": factor}
+        lowered = suspect is not None or factor < state["factor"]
+        state = {"clock": clock, "accused": clock["updates"] if lowered else state["accused"], "factor": factor}
         if waiting(situation, "rate_down"):
             return state, ()
         if suspect is not None:

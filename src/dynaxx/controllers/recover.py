@@ -67,8 +67,9 @@ class Recover(Controller[Plain]):
     Which rungs there are follows from the cause, where it begins from the severity and from what the loss does: a
     critical finding whose loss has not come back demands a rollback at once. A rung has failed when its promise was
     broken or when the finding began anew after it. The incident is over after two horizons without an alarm. At most 3
-    rollbacks in a window, in one incident each to an earlier checkpoint than the last, or with a lower rate to the first. A run that is still harmed, and
-    does not recover by itself, when nothing is left or a whole window has passed, is stopped: every ladder ends.
+    rollbacks in a window, in one incident each to an earlier checkpoint than the last, or with a lower rate to the
+    first. A run that is still harmed, and does not recover by itself, when nothing is left or a whole window has
+    passed, is stopped: every ladder ends.
     """
 
     about: ClassVar[str] = "answers spikes, divergence and non-finite values, the mildest remedy first"

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import ks_2samp
 
 from dynaxx.core.findings import Log, Threshold
 from dynaxx.detectors._blocks import blocks
@@ -11,7 +10,7 @@ from dynaxx.detectors._progress import progress
 from dynaxx.detectors._read import LOSS, track, unbroken
 from dynaxx.detectors._validation import validation
 from dynaxx.errors import NotApplicable
-from dynaxx.numerics.effective_size import autocorrelation_time
+from dynaxx.numerics.two_sample import law_shift
 
 RECENT = 0.1
 """Share of the steps so far in which the training loss must be smooth (specification V, signal 1)."""
@@ -136,9 +135,7 @@ def _gradients(run: Log, name: str) -> Sign:
         raise NotApplicable(f"grad_norm has {len(total)} finite rows; 60 are needed")
     size = max(20, len(total) // 10)
     before, now = total.values[-2 * size : -size], total.values[-size:]
-    time = max(1.0, autocorrelation_time(now), autocorrelation_time(before))
-    stride = max(1, int(time))
-    p = float(np.asarray(ks_2samp(before[::stride], now[::stride], method="asymp"))[1])
+    _, p = law_shift(before, now)
     ratio = float(np.median(now) / max(float(np.median(before)), 1e-300))
     usual = float(np.median(total.values[: max(20, len(total) // 2)]))
     alive = float(np.median(now)) > float(COLLAPSED) * usual

@@ -31,6 +31,26 @@ class Depth(NamedTuple):
         return self.level[:, :third].mean(axis=1), self.level[:, -third:].mean(axis=1)
 
 
+def drop(run: Log, *, first: bool = False) -> float:
+    """By how many decades gradients per parameter fall from the last third of the depth to the first.
+
+    Args:
+        run: The log.
+        first: Of the first step; else the median of the last rows.
+
+    Returns:
+        Decades; NaN where depth cannot be spoken of.
+    """
+    try:
+        found = depth(run)
+    except NotApplicable:
+        return float("nan")
+    early, late = found.ends()
+    fall = (late - early)[:1] if first else (late - early)[-WINDOW:]
+    fall = fall[np.isfinite(fall)]
+    return float(np.median(fall)) if len(fall) else float("nan")
+
+
 def depth(run: Log) -> Depth:
     """Read the gradients of the weight layers.
 

@@ -155,7 +155,7 @@ def raised(run: Log, begin: int) -> bool | None:
 
 
 def lengthened(run: Log, begin: int) -> bool | None:
-    """Whether updates had grown threefold in the steps before one: the loss of a step is taken before its update.
+    """Whether updates had grown threefold by a step at which the loss rose: a loss is taken before its update.
 
     Args:
         run: The log.
@@ -167,10 +167,12 @@ def lengthened(run: Log, begin: int) -> bool | None:
     ratios = optional(run, "update_ratio.total")
     if ratios is None:
         return None
-    before, now = ratios.between(begin - 80, begin - 13).finite, ratios.between(begin - 10, begin - 1).finite
-    if len(before) < 5 or len(now) < 2:
+    # Where steps are normalised a strange batch cannot lengthen them, so that those after the rise count as well.
+    end = begin + 16 if adaptive(run) else begin - 1
+    before, now = ratios.between(begin - 80, begin - 13).finite, ratios.between(begin - 10, end).finite
+    if len(before) < 5 or len(now) < 1:
         return None
-    return bool(np.median(now.values) > 3.0 * np.median(before.values))
+    return bool(now.values.max() > 3.0 * np.median(before.values))
 
 
 def _median(found: Track) -> float | None:

@@ -106,6 +106,23 @@ def largest_step(run: Log) -> float:
     return float(np.median(values, axis=0).max()) if values.size else 0.0
 
 
+def weights_left(run: Log) -> float:
+    """The size of all weights at the last measured step over that at the first.
+
+    Args:
+        run: The log.
+
+    Returns:
+        The ratio; 1 where it was not measured.
+    """
+    if "parameter_norm" not in run.columns:
+        return 1.0
+    values = rows(run, "parameter_norm").values
+    size = np.sqrt((values**2).sum(axis=1))
+    size = size[np.isfinite(size)]
+    return float(size[-1] / size[0]) if len(size) and size[0] > 0 else 1.0
+
+
 def elasticity(run: Log) -> float:
     """‖g‖‖θ‖/|L| in the median of the first 20 measured steps: relative change of the loss with that of the weights.
 

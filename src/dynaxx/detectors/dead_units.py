@@ -3,6 +3,7 @@
 import numpy as np
 
 from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Test, Threshold
+from dynaxx.detectors._depth import drop
 from dynaxx.detectors._inputs import scale_of_inputs
 from dynaxx.detectors._reading import end_of, entries, fallen, layer_facts, rows, suspect, weighed
 from dynaxx.detectors._remedies import FAN_IN, LEAKY, STANDARDISE, rate
@@ -12,6 +13,11 @@ from dynaxx.errors import NotApplicable
 SHARE = Threshold(
     value=0.5,
     origin="SageMaker Debugger's DeadRelu: more than half of a layer's units",
+    false_alarms="",
+)
+ALARM = Threshold(
+    value=0.85,
+    origin="share of a layer from which it is an alarm: small layers of healthy nets lose up to 0.69",
     false_alarms="",
 )
 PERSIST = Threshold(
@@ -24,6 +30,10 @@ COLLAPSE = Threshold(
     origin="nearly the whole layer: what is left cannot carry what the loss needs",
     false_alarms="",
 )
+
+
+QUIET = 5.0
+"""Decades by which gradients of the first step fall over the depth where the weights began too small."""
 
 
 class DeadUnits(Detector):
@@ -54,7 +64,7 @@ class DeadUnits(Detector):
             code=self.code,
             name="dead_units",
             title=f"{now[worst]:.0%} of the units of {dead.labels[worst]} are dead",
-            severity="critical" if collapsed else "warning" if lasting else "note",
+            severity="critical" if collapsed else "warning" if lasting and max(now.values()) >= ALARM.value else "note",
             spans=spans,
             layers=tuple(dead.labels[i] for i in order),
             evidence=(
@@ -83,16 +93,25 @@ class DeadUnits(Detector):
 
 def _causes(run: Log, *, start: bool, weights: bool) -> tuple[Cause, ...]:
     scale, step, begun = scale_of_inputs(run), largest_step(run), excess(run)
+    quiet = drop(run, first=True) >= QUIET
     return weighed(
         (
             suspect(
                 "dead_units",
                 0.6,
                 4.0 if start else 0.8,
+                0.2 if quiet else 1.0,
                 why="they began dead: the biases or the scale of the initial weights keep them below zero"
                 if start
                 else "nothing brings a dead unit back, as no gradient reaches it",
                 remedies=(LEAKY,),
+            ),
+            suspect(
+                "initialisation_too_small",
+                0.1,
+                20.0 if quiet else 0.2,
+                why="gradients of the first step all but vanish over the depth" if quiet else "",
+                remedies=(FAN_IN,),
             ),
             suspect(
                 "initialisation_symmetric",

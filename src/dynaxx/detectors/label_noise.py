@@ -3,9 +3,11 @@
 import numpy as np
 
 from dynaxx.core.findings import Detector, Evidence, Finding, Log, Remedy, Test, Threshold
+from dynaxx.detectors._depth import drop
 from dynaxx.detectors._read import checked
 from dynaxx.detectors._reading import end_of, matrices, rows, suspect, weighed
-from dynaxx.detectors._start import start
+from dynaxx.detectors._start import Start, start, weights_left
+from dynaxx.detectors._weigh import Suspect
 from dynaxx.errors import NotApplicable
 
 STUCK = Threshold(
@@ -24,15 +26,30 @@ STEPS = 150
 """Steps at full rate that a model is given to learn anything."""
 MOVING = 1e-4
 """Median update ratio below which the weights do not move enough to tell (TheDeepChecker 2022)."""
+VANISHED = 2.0
+"""Decades by which gradients fall over the depth in vanishing_gradients."""
+LOOK = Remedy(text="Look at the examples with the largest losses; smooth the labels, or use a loss that bounds them.")
 HALF = 0.5
 """Share of dead units, saturated outputs or outputs normalised already that explains the loss in another way."""
 
 
-class LabelNoise(Detector):
-    """A classifier that moves as a healthy one and stays at ln C: labels that know nothing of the inputs.
+UNSURE = Threshold(
+    value=1.7,
+    origin="validation loss over the least that its accuracy allows; up to 0.9 in healthy runs whose training loss is "
+    "the larger one (dropout, augmentation), 2 and more with a tenth to three quarters of the labels redrawn",
+    false_alarms="",
+)
+HIGHER = 1.2
+"""Training loss over validation loss: noise is in what is trained on. Overfitting and hard data have it below 1."""
 
-    Excluded are runs whose weights do not move, whose units are dead or whose gradients do not arrive: those fail for
-    reasons of their own. Noise in a part of the labels is a floor of the loss that a log cannot tell from hard data.
+
+class LabelNoise(Detector):
+    """A classifier that moves as a healthy one and stays at ln C, or that is right far more often than it is sure.
+
+    In the first case labels know nothing of the inputs; excluded are runs whose weights do not move, whose units are
+    dead or whose gradients do not arrive. In the second, training labels contradict each other: the model learns the
+    noise's share as doubt, which clean validation labels show. With accuracy a over C classes a model that is as sure
+    as it is right loses −a ln a − (1−a) ln((1−a)/(C−1)) at most.
     """
 
     code = "D19"
@@ -40,7 +57,7 @@ class LabelNoise(Detector):
     reads = ("loss", "outputs.guess_loss", "outputs.width", "update_ratio")
 
     def detect(self, run: Log) -> Finding | None:
-        """A loss at chance in spite of healthy updates."""
+        """A loss at chance in spite of healthy updates, or doubt that accuracy does not warrant."""
         begun = start(run)
         if not begun.classifies:
             raise NotApplicable("the loss is not the cross-entropy of the model's outputs")
@@ -49,70 +66,131 @@ class LabelNoise(Detector):
             raise NotApplicable(f"the rate has been at its height for fewer than {STEPS} steps")
         tail = loss.values[-max(20, len(loss.values) // 5) :]
         tail = tail[np.isfinite(tail)]
-        level = float(np.median(tail)) / begun.chance if len(tail) else float("nan")
-        if not STUCK.value <= level <= RUNAWAY or _gain(loss.values) > FALLING.value * begun.chance:
-            return None
-        step = _usual_update(run)
-        failed = ("activations.dead", "activations.saturated", "outputs.normalised", "unit_symmetry")
-        if not step >= MOVING or any(_largest(run, name) >= HALF for name in failed) or _starved(run):
-            return None
+        if len(tail) == 0:
+            raise NotApplicable("the loss is not finite")
+        level = float(np.median(tail)) / begun.chance
+        if STUCK.value <= level <= RUNAWAY and _gain(loss.values) <= FALLING.value * begun.chance:
+            step = _usual_update(run)
+            return None if not step >= MOVING or _fails_otherwise(run) else self._stuck(run, begun, level, step)
+        return self._unsure(run, begun, float(np.median(tail)))
+
+    def _stuck(self, run: Log, begun: Start, level: float, step: float) -> Finding:
         cosine = _largest(run, "gradient_noise.cosine")
-        probe = checked(run, "label_shuffle")
-        informed = probe.get("informative")
-        span = (int(loss.steps[0]), end_of(run))
+        informed = checked(run, "label_shuffle").get("informative")
         learned = begun.chance * (1 - level)
+        little = learned < 0.02 * begun.chance
+        evidence = (
+            Evidence(
+                text=f"the loss is {level * begun.chance:.3g}, a guess loses {begun.chance:.3g}",
+                columns=("loss", "outputs.width"),
+                value=level,
+                threshold=STUCK.value,
+            ),
+            Evidence(
+                text=f"a step changes the weights by {step:.2g} of their size, no layer is dead or saturated",
+                columns=("update_ratio", "activations.dead"),
+                value=step,
+                threshold=MOVING,
+            ),
+        )
+        causes = (
+            suspect(
+                "shuffled_labels",
+                0.5,
+                2.0 if little else 0.7,
+                1.0 if informed is None else 0.1 if informed else 8.0,
+                why=f"{learned:.2g} nats were learned",
+                remedies=(Remedy(text="Check that inputs and labels are permuted together."),),
+            ),
+            suspect(
+                "label_noise",
+                0.4,
+                0.5 if little else 2.0,
+                1.0 if informed is None else 3.0 if informed else 0.3,
+                why=f"{learned:.2g} nats were learned",
+                remedies=(LOOK,),
+            ),
+            suspect(
+                "too_little_capacity",
+                0.15,
+                2.0 if cosine > 0.2 else 0.5,
+                why="gradients of parts of a batch agree" if cosine > 0.2 else "",
+            ),
+        )
+        title = f"the loss stays at {level:.0%} of ln {begun.classes} although the weights move"
+        return self._finding(run, title, evidence, causes)
+
+    def _unsure(self, run: Log, begun: Start, loss: float) -> Finding | None:
+        if "val_loss" not in run.columns or "val_accuracy" not in run.columns:
+            return None
+        val, accuracy = _last(run, "val_loss"), min(_last(run, "val_accuracy"), 0.999)
+        if not (loss > HIGHER * val and 2 / begun.classes < accuracy):
+            return None
+        warranted = -accuracy * np.log(accuracy) - (1 - accuracy) * np.log((1 - accuracy) / (begun.classes - 1))
+        doubt = val / float(warranted)
+        if doubt < UNSURE.value:
+            return None
+        evidence = (
+            Evidence(
+                text=f"{accuracy:.0%} of the validation set are right, which warrants a loss of {warranted:.3g}; it is "
+                f"{val:.3g}",
+                columns=("val_loss", "val_accuracy"),
+                value=doubt,
+                threshold=UNSURE.value,
+            ),
+            Evidence(text=f"the training loss is {loss / val:.2g} times the validation loss", columns=("loss",)),
+        )
+        causes = (
+            suspect(
+                "label_noise",
+                0.7,
+                3.0 if doubt > UNSURE.value + 0.3 else 1.0,
+                why="the model is right and not sure: training labels contradict each other",
+                remedies=(LOOK,),
+            ),
+            suspect(
+                "regularisation_too_strong",
+                0.4,
+                0.5 if doubt > UNSURE.value + 0.3 else 1.0,
+                why="label smoothing or dropout in training alone make doubt, too",
+            ),
+        )
+        return self._finding(
+            run, f"the model is {accuracy:.0%} right and {doubt:.1f} times too unsure", evidence, causes
+        )
+
+    def _finding(self, run: Log, title: str, evidence: tuple[Evidence, ...], causes: tuple[Suspect, ...]) -> Finding:
         return Finding(
             code=self.code,
             name="label_noise",
-            title=f"the loss stays at {level:.0%} of ln {begun.classes} although the weights move",
+            title=title,
             severity="warning",
-            spans=(span,),
-            evidence=(
-                Evidence(
-                    text=f"the loss is {level * begun.chance:.3g}, a guess loses {begun.chance:.3g}",
-                    columns=("loss", "outputs.width"),
-                    steps=span,
-                    value=level,
-                    threshold=STUCK.value,
-                ),
-                Evidence(
-                    text=f"a step changes the weights by {step:.2g} of their size, no layer is dead or saturated",
-                    columns=("update_ratio", "activations.dead"),
-                    value=step,
-                    threshold=MOVING,
-                ),
-            ),
-            causes=weighed(
-                (
-                    suspect(
-                        "shuffled_labels",
-                        0.5,
-                        2.0 if learned < 0.02 * begun.chance else 0.7,
-                        1.0 if informed is None else 0.1 if informed else 8.0,
-                        why=f"{learned:.2g} nats were learned",
-                        remedies=(Remedy(text="Check that inputs and labels are permuted together."),),
-                    ),
-                    suspect(
-                        "label_noise",
-                        0.4,
-                        2.0 if learned >= 0.02 * begun.chance else 0.5,
-                        1.0 if informed is None else 3.0 if informed else 0.3,
-                        why=f"{learned:.2g} nats were learned",
-                        remedies=(Remedy(text="Look at the examples with the largest losses."),),
-                    ),
-                    suspect(
-                        "too_little_capacity",
-                        0.15,
-                        2.0 if cosine > 0.2 else 0.5,
-                        why="gradients of parts of a batch agree" if cosine > 0.2 else "",
-                    ),
-                )
-            ),
+            spans=((int(run["loss"].steps[0]), end_of(run)),),
+            evidence=evidence,
+            causes=weighed(causes),
             test=Test(
                 text="The loss on batches with permuted labels: equal to the loss now, labels carry no information.",
                 check="label_shuffle",
             ),
         )
+
+
+def _fails_otherwise(run: Log) -> bool:
+    """Whether the log shows another reason for a loss at chance: dead, saturated, starved, alike or vanished."""
+    shares = ("activations.dead", "activations.saturated", "outputs.normalised", "unit_symmetry")
+    return (
+        any(_largest(run, name) >= HALF for name in shares)
+        or _starved(run)
+        or drop(run) >= VANISHED
+        or weights_left(run) < 0.1
+    )
+
+
+def _last(run: Log, name: str) -> float:
+    """Median of the last evaluations."""
+    values = rows(run, name).values[-4:]
+    values = values[np.isfinite(values)]
+    return float(np.median(values)) if len(values) else float("nan")
 
 
 def _gain(loss: np.ndarray) -> float:

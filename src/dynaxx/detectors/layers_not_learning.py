@@ -7,6 +7,8 @@ import numpy as np
 from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Remedy, Severity, Test, Threshold
 from dynaxx.detectors._read import checked
 from dynaxx.detectors._reading import end_of, entries, fallen, layer_facts, matching, rows, suspect, weighed, within
+from dynaxx.detectors._remedies import LEAKY
+from dynaxx.detectors._start import weights_left
 from dynaxx.detectors._weigh import Suspect
 from dynaxx.errors import NotApplicable
 
@@ -21,7 +23,7 @@ GRADIENT_PERSIST = Threshold(
     false_alarms="",
 )
 MINORITY = Threshold(
-    value=0.9,
+    value=0.95,
     origin="share of the parameters: adapters are trained between layers of a frozen majority, by intention",
     false_alarms="",
 )
@@ -31,6 +33,10 @@ SLOW = Threshold(
     "were trained gets there, one on random layers does not",
     false_alarms="",
 )
+
+
+SHRUNK = 0.1
+"""Share of their first size that weights have left where decay has taken them: healthy ones grow or keep a half."""
 
 
 class _Still(NamedTuple):
@@ -157,7 +163,8 @@ def _causes(run: Log, still: _Still) -> tuple[Cause, ...]:
     if "activations.dead" in run.columns:
         values = rows(run, "activations.dead").values[-5:]
         dead = float(values[np.isfinite(values)].max()) if np.isfinite(values).any() else 0.0
-    constant = _constant_outputs(run)
+    constant, left = _constant_outputs(run), weights_left(run)
+    blocked = _blocked(run, still)
     later = bool(still.outside) and still.spans[still.outside[0]][0][0] > 5
     causes: list[Suspect | None] = [
         suspect(
@@ -186,13 +193,28 @@ def _causes(run: Log, still: _Still) -> tuple[Cause, ...]:
             "loss_disconnected",
             0.6,
             0.3 if dead >= 0.9 or constant else 3.0,
+            0.2 if blocked or left < SHRUNK else 1.0,
             why="their outputs are computed and no gradient comes back",
             remedies=(Remedy(text="Look for detach(), no_grad(), argmax or .data between them and the loss."),),
         )
         if still.disconnected
         else None,
         suspect(
-            "dead_units", 0.2, 12.0 if dead >= 0.9 else 0.1, why=f"{dead:.0%} of a layer's units behind them are dead"
+            "dead_units",
+            0.2,
+            12.0 if dead >= 0.9 else 4.0 if blocked else 0.1,
+            0.5 if constant or left < SHRUNK else 1.0,
+            why="every layer before one has lost its gradient since then" if blocked else f"{dead:.0%} are dead",
+            remedies=(LEAKY,),
+        )
+        if still.disconnected
+        else None,
+        suspect(
+            "weight_decay_too_high",
+            0.1,
+            60.0 if left < SHRUNK else 0.2,
+            why=f"the weights have shrunk to {left:.2g} of their size",
+            remedies=(Remedy(text="Lower the weight decay tenfold."),),
         )
         if still.disconnected
         else None,
@@ -219,6 +241,14 @@ def _causes(run: Log, still: _Still) -> tuple[Cause, ...]:
         else None,
     ]
     return weighed(causes)
+
+
+def _blocked(run: Log, still: _Still) -> bool:
+    """Whether layers that did learn have lost their gradients together, from the first one of the model on."""
+    if not still.disconnected or min(still.spans[label][0][0] for label in still.disconnected) <= 2:
+        return False
+    order = [label for label, facts in layer_facts(run).items() if facts["trainable"] > 0]
+    return len(still.disconnected) > 1 and set(order[: len(still.disconnected)]) == set(still.disconnected)
 
 
 def _constant_outputs(run: Log) -> bool:

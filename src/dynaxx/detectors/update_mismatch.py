@@ -55,11 +55,11 @@ class UpdateMismatch(Detector):
         order = sorted(found, key=lambda j: -abs(size[j]))
         labels = [ratio.labels[places[j]] for j in order]
         spans = found[order[0]]
-        text = "; ".join(f"{label}: 10^{size[j]:+.1f}" for label, j in zip(labels[:5], order, strict=False))
+        text = "; ".join(f"{label}: {10**size[j]:.2g}" for label, j in zip(labels[:5], order, strict=False))
         return Finding(
             code=self.code,
             name="update_mismatch",
-            title=f"{labels[0]} moves 10^{size[order[0]]:+.1f} times as fast as the median layer",
+            title=f"{labels[0]} moves {10**size[order[0]]:.2g} times as fast as the median layer",
             severity="warning"
             if spans[-1][1] >= end_of(run) and max(map(abs, size.values())) >= APART.value
             else "note",
@@ -93,7 +93,7 @@ def _causes(run: Log, labels: list[str], size: list[float]) -> tuple[Cause, ...]
         text=f"Bring the layers' rates together, by at most {BOUND:g}-fold each.",
         action=Action(name="layer_rates", arguments={"factors": factors}),
     )
-    why = f"its gradients per parameter are 10^{gradients:+.1f} of the median layer's" if np.isfinite(gradients) else ""
+    why = f"its gradients per parameter are {10**gradients:.2g} of the median layer's" if np.isfinite(gradients) else ""
     return weighed(
         (
             suspect(

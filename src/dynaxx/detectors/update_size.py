@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Test, Threshold
+from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Remedy, Test, Threshold
+from dynaxx.detectors._depth import drop
 from dynaxx.detectors._read import Track
 from dynaxx.detectors._reading import (
     end_of,
@@ -17,7 +18,7 @@ from dynaxx.detectors._reading import (
     within,
 )
 from dynaxx.detectors._remedies import FAN_IN, rate
-from dynaxx.detectors._start import elasticity, excess
+from dynaxx.detectors._start import elasticity, excess, weights_left
 from dynaxx.errors import NotApplicable
 
 LARGE = Threshold(
@@ -78,8 +79,8 @@ class UpdateSize(Detector):
             spans=spans,
             evidence=(
                 Evidence(
-                    text=f"the median layer's update is 10^{level:.1f} of its weights; healthy runs lie between "
-                    f"10^{SMALL.value:g} and 10^{LARGE.value:g}",
+                    text=f"the median layer's update is {10**level:.2g} of its weights; healthy runs lie between "
+                    f"{10**SMALL.value:.2g} and {10**LARGE.value:.2g}",
                     columns=("update_ratio",),
                     steps=(spans[0][0], spans[-1][1]),
                     value=level,
@@ -121,7 +122,7 @@ def _full_rate(run: Log, steps: np.ndarray) -> np.ndarray:
 
 def _too_large(run: Log, level: float, gone: float) -> tuple[Cause, ...]:
     beta = max((float(g.get("momentum") or 0.0) for g in groups(run)), default=0.0)
-    small_weights, begun = _weights_shrink(run), excess(run)
+    small_weights, begun = weights_left(run), excess(run)
     return weighed(
         (
             suspect(
@@ -130,7 +131,7 @@ def _too_large(run: Log, level: float, gone: float) -> tuple[Cause, ...]:
                 3.0 if level > LARGE.value + 0.5 else 1.0,
                 2.0 if not gone > 0.2 else 0.7,
                 0.3 if begun > 1 else 1.0,
-                why=f"a step of 10^{level:.1f} of the weights, and the loss has fallen by {gone:.0%}",
+                why=f"a step of {10**level:.2g} of the weights, and the loss has fallen by {gone:.0%}",
                 remedies=(rate(0.1 if level > 0 else 0.3),),
             ),
             suspect(
@@ -150,7 +151,7 @@ def _too_large(run: Log, level: float, gone: float) -> tuple[Cause, ...]:
             suspect(
                 "weight_decay_too_high",
                 0.1,
-                8.0 if small_weights < 0.2 else 0.4,
+                20.0 if small_weights < 0.2 else 0.4,
                 why=f"the weights have shrunk to {small_weights:.0%} of their size at the start",
             ),
         )
@@ -165,7 +166,7 @@ def _too_small(run: Log, level: float, gone: float) -> tuple[Cause, ...]:
     clipped = 1.0
     if "clip_coefficient" in run.columns:
         clipped = float(np.median(rows(run, "clip_coefficient").values))
-    missing, sloped = SMALL.value - level, elasticity(run)
+    missing, sloped, vanished = SMALL.value - level, elasticity(run), drop(run)
     return weighed(
         (
             suspect(
@@ -173,9 +174,16 @@ def _too_small(run: Log, level: float, gone: float) -> tuple[Cause, ...]:
                 0.7,
                 1.5 if missing > 0.5 else 1.0,
                 0.2 if epsilon > 0.5 else 1.2,
-                0.2 if sloped < FLAT else 1.0,
-                why=f"a step of 10^{level:.1f} of the weights, and the loss has fallen by {gone:.0%}",
+                0.2 if sloped < FLAT or vanished >= 2 else 1.0,
+                why=f"a step of {10**level:.2g} of the weights, and the loss has fallen by {gone:.0%}",
                 remedies=(rate(10.0 if missing > 1 else 3.0),),
+            ),
+            suspect(
+                "weight_decay_too_high",
+                0.1,
+                20.0 if weights_left(run) < 0.1 else 0.2,
+                why="the weights have all but gone",
+                remedies=(Remedy(text="Lower the weight decay tenfold."),),
             ),
             suspect(
                 "epsilon_too_large",
@@ -186,8 +194,8 @@ def _too_small(run: Log, level: float, gone: float) -> tuple[Cause, ...]:
             suspect(
                 "vanishing_gradients",
                 0.15,
-                6.0 if sloped < FLAT else 0.3,
-                why=f"‖g‖‖θ‖/L is {sloped:.2g}: the loss hardly depends on the weights" if sloped < FLAT else "",
+                6.0 if sloped < FLAT or vanished >= 2 else 0.3,
+                why=f"‖g‖‖θ‖/L began at {sloped:.2g}, gradients fall by {vanished:.1f} decades over the depth",
             ),
             suspect(
                 "clipping_too_tight",
@@ -197,12 +205,3 @@ def _too_small(run: Log, level: float, gone: float) -> tuple[Cause, ...]:
             ),
         )
     )
-
-
-def _weights_shrink(run: Log) -> float:
-    """Size of the weights at the end over that at the start; 1 where it was not measured."""
-    if "parameter_norm" not in run.columns:
-        return 1.0
-    size = np.sqrt((rows(run, "parameter_norm").values ** 2).sum(axis=1))
-    size = size[np.isfinite(size)]
-    return float(size[-1] / size[0]) if len(size) and size[0] > 0 else 1.0

@@ -5,7 +5,7 @@ import numpy as np
 from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Remedy, Test, Threshold
 from dynaxx.detectors._depth import WINDOW, depth
 from dynaxx.detectors._read import adaptive
-from dynaxx.detectors._reading import end_of, matrices, rows, stretches, suspect, weighed, within
+from dynaxx.detectors._reading import end_of, fallen, matrices, rows, stretches, suspect, weighed, within
 
 DROP = Threshold(
     value=2.0,
@@ -22,6 +22,10 @@ STARVED = Threshold(
     origin="update ratio of the first third over that of the last: the spread of healthy layers is within 10 (spec N6)",
     false_alarms="",
 )
+
+
+STUCK = 0.1
+"""Share of its start by which the loss must have fallen for the first layers to be no hindrance."""
 
 
 class VanishingGradients(Detector):
@@ -48,7 +52,9 @@ class VanishingGradients(Detector):
         level = np.nanmedian(found.level[inside], axis=0)
         order = np.argsort(level)
         starved = _starvation(run, spans)
-        harmful = starved < STARVED.value if np.isfinite(starved) else not adaptive(run)
+        follows = not adaptive(run)
+        harmful = starved < STARVED.value if np.isfinite(starved) else follows
+        harmful |= follows and fallen(run) < STUCK
         evidence = [
             Evidence(
                 text=f"gradients per parameter fall by {decades:.1f} decades from the last to the first layers",
@@ -58,8 +64,8 @@ class VanishingGradients(Detector):
                 threshold=DROP.value,
             ),
             Evidence(
-                text=f"smallest in {found.labels[order[0]]}: 10^{level[order[0]]:.1f}, "
-                f"largest in {found.labels[order[-1]]}: 10^{level[order[-1]]:.1f}",
+                text=f"smallest in {found.labels[order[0]]}: {10**level[order[0]]:.2g}, "
+                f"largest in {found.labels[order[-1]]}: {10**level[order[-1]]:.2g}",
                 columns=("grad_norm",),
             ),
         ]

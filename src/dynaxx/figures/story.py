@@ -12,7 +12,7 @@ from dynaxx.figures._build import line, smoothed
 from dynaxx.figures._read import named, scale_for
 from dynaxx.runlog import RunView
 
-_KINDS = ("finding", "check", "decision", "receipt", "trial", "rollback", "outcome", "converged")
+_KINDS = ("finding", "check", "decision", "receipt", "trial", "rolled_back", "outcome")
 _MARKS = 8
 """Acts that are marked on the curve; of more than these the last ones."""
 _SPANS = 8
@@ -67,10 +67,12 @@ def _picture(view: RunView, events: Sequence[Mapping[str, Any]]) -> Lines | None
 
 
 def _acts(events: Sequence[Mapping[str, Any]]) -> list[tuple[str, float]]:
-    taken = [e for e in events if e["kind"] == "decision" and _part(e, "decision").get("status") == "taken"]
     found: dict[str, float] = {}
-    for event in taken:
-        words = _act(_part(_part(event, "decision"), "proposal"))
+    for event in events:
+        proposal = _part(event, "proposal")
+        if event["kind"] != "decision" or event.get("status") != "taken" or _checks(proposal):
+            continue
+        words = _act(proposal)
         name = words if words not in found else f"{words} (step {event['step']})"
         found[name] = float(event["step"])
     return list(found.items())
@@ -125,10 +127,9 @@ def _check(event: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def _decision(event: Mapping[str, Any]) -> tuple[str, str, str] | None:
-    decision = _part(event, "decision")
-    proposal = _part(decision, "proposal")
-    status = decision.get("status")
-    if status == "refused":
+    proposal = _part(event, "proposal")
+    status = event.get("status")
+    if status == "refused" or _checks(proposal):
         return None
     cause = str(proposal.get("cause", "")).replace("_", " ")
     reason = str(_part(proposal, "action").get("reason", ""))
@@ -149,23 +150,21 @@ def _trial(event: Mapping[str, Any]) -> tuple[str, str, str]:
     return "tried", f"{event.get('winner') or 'no arm'} won a trial of {event.get('steps', '?')} steps", losses
 
 
-def _rollback(event: Mapping[str, Any]) -> tuple[str, str, str]:
-    words = {key: value for key, value in event.items() if key not in ("kind", "step", "time", "attempt", "why")}
-    return "rolled back", ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in words.items()), str(event.get("why", ""))
+def _rolled_back(event: Mapping[str, Any]) -> tuple[str, str, str]:
+    data = f"{event.get('batches_passed')} batches passed over" if event.get("batches_passed") else "data taken again"
+    then = ", ".join(_words(_part({"action": each}, "action")) for each in event.get("then", ()))
+    what = f"from step {event.get('came_from')} to the checkpoint of step {event.get('step')}"
+    return "went back", what, "; then ".join(filter(None, (data, then)))
 
 
 def _outcome(event: Mapping[str, Any]) -> tuple[str, str, str]:
-    outcome = _part(event, "outcome")
-    promise = _part(_part(outcome, "proposal"), "promise")
-    bound = f"< {_figure(promise['below'])}" if promise.get("below") is not None else ""
-    bound += f"> {_figure(promise['above'])}" if promise.get("above") is not None else ""
-    figure = f"{promise.get('column', '')} {_figure(outcome.get('measured'))}, promised {bound}"
-    result = "it helped" if outcome.get("kept") else "it did not help" + (", undone" if outcome.get("undone") else "")
-    return result, _act(_part(outcome, "proposal")), figure
-
-
-def _converged(event: Mapping[str, Any]) -> tuple[str, str, str]:
-    return "converged", str(event.get("what", "")), str(event.get("why", ""))
+    proposal = _part(event, "proposal")
+    promise = _part(proposal, "promise")
+    bound = f"below {_figure(promise['below'])}" if promise.get("below") is not None else ""
+    bound += f"above {_figure(promise['above'])}" if promise.get("above") is not None else ""
+    figure = f"{promise.get('column', '')} {_figure(event.get('measured'))}, promised {bound}"
+    result = "it helped" if event.get("kept") else "it did not help" + (", undone" if event.get("undone") else "")
+    return result, _act(proposal), figure
 
 
 _WORDS = {
@@ -174,17 +173,26 @@ _WORDS = {
     "decision": _decision,
     "receipt": _receipt,
     "trial": _trial,
-    "rollback": _rollback,
+    "rolled_back": _rolled_back,
     "outcome": _outcome,
-    "converged": _converged,
 }
 
 
 def _act(proposal: Mapping[str, Any]) -> str:
-    action = _part(proposal, "action")
-    arguments = ", ".join(f"{key} {_figure(value)}" for key, value in _part(action, "arguments").items())
+    return _words(_part(proposal, "action"))
+
+
+def _words(action: Mapping[str, Any]) -> str:
+    """An action in a few words; what follows a rollback is told by its own line."""
+    given = {key: value for key, value in _part(action, "arguments").items() if key != "then"}
+    arguments = ", ".join(f"{key.replace('_', ' ')} {_figure(value)}" for key, value in given.items())
     steps = f" for {action['steps']} steps" if action.get("steps") else ""
     return f"{str(action.get('name', '?')).replace('_', ' ')} {arguments}".strip() + steps
+
+
+def _checks(proposal: Mapping[str, Any]) -> bool:
+    """Whether it only looks: what was seen is told where it was seen."""
+    return _part(proposal, "action").get("name") == "check"
 
 
 def _name(finding: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import t as student
+from scipy.special import ndtri, stdtr, stdtrit
 
 from dynaxx.errors import BadInput
 from dynaxx.numerics.effective_size import autocorrelation_time
@@ -40,7 +40,7 @@ class Trend:
         Returns:
             The upper bound of the slope.
         """
-        return self.slope + self.error * float(student.ppf(level, self.freedom))
+        return self.slope + self.error * float(stdtrit(self.freedom, level))
 
     def improves(self, by: float, within: float) -> float:
         """P(the line falls by more than `by` within the next `within`), if it goes on straight.
@@ -59,7 +59,7 @@ class Trend:
         """
         if self.error <= 0:
             return float(-self.slope * within > by)
-        return float(student.cdf((-by / within - self.slope) / self.error, self.freedom))
+        return float(stdtr(self.freedom, (-by / within - self.slope) / self.error))
 
 
 def trend(at: Float[np.ndarray, " n"], values: Float[np.ndarray, " n"]) -> Trend:
@@ -128,5 +128,5 @@ def points_to_see(improvement: float, noise: float, correlation: float = 1.0, *,
     """
     if not improvement > 0:
         raise BadInput(f"points_to_see(improvement=...) must be positive. Got {improvement}.")
-    quantile = float(student.ppf(sure, 1e9))
+    quantile = float(ndtri(sure))
     return 2 * correlation * (noise * 2 * quantile / improvement) ** 2

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dynaxx.rescue.scores import LEVEL, MENDED, UNHARMED, hurt, twins, untouched, worse
+from dynaxx.rescue.scores import ENOUGH, LEVEL, MENDED, UNHARMED, hurt, twins, untouched, worse
 from dynaxx.rescue.statistics import Share, sign_flip
 from dynaxx.rescue.training import Ended
 
@@ -41,10 +41,12 @@ class PolicyScore:
 
     Args:
         mended: Runs that end within 5 % of the clean twin and below the untouched one.
-        kinds: Kinds of fault (by net) that end below the untouched twins by the sign-flip test, of those treated.
+        kinds: Kinds of fault (by net) that end below the untouched twins by the sign-flip test, of those treated on
+            enough seeds for it.
         passes: Median passes over the clean twin's.
         harmed: Healthy runs that end worse than 1 % above their untouched twin.
         harm: p of the sign-flip test that acting makes healthy runs worse.
+        drift: Median over the healthy runs of their loss over that of the untouched twin.
         left: Runs that were not mended.
         hurt: Healthy runs that were harmed.
     """
@@ -54,6 +56,7 @@ class PolicyScore:
     passes: float
     harmed: Share
     harm: float
+    drift: float
     left: tuple[Repair, ...]
     hurt: tuple[str, ...]
 
@@ -112,13 +115,14 @@ def policy_score(runs: Sequence[Ended], policy: str) -> PolicyScore:
         if run.case.kind == "healthy" and (key := (run.case.name, run.case.net, run.case.seed)) in treated
     ]
     harmed = [run.case.key for run, twin in pairs if worse(run, twin) > (UNHARMED - 1) * twin.final]
-    tests = [sign_flip(values) <= LEVEL for values in gains.values()]
+    tests = [sign_flip(values) <= LEVEL for values in gains.values() if len(values) >= ENOUGH]
     return PolicyScore(
         mended=Share(hits=sum(each.mended and each.better for each in found), of=len(found)),
         kinds=Share(hits=sum(tests), of=len(tests)),
         passes=float(np.median([each.passes for each in found])) if found else math.nan,
         harmed=Share(hits=len(harmed), of=len(pairs)),
         harm=sign_flip([worse(run, twin) for run, twin in pairs]),
+        drift=float(np.median([run.final / twin.final for run, twin in pairs])) if pairs else math.nan,
         left=tuple(each for each in found if not (each.mended and each.better)),
         hurt=tuple(harmed),
     )

@@ -24,7 +24,15 @@ OBSERVER_HEAD = (
     "observer", "faults detected", "incidents detected", "right cause first", "in the first three",
     "alarms per 10 000 healthy steps", "healthy runs with an alarm", "median delay",
 )  # fmt: skip
-POLICY_HEAD = ("who acts", "repaired", "kinds better than untouched", "passes", "healthy runs harmed", "p of harm")
+POLICY_HEAD = (
+    "who acts",
+    "repaired",
+    "kinds better than untouched",
+    "passes",
+    "healthy runs harmed",
+    "p of harm",
+    "healthy loss",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +70,7 @@ class Report:
     def policy_rows(self) -> list[tuple[str, ...]]:
         """The table of those who act."""
         return [
-            (name, str(s.mended), str(s.kinds), f"{s.passes:.2f}×", str(s.harmed), f"{s.harm:.3f}")
+            (name, str(s.mended), str(s.kinds), f"{s.passes:.2f}×", str(s.harmed), f"{s.harm:.3f}", f"{s.drift:.3f}×")
             for name, s in self.policies.items()
         ]
 
@@ -137,7 +145,7 @@ def report(
 def observe(
     runs: Sequence[Ended], observers: Sequence[str], *, workers: int = 1
 ) -> dict[str, Mapping[str, Observation]]:
-    """What observers say of the logs of runs that nobody acted on.
+    """What observers say of the logs that they are scored on: healthy runs, and those that were hurt, left alone.
 
     Args:
         runs: What became of the cases.
@@ -147,7 +155,12 @@ def observe(
     Returns:
         Observer → observation, by the case's key.
     """
-    logs = [run for run in untouched(runs) if run.status == "finished"]
+    scored = {run.case for run in hurt(runs)}
+    logs = [
+        run
+        for run in untouched(runs)
+        if run.status == "finished" and (run.case.kind == "healthy" or run.case in scored)
+    ]
     folders = [run.folder for run in logs]
     if workers == 1:
         said: Iterator[Mapping[str, Observation]] = map(_look, folders, [observers] * len(folders))

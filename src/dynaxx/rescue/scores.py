@@ -12,9 +12,11 @@ from dynaxx.rescue.statistics import Rate, Share, effect, sign_flip
 from dynaxx.rescue.training import Ended
 
 LEVEL = 0.05
-"""Of the sign-flip test; five seeds can give 0.031."""
+"""Of the sign-flip test."""
+ENOUGH = 5
+"""Matched seeds with which it can be reached: 2⁻⁵ = 0.031."""
 HARMED = 1.05
-"""A run of fewer than five seeds counts as changed where it ends worse by this factor and `MARGIN` nats: what a repair
+"""A run counts as changed where it ends worse by this factor and `MARGIN` nats: what a repair
 may leave (issue 7), and no seed-to-seed noise of a tiny net."""
 MARGIN = 0.02
 SAME = 20
@@ -177,7 +179,7 @@ def hurt(runs: Sequence[Ended]) -> list[Ended]:
         twin, test = clean.get((run.case.net, run.case.seed)), tests.get((run.case.name, run.case.net))
         if run.case.kind == "healthy" or twin is None or test is None:
             continue
-        significant = test.p <= LEVEL or test.seeds < 5
+        significant = test.p <= LEVEL or test.seeds < ENOUGH
         if significant and worse(run, twin) > max(MARGIN, (HARMED - 1) * twin.final):
             found.append(run)
     return found

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from dynaxx.session.instruments import Instruments
@@ -61,13 +62,14 @@ class Calibration:
             navigator=self._steering.as_dict(),
         )
         self._live.reset_overhead()
-        self.test(expected)
+        self.test(expected, diagnosing / bare if bare > 0 and self._steering.navigator is not None else None)
 
-    def test(self, overhead: float) -> None:
+    def test(self, overhead: float, diagnosing: float | None = None) -> None:
         """Say what is seen and what is not.
 
         Args:
             overhead: Share of the step time that measuring and diagnosing take.
+            diagnosing: The part of it that diagnosing takes; None: there is none, or it is not known.
         """
         self.tested = True
         if self._training.rank != 0:
@@ -77,6 +79,8 @@ class Calibration:
             self._print(_NO_STEP)
             return
         report = seen(self._live, self._instruments, overhead)
+        if diagnosing is not None and self._steering.navigator is not None:
+            report = replace(report, diagnosing=diagnosing, interval=self._steering.navigator.interval)
         self._event("self_test", **report.as_dict())
         self._print(str(report))
 

@@ -4,7 +4,6 @@ import statistics
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,35 +20,9 @@ from dynaxx.runlog.recorder import Recorder
 from dynaxx.session.cadence import CALIBRATION, PRICING, SETTLED, SLOWEST, cadences
 from dynaxx.session.forward import ForwardWatch
 from dynaxx.session.hooks import quietly
+from dynaxx.session.instrument import Instrument
 from dynaxx.session.microbatches import Microbatches
 from dynaxx.session.probe_loss import ProbeLoss
-
-
-@dataclass(slots=True)
-class Instrument:
-    """One signal at work.
-
-    Args:
-        name: Its file's name.
-        signal: The signal.
-        state: What its last call returned.
-        cadence: Measured at every so many steps.
-        seconds: Times of its measurements until the calibration.
-        stream: Where its measurements go in the log: one stream per cadence.
-        looks: Whether it looks into the forward.
-        dear: Whether a measurement costs forwards and backwards.
-        spoke: Whether a dear one has measured anything yet.
-    """
-
-    name: str
-    signal: Signal[Any]
-    state: Any
-    cadence: int = 1
-    seconds: list[float] = field(default_factory=list[float])
-    stream: str = "every_1"
-    looks: bool = False
-    dear: bool = False
-    spoke: bool = False
 
 
 class Instruments:

@@ -130,11 +130,7 @@ class Live:
             self._pause_began = time.perf_counter()
 
     def spent(self, seconds: float) -> None:
-        """Time that looking at the run has taken between two steps: it counts as measuring.
-
-        Args:
-            seconds: Of a pause.
-        """
+        """Time that a look at the run took within a pause: it counts as measuring."""
         self._spent += seconds
         self._passed += seconds
 

@@ -185,3 +185,16 @@ def trusted(store: CheckpointStore, findings: Sequence[Finding]) -> list[Checkpo
         if not any(first <= info.step <= last for first, last in bad)
     ]
     return [info for rank, info in sorted(rated, key=lambda pair: pair[0]) if rank < 3]
+
+
+def critical(findings: Sequence[Finding]) -> set[int]:
+    """Steps at which something critical stood.
+
+    Args:
+        findings: What was found.
+
+    Returns:
+        First and last step of each stretch, and steps between them close enough that no checkpoint slips through.
+    """
+    spans = [span for finding in findings if finding.severity == "critical" for span in finding.spans]
+    return {step for first, last in spans for step in (*range(first, last, 10), last)}

@@ -6,11 +6,10 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 
-from dynaxx import catalog
 from dynaxx.actuator import Actuator
 from dynaxx.checkpoints import CheckpointInfo, CheckpointStore
 from dynaxx.core.navigation import Mode
@@ -29,8 +28,6 @@ from dynaxx.session.moments import Due, Moments
 from dynaxx.session.saving import Saving
 from dynaxx.session.steering import Parts, Steering
 from dynaxx.session.training import Training
-
-T = TypeVar("T")
 
 
 class Run:
@@ -239,8 +236,8 @@ class Run:
     ) -> None:
         """Go back to the newest healthy checkpoint, in place, before `run.batches` gives the next batch.
 
-        The log goes on from the checkpoint's step in a new attempt. Under several ranks every one must call it, at the
-        same step. Where no checkpoint will do, the receipt in the log says why, and the run goes on.
+        The log goes on from its step in a new attempt. Under several ranks every one must call it, at the same step.
+        Where no checkpoint will do, the receipt in the log says why, and the run goes on.
 
         Args:
             before: The checkpoint must lie before this step; None: before the present one.
@@ -254,14 +251,12 @@ class Run:
             BadInput: An option is out of range.
             NotApplicable: The loop does not take its batches from `run.batches`.
         """
-        if data not in ("pass", "rewind"):
-            raise BadInput(f"run.rollback(data=...) must be 'pass' or 'rewind'. Got {data!r}.")
-        if before is not None and before < 1:
-            raise BadInput(f"run.rollback(before=...) must be a step, at least 1. Got {before}.")
-        wanted = (("learning_rate", "factor", learning_rate), ("gradient_clip", "max_norm", clip))
-        then = [Action(name=n, arguments={key: value}, reason=reason) for n, key, value in wanted if value is not None]
-        for action in then:
-            catalog.get("actions", action.name)(**action.arguments)  # out of range is said now, not at the next batch
+        wanted = {"learning_rate": ("factor", learning_rate), "gradient_clip": ("max_norm", clip)}
+        then = [
+            Action(name=name, arguments={key: value}, reason=reason)
+            for name, (key, value) in wanted.items()
+            if value is not None
+        ]
         self.steering.ask_rollback(self.step if before is None else before, data, then, reason)
 
     def check(self, name: str, **arguments: Any) -> Mapping[str, Any]:
@@ -321,17 +316,6 @@ class Run:
             return None
         self.flush(fsync=wait)
         return self._saving.save(self.step, state, facts, keep=keep, wait=wait)
-
-    def agreed(self, value: T) -> T:
-        """What the first rank says, on every rank: a collective where there are several.
-
-        Args:
-            value: What this rank says, plain data.
-
-        Returns:
-            What the first one does.
-        """
-        return self._training.from_first(value)
 
     def view(self) -> RunView:
         """The run's log so far, to read."""

@@ -1,17 +1,26 @@
 """Commits a run's checkpoints, at once or in the background, and keeps those that are worth keeping."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from dynaxx.checkpoints import CheckpointInfo, CheckpointStore
 from dynaxx.checkpoints.asynchronous import PendingSave
+from dynaxx.checkpoints.health import PROBATION, settle
+from dynaxx.checkpoints.pruning import prune
+from dynaxx.checkpoints.retention import Last
 from dynaxx.errors import BadInput, NotApplicable, NotSaved
+
+
+YOUNG = 8
+"""Checkpoints that stay at least while none has outlived its probation: any of the last may prove ill."""
 
 
 class Saving:
     """The checkpoints of one run, on the rank that writes.
 
-    A disk that is full or gone costs the checkpoint and a warning, not the training.
+    Where the run is diagnosed, the last two healthy ones stay besides the latest; while there are none, the first and
+    the last few stay, whatever `keep` says. A disk that is full or gone costs the checkpoint and a warning, not the
+    training.
 
     Args:
         store: Where they go.
@@ -23,6 +32,10 @@ class Saving:
         self.store = store
         self.keep = 3
         """How many of the latest stay, as the last save was told."""
+        self.alarms: Callable[[], Collection[int]] | None = None
+        """Steps at which the run was critically ill; None: it is not diagnosed."""
+        self.probation = PROBATION
+        """Steps without an alarm that make a checkpoint healthy."""
         self._event, self._warn = event, warn
         self._pending: list[tuple[PendingSave, dict[str, Any], int]] = []
 
@@ -75,9 +88,19 @@ class Saving:
     def _committed(self, info: CheckpointInfo, facts: Mapping[str, Any], keep: int) -> None:
         self._event("checkpoint", id=info.id, of_step=info.step, **facts)
         try:
+            self._prune(info.step, keep)
+        except OSError as error:
+            self._warn(f"Older checkpoints stay for now: {error}")
+
+    def _prune(self, step: int, keep: int) -> None:
+        if self.alarms is None:
             self.store.prune(keep=keep)
-        except (NotApplicable, NotSaved) as error:
-            self._lost(info.step, error)
+            return
+        settle(self.store, step, self.alarms(), self.probation)
+        if prune(self.store, Last(keep), dry_run=True).refused:
+            self.store.remove(self.store.list()[1 : -max(keep, YOUNG)])
+        else:
+            prune(self.store, Last(keep))
 
     def _lost(self, step: int, error: Exception) -> None:
         self._warn(f"No checkpoint was written at step {step}; training goes on. {error}")

@@ -40,6 +40,8 @@ class Report:
         budget: Share that it may take.
         missing: What is not seen, why, and what to do.
         not_applicable: Signals that cannot speak of this model, with their reasons; in the log, not in the line.
+        diagnosing: Of the overhead, the share that diagnosing the log takes; None where it is not diagnosed.
+        interval: Steps between two diagnoses.
     """
 
     layers: int
@@ -48,10 +50,14 @@ class Report:
     budget: float
     missing: tuple[str, ...]
     not_applicable: dict[str, str]
+    diagnosing: float | None = None
+    interval: int = 0
 
     def __str__(self) -> str:
         over = "" if self.overhead <= self.budget else f", above the budget of {self.budget:.1%}"
         text = f"{self.layers} layers, {self.seen} gradients; overhead {self.overhead:.1%}{over}"
+        if self.diagnosing is not None:
+            text += f", of it {self.diagnosing:.1%} for a diagnosis every {self.interval} steps"
         return "; ".join([text, *(f"missing: {m}" for m in self.missing)])
 
     def as_dict(self) -> dict[str, Any]:

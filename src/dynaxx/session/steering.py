@@ -4,10 +4,11 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from dynaxx import catalog
 from dynaxx.actuator import Actuator
+from dynaxx.checkpoints.health import PROBATION
 from dynaxx.core.chosen import bare_model
 from dynaxx.core.findings import Finding
 from dynaxx.core.navigation import LivePoint, Mode
@@ -23,12 +24,13 @@ from dynaxx.session.instruments import Instruments
 from dynaxx.session.live import Live
 from dynaxx.session.navigator import HOPELESS, STUCK, Navigator, Order, Surroundings
 from dynaxx.session.recent import Recent
-from dynaxx.session.remedies import Remedies
-from dynaxx.session.rollback import Rollback, trusted
+from dynaxx.session.remedies import Remedies, plain
+from dynaxx.session.rollback import Rollback, critical, trusted
 from dynaxx.session.saving import Saving
 from dynaxx.session.training import Training
 from dynaxx.session.trial import HELD, NOTHING, Trials
 
+T = TypeVar("T")
 GUARD = Action(
     name="skip", arguments={"when": "non_finite"}, reason="the first rung: no update that is not finite is ever taken"
 )
@@ -138,6 +140,8 @@ class Steering:
             self.remedies.findings = lambda: self.navigator.findings if self.navigator else ()
             self.remedies.found = self._found
             parts.live.after_step = self._after_step
+            parts.saving.alarms = lambda: critical(self.remedies.findings())
+            parts.saving.probation = min(PROBATION, max(20, (parts.steps or PROBATION * 20) // 20))
         parts.data.between = self._between
 
     def begin(self) -> None:
@@ -174,6 +178,17 @@ class Steering:
         """
         self.recent.add(batch)
         self._parts.instruments.probe_loss.offer(batch)
+
+    def agreed(self, value: T) -> T:
+        """What the first rank says, on every rank: a collective where there are several.
+
+        Args:
+            value: What this rank says, plain data.
+
+        Returns:
+            What the first one does.
+        """
+        return self._parts.training.from_first(value)
 
     def finish(self) -> None:
         """Diagnose a last time, for the log."""
@@ -213,12 +228,18 @@ class Steering:
             reason: Why, in words.
 
         Raises:
+            BadInput: An option is out of range.
             NotApplicable: The loop does not take its batches from the run.
         """
+        if data not in ("pass", "rewind"):
+            raise BadInput(f"run.rollback(data=...) must be 'pass' or 'rewind'. Got {data!r}.")
+        if before < 1:
+            raise BadInput(f"run.rollback(before=...) must be a step, at least 1. Got {before}.")
+        for action in then:
+            catalog.get("actions", action.name)(**action.arguments)  # out of range is said now, not at the next batch
         if not self._parts.data.used:
             raise NotApplicable(f"run.rollback(): {NO_BATCHES}, so there is no moment at which it could go back.")
-        plain = [{"name": a.name, "arguments": dict(a.arguments), "steps": a.steps, "reason": a.reason} for a in then]
-        arguments = {"before": before, "pass_data": data == "pass", "then": plain}
+        arguments = {"before": before, "pass_data": data == "pass", "then": [plain(action) for action in then]}
         self.remedies.ask(Action(name="rollback", arguments=arguments, reason=reason))
 
     def _between(self) -> None:

@@ -234,7 +234,7 @@ class _Plan:
         """Why it is time to save, given the steps and losses of the evaluations; None: it is not."""
         if self.checkpoints is not None:
             return "planned" if self._due(run, "checkpoint", self.checkpoints) else None
-        return run.agreed(self.policy.due(run.step, time.monotonic(), history))  # clocks of ranks differ
+        return run.steering.agreed(self.policy.due(run.step, time.monotonic(), history))  # clocks of ranks differ
 
     def _due(self, run: Run, what: Due, times: int) -> bool:
         own, wanted = max(1, self.steps // OFTEN[what]), max(1, self.steps // times)

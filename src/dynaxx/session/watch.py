@@ -1,19 +1,14 @@
 """`dynaxx.watch`: one line on an unchanged loop."""
 
-import platform
-import sys
-import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from dynaxx import catalog
-from dynaxx._version import __version__
 from dynaxx.actuator import Actuator, RatesInForce
 from dynaxx.checkpoints import CheckpointStore
 from dynaxx.core.navigation import Mode
@@ -25,6 +20,7 @@ from dynaxx.runlog import LogWriter
 from dynaxx.runlog.recorder import Recorder
 from dynaxx.schedules import Rates
 from dynaxx.session.data import Data
+from dynaxx.session.described import manifest
 from dynaxx.session.hooks import Hooks, innermost
 from dynaxx.session.instruments import Instruments
 from dynaxx.session.live import Live
@@ -126,9 +122,9 @@ def watch(
         training.restore(saved)
     writer = None
     if training.rank == 0:
-        manifest = _manifest(model, layout, inner, names, steps, budget, facts)
+        about = manifest(model, layout, inner, scheduler, names, steps, budget, facts)
         start = 0 if saved is None else int(saved["run"]["step"])
-        writer = LogWriter(Path(dir), manifest=manifest, start_step=start, resume=resume)
+        writer = LogWriter(Path(dir), manifest=about, start_step=start, resume=resume)
 
     def warn(message: str) -> None:
         if writer is not None:
@@ -223,44 +219,3 @@ def _names(signals: Sequence[str] | None) -> tuple[str, ...]:
     for name in wanted:
         catalog.get("signals", name)
     return tuple(dict.fromkeys(wanted))
-
-
-def _manifest(
-    model: nn.Module,
-    layout: Layout,
-    optimizer: Optimizer,
-    signals: Sequence[str],
-    steps: int | None,
-    budget: float,
-    facts: Mapping[str, Any] | None,
-) -> dict[str, Any]:
-    groups = [
-        {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in group.items() if k != "params"}
-        for group in optimizer.param_groups
-    ]
-    return {
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]] if sys.argv else [],
-        "steps": steps,
-        "budget": budget,
-        "model": {
-            "class": type(model).__name__,
-            "numel": layout.numel,
-            "device": str(layout.device),
-            "dtype": str(layout.parameters[0].dtype),
-            "layers": [
-                {"name": layer.name, "kind": layer.kind, "numel": layer.numel, "trainable": layer.trainable}
-                for layer in layout.layers
-            ],
-        },
-        "optimizer": {"class": type(optimizer).__name__, "groups": groups},
-        "signals": list(signals),
-        "software": {
-            "dynaxx": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            "threads": torch.get_num_threads(),
-        },
-        "facts": dict(facts or {}),
-    }

@@ -42,13 +42,15 @@ def _change(gradient: np.ndarray) -> np.ndarray:
 
 def _vanishes(gradient: np.ndarray) -> np.ndarray:
     """Below 1e-6, or halved five times in a row."""
-    return np.array([False, *held((_change(gradient) <= 0.5).any(axis=1), 5)]) | (gradient < 1e-6).any(axis=1)
+    return np.array([False, *held(some(lambda change: change <= 0.5)(_change(gradient)), 5)]) | (gradient < 1e-6).any(
+        axis=1
+    )
 
 
 def _explodes(gradient: np.ndarray) -> np.ndarray:
     """Above 1e6 or no number, or doubled five times in a row."""
     large = ((gradient > 1e6) | ~np.isfinite(gradient)).any(axis=1)
-    return np.array([False, *held((_change(gradient) >= 2).any(axis=1), 5)]) | large
+    return np.array([False, *held(some(lambda change: change >= 2)(_change(gradient)), 5)]) | large
 
 
 def _decade(log: Log) -> Read:

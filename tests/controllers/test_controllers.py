@@ -1,0 +1,372 @@
+"""What each controller proposes, and where it keeps still."""
+
+import numpy as np
+import pytest
+
+from dynaxx import catalog
+from dynaxx.core.findings import Cause, Finding, Remedy, Test
+from dynaxx.core.navigation import Decision, Outcome, Promise, Proposal
+from dynaxx.core.records import Action, Axis, Column
+from dynaxx.runlog import Table
+
+CLIP = Action(name="adaptive_clip")
+STEPS = np.arange(1, 401)
+
+
+def ask(name, where, state=None):
+    controller = catalog.get("controllers", name)()
+    return list(controller.decide(controller.init() if state is None else state, where)[1])
+
+
+def table(loss=None, **more):
+    falling = 1 + np.exp(-STEPS / 200) + 0.0002 * np.sin(STEPS * 2.3)
+    series = {"loss": (STEPS, falling if loss is None else loss)}
+    return Table({**series, **{k.replace("__", "."): v for k, v in more.items()}})
+
+
+def constant(value):
+    return STEPS, np.full(len(STEPS), value)
+
+
+def low(nav, **known):
+    found = nav.finding("slow_progress", ("learning_rate_too_low", 0.9), last=400)
+    return nav.situation(400, found, **{"run": table(), **known})
+
+
+def high(nav, **known):
+    found = nav.finding("oscillation", ("learning_rate_too_high", 0.9), last=400)
+    return nav.situation(400, found, **{"run": table(), **known})
+
+
+def done(action, controller, *, kept=True, step=300, finding=None, level=3):
+    promise = Promise(column="loss", below=1.0, steps=20)
+    proposal = Proposal(controller=controller, action=action, finding=finding, promise=promise, level=level)
+    decision = Decision(proposal=proposal, status="taken", why="", step=step)
+    return decision, Outcome(proposal=proposal, step=step, judged=step + 20, kept=kept, measured=1.0, undone=not kept)
+
+
+def rate(factor):
+    return Action(name="learning_rate", arguments={"factor": factor})
+
+
+@pytest.mark.parametrize(
+    ("column", "factor"),
+    [
+        ({}, 3.0),
+        ({"update_ratio__total": constant(1e-5)}, 10.0),  # aims at 1e-3, at most × 10
+        ({"update_ratio__total": constant(2e-4)}, 5.0),
+        ({"update_ratio__total": constant(5e-3)}, 2.0),  # at most to 1e-2
+        ({"update_ratio__total": constant(9e-3)}, None),
+        ({"stability_margin": constant(4.0)}, 2.0),  # half of the margin
+        ({"stability_margin": constant(2.0)}, None),
+        ({"lr": (STEPS, STEPS / 1000)}, None),  # the loop itself is warming up
+    ],
+)
+def test_rate_up_is_bounded_by_what_is_logged(nav, column, factor):
+    found = ask("rate_up", low(nav, run=table(**column)))
+    assert [p.action.arguments["factor"] for p in found] == ([] if factor is None else [factor])
+
+
+def test_rate_up_stops_at_thirty(nav):
+    force = {"learning_rate": rate(15.0)}
+    assert ask("rate_up", low(nav, in_force=force))[0].action.arguments == {"factor": 30.0}
+    assert ask("rate_up", low(nav, in_force={"learning_rate": rate(27.0)})) == []
+
+
+def test_rate_up_promises_what_a_faster_descent_would_show(nav):
+    promise = ask("rate_up", low(nav))[0].promise
+    level, slope = 1 + np.exp(-2), -np.exp(-2) / 200
+    assert level + 2.2 * 20 * slope < promise.below < level + 1.2 * 20 * slope
+    noisy = table(loss=2 - STEPS * 1e-5 + 0.3 * np.sin(STEPS * 2.3))
+    promise = ask("rate_up", low(nav, run=noisy))[0].promise
+    assert promise.below > 2.0  # nothing could be seen: it is only to do no harm
+
+
+def test_rate_up_climbs_on_after_a_kept_promise_and_not_after_a_broken_one(nav):
+    action = rate(3.0)
+    decision, outcome = done(action, "rate_up", step=380)
+    where = {"run": table(), "in_force": {"learning_rate": action}, "decisions": (decision,), "outcomes": (outcome,)}
+    assert ask("rate_up", nav.situation(400, **where))[0].action.arguments == {"factor": 9.0}
+    assert ask("rate_up", nav.situation(390, **{**where, "outcomes": ()})) == []  # still to be judged
+    _, broken = done(action, "rate_up", kept=False, step=380)
+    assert ask("rate_up", nav.situation(400, **{**where, "in_force": {}, "outcomes": (broken,)})) == []
+
+
+def test_late_in_the_run_nothing_is_raised(nav):
+    assert ask("rate_up", low(nav, steps=490)) == []
+    assert len(ask("rate_up", low(nav, steps=510))) == 1
+
+
+def test_rate_down_halves_twice_and_leaves_the_rest_to_the_ladder(nav):
+    [proposal] = ask("rate_down", high(nav))
+    assert proposal.action.arguments == {"factor": 0.5}
+    finding = proposal.finding
+    once, judged = done(rate(0.5), "rate_down", finding=finding)
+    where = {"decisions": (once,), "outcomes": (judged,), "in_force": {"learning_rate": rate(0.5)}}
+    assert ask("rate_down", high(nav, **where))[0].action.arguments == {"factor": 0.25}
+    assert ask("rate_down", high(nav, **{**where, "decisions": (once, once), "outcomes": (judged, judged)})) == []
+    assert ask("rate_down", high(nav, **{**where, "outcomes": ()})) == []  # still to be judged
+
+
+def test_rate_down_leaves_an_annealed_schedule_alone(nav):
+    found = nav.finding("schedule_too_aggressive", ("schedule_too_aggressive", 0.9), last=400)
+    decayed = table(lr=(STEPS, 0.1 * np.exp(-STEPS / 40)))
+    assert ask("rate_down", nav.situation(400, found, run=decayed)) == []
+    rising = table(lr=(STEPS, 0.1 * np.exp(STEPS / 40)))
+    assert len(ask("rate_down", nav.situation(400, found, run=rising))) == 1
+
+
+def test_rate_down_goes_back_up_when_calm_and_only_where_it_could_be_seen_to_help(nav):
+    calm = {"clock": {"updates": 399, "step": 399}, "accused": 360, "factor": 0.1}
+    force = {"learning_rate": rate(0.1)}
+    [proposal] = ask("rate_down", nav.situation(400, run=table(), in_force=force), calm)
+    assert proposal.action.arguments == {"factor": 0.3}
+    assert proposal.finding is None
+    assert ask("rate_down", nav.situation(400, run=table(), in_force={}), calm) == []
+    assert ask("rate_down", nav.situation(400, run=table(), in_force=force), {**calm, "accused": 361}) == []
+    resting = table(loss=1 + 0.05 * np.sin(STEPS * 2.3))
+    assert ask("rate_down", nav.situation(400, run=resting, in_force=force), calm) == []
+    [last] = ask(
+        "rate_down", nav.situation(400, run=table(), in_force={"learning_rate": rate(0.6)}), {**calm, "factor": 0.6}
+    )
+    assert last.action.arguments == {"factor": 1.0}
+
+
+def plateau(nav, cause="flat_valley", **known):
+    found = nav.finding("plateau", (cause, 0.8), onset=250, last=400)
+    evaluations = np.arange(20, 401, 20)
+    resting = 1.2 + 0.01 * np.sin(evaluations * 1.0)
+    run = table(loss=1 + 0.01 * np.sin(STEPS * 2.3), val_loss=(evaluations, resting), **known.pop("columns", {}))
+    return nav.situation(400, found, run=run, **known)
+
+
+@pytest.mark.parametrize(
+    ("columns", "factor"),
+    [({}, 3.0), ({"stability_margin": constant(100.0)}, 5.0), ({"stability_margin": constant(5.0)}, 2.5),
+     ({"stability_margin": constant(3.0)}, None)],
+)  # fmt: skip
+def test_a_kick_is_between_two_and_five_and_leaves_room_to_the_edge(nav, columns, factor):
+    found = ask("kick", plateau(nav, columns=columns))
+    assert [p.action.arguments["factor"] for p in found] == ([] if factor is None else [factor])
+    for proposal in found:
+        assert proposal.action.steps == 20
+        assert proposal.promise.column == "val_loss"
+        assert proposal.promise.below < 1.2
+
+
+def test_a_kick_needs_a_plateau_that_leads_on_and_a_free_rate(nav):
+    assert ask("kick", plateau(nav, "noise_floor")) == []
+    assert ask("kick", plateau(nav, "converged")) == []
+    assert ask("kick", plateau(nav, in_force={"learning_rate": rate(0.5)})) == []
+    assert ask("kick", plateau(nav, columns={"lr": (STEPS, 0.1 * np.exp(-STEPS / 100))})) == []
+    decisions, outcomes = zip(*[done(rate(3.0), "kick") for _ in range(3)], strict=True)
+    assert ask("kick", plateau(nav, decisions=decisions, outcomes=outcomes)) == []
+    still_falling = nav.situation(
+        400,
+        nav.finding("plateau", ("flat_valley", 0.8), last=400),
+        run=table(val_loss=(np.arange(20, 401, 20), 2 - np.arange(20, 401, 20) / 300)),
+    )
+    assert ask("kick", still_falling) == []
+
+
+def test_a_restart_takes_an_annealed_rate_back_up(nav):
+    decayed = {"lr": (STEPS, 0.1 * np.cos(STEPS / 400 * np.pi / 2.5))}
+    [proposal] = ask("restart", plateau(nav, columns=decayed))
+    assert proposal.action.arguments == {"factor": 3.24}  # 1 / cos(72°), from step 1 on
+    assert proposal.action.steps == 300
+    assert ask("restart", plateau(nav, columns=decayed, steps=500)) == []  # a fifth is left: too late
+    assert ask("restart", plateau(nav)) == []
+
+
+def test_layers_are_evened_out_slowly(nav):
+    axis = Axis(name="layer", labels=("a.0", "b", "frozen"), weights=(1.0, 1.0, 5.0))
+    ratios = np.tile([1e-4, 1e-2, 0.0], (40, 1))
+    at = np.arange(361, 401)
+    run = Table(
+        {"loss": table()._series["loss"], "update_ratio": (at, ratios)},
+        columns={"update_ratio": Column(name="update_ratio", axis=axis)},
+    )
+    found = nav.finding("update_mismatch", ("ill_conditioned", 0.8), last=400)
+    [proposal] = ask("layer_balance", nav.situation(400, found, run=run))
+    assert proposal.action.arguments["factors"] == {r"a\.0": 1.5, "b": 0.667}
+    force = {"layer_rates": Action(name="layer_rates", arguments={"factors": {r"a\.0": 2.5, "b": 0.4}})}
+    [proposal] = ask("layer_balance", nav.situation(400, found, run=run, in_force=force))
+    factors = proposal.action.arguments["factors"]
+    assert factors["a\\.0"] / factors["b"] == pytest.approx(9.8, rel=0.01)  # within the bound of 10
+    assert ask("layer_balance", nav.situation(400, run=run)) == []
+
+
+def noisy(nav, noise, cause="batch_too_small", kind="SGD", **known):
+    columns = {"gradient_noise": constant(noise), "effective_batch": constant(32.0)}
+    run = table(**columns)
+    run.manifest["optimizer"] = {"class": kind}
+    return nav.situation(400, nav.finding("noise_dominated", (cause, 0.9), last=400), run=run, **known)
+
+
+def test_batches_are_accumulated_by_the_noise_scale(nav):
+    [proposal] = ask("batch_size", noisy(nav, 400.0))
+    assert proposal.action == Action(
+        name="accumulate", arguments={"batches": 2, "rate": 2.0}, steps=200, reason=proposal.action.reason
+    )
+    assert ask("batch_size", noisy(nav, 400.0, kind="AdamW"))[0].action.arguments == {"batches": 2, "rate": 1.41}
+    assert ask("batch_size", noisy(nav, 40.0)) == []
+    force = {"accumulate": Action(name="accumulate", arguments={"batches": 4, "rate": 4.0})}
+    assert ask("batch_size", noisy(nav, 400.0, in_force=force))[0].action.arguments["batches"] == 8
+    halved = ask("batch_size", noisy(nav, 4.0, "batch_too_large", in_force=force))
+    assert halved[0].action.arguments == {"batches": 2, "rate": 2.0}
+
+
+def test_epsilon(nav):
+    lag = nav.finding("loss_spike", ("preconditioner_lag", 0.9), last=400)
+    [proposal] = ask("epsilon", nav.situation(400, lag, run=table()))
+    assert proposal.action.arguments == {"value": 1e-6}
+    assert ask("epsilon", nav.situation(400, lag, run=table(), in_force={"epsilon": proposal.action})) == []
+    large = nav.finding("epsilon_dominates", ("epsilon_too_large", 0.9), last=400)
+    assert ask("epsilon", nav.situation(400, large, run=table()))[0].action.name == "advice"
+
+
+def spikes(nav, count, *others, **known):
+    found = Finding(
+        code="D6",
+        name="loss_spike",
+        title="spikes",
+        severity="warning",
+        spans=tuple((300 + 20 * i, 302 + 20 * i) for i in range(count)),
+        causes=(Cause(name="hard_batch", confidence=0.8),),
+    )
+    return nav.situation(400, found, *others, run=table(), **known)
+
+
+def test_spikes_that_recur_are_clipped_at_a_quantile(nav):
+    assert ask("clip_spikes", spikes(nav, 3))[0].action.arguments == {"by": "quantile", "quantile": 0.9}
+    assert ask("clip_spikes", spikes(nav, 2)) == []
+    assert ask("clip_spikes", spikes(nav, 3, nav.finding("clipping_always_on", last=400))) == []
+    assert ask("clip_spikes", spikes(nav, 3, in_force={"gradient_clip": Action(name="gradient_clip")})) == []
+
+
+def test_weight_decay_is_a_word(nav):
+    run = table()
+    run.manifest["optimizer"] = {"groups": [{"weight_decay": 0.03}, {"weight_decay": 0.0}]}
+    found = nav.finding("overfitting", ("overfitting", 0.9), last=400)
+    [proposal] = ask("weight_decay", nav.situation(400, found, run=run))
+    assert proposal.action.name == "advice"
+    assert "raise the weight decay to 0.09" in proposal.action.reason
+
+
+def test_a_check_is_asked_for_where_causes_are_close_and_once(nav):
+    def where(first, second, **known):
+        causes = (("hard_batch", first), ("corrupted_batch", second))
+        found = nav.finding("loss_spike", *causes, onset=350, last=400, check="replay_batch")
+        return nav.situation(400, found, run=table(), **known)
+
+    assert ask("escalate", where(0.6, 0.5))[0].action.arguments == {"check": "replay_batch"}
+    assert len(ask("escalate", where(0.4, 0.1))) == 1
+    assert ask("escalate", where(0.8, 0.5)) == []
+    assert ask("escalate", where(0.6, 0.5, last={"replay_batch": {"values": {}, "step": 360}})) == []
+    assert len(ask("escalate", where(0.6, 0.5, last={"replay_batch": {"values": {}, "step": 340}}))) == 1
+
+
+def test_a_trial_is_asked_for_when_the_check_did_not_part_them(nav):
+    def where(other=CLIP, check="replay_batch", **known):
+        cut = Action(name="learning_rate", arguments={"factor": 0.5})
+        causes = (
+            Cause(name="learning_rate_too_high", confidence=0.6, remedies=(Remedy(text="cut", action=cut),)),
+            Cause(name="preconditioner_lag", confidence=0.5, remedies=(Remedy(text="clip", action=other),)),
+        )
+        found = Finding(code="D6", name="loss_spike", title="a spike", severity="warning", spans=((350, 400),),
+                        causes=causes, test=None if check is None else Test(text="", check=check))  # fmt: skip
+        known = {"steps": 4000, "run": table(), **known}
+        return nav.situation(400, found, **known)
+
+    assert ask("trial", where()) == []  # the check comes first
+    after = {"last": {"replay_batch": {"values": {}, "step": 360}}}
+    [proposal] = ask("trial", where(**after, in_force={"learning_rate": rate(0.5)}))
+    arms = proposal.action.arguments["arms"]
+    assert {k: (v[0]["name"], v[0]["arguments"]) for k, v in arms.items()} == {
+        "learning_rate_too_high": ("learning_rate", {"factor": 0.25}),  # a total
+        "preconditioner_lag": ("adaptive_clip", {}),
+    }
+    assert proposal.action.arguments["steps"] == 33  # 3 arms within half of 5 % of 4000
+    assert len(ask("trial", where(check=None))) == 1
+    same = Action(name="learning_rate", arguments={"factor": 0.5})
+    assert ask("trial", where(same, **after)) == []
+    assert ask("trial", where(steps=1000, **after)) == []  # 8 steps an arm are too few
+
+
+def converged(nav, step, run, **known):
+    found = nav.finding("convergence", ("converged", 0.9), severity="note", onset=300, last=step)
+    return nav.situation(step, found, run=run, **known)
+
+
+def resting_log(rate=None, steps=1000):
+    at = np.arange(1, steps + 1)
+    rates = np.full(steps, 0.1) if rate is None else rate(at)
+    return Table({"loss": (at, 1 + 0.01 * np.sin(at * 2.3)), "lr": (at, rates)})
+
+
+def test_the_end_is_advised_then_annealed_then_decided(nav):
+    controller = catalog.get("controllers", "converge")()
+    state, said = controller.init(), []
+    for step in range(400, 520, 10):
+        state, proposals = controller.decide(state, converged(nav, step, resting_log()))
+        said += [(step, p.action.name) for p in proposals]
+    assert said[:2] == [(400, "advice"), (400, "learning_rate")]
+    stops = [step for step, name in said if name == "stop"]
+    assert stops[0] == 450  # 5 % of 1000 later
+    _, proposals = controller.decide(state, converged(nav, 520, resting_log()))
+    assert "480 of 1000 steps (48%) saved" in proposals[-1].action.reason
+
+
+@pytest.mark.parametrize(
+    ("rate", "manifest"),
+    [
+        (lambda at: 0.1 * (1 - at / 1000), {}),  # decaying now
+        (None, {"facts": {"schedule": "wsd:warmup=0.1"}}),  # yet to decay
+        (None, {"scheduler": "CosineAnnealingLR"}),
+    ],
+)
+def test_no_end_while_the_schedule_is_yet_to_lower_the_rate(nav, rate, manifest):
+    run = resting_log(rate)
+    run.manifest.update(manifest)
+    assert ask("converge", converged(nav, 600, run)) == []
+
+
+def test_no_end_while_grokking_or_while_something_is_wrong(nav):
+    grokking = nav.finding("grokking", ("grokking", 0.9), severity="note", last=600)
+    wrong = nav.finding("oscillation", ("learning_rate_too_high", 0.6), last=600)
+    found = nav.finding("convergence", ("converged", 0.9), severity="note", last=600)
+    for other in (grokking, wrong):
+        assert ask("converge", nav.situation(600, found, other, run=resting_log())) == []
+
+
+def test_a_run_that_gains_in_its_last_stretch_goes_on(nav):
+    at = np.arange(1, 1001)
+    run = Table({"loss": (at, np.where(at < 410, 1.0, 0.5) + 0.01 * np.sin(at * 2.3)), "lr": (at, np.full(1000, 0.1))})
+    controller = catalog.get("controllers", "converge")()
+    state = controller.init()
+    for step in range(400, 480, 10):
+        state, proposals = controller.decide(state, converged(nav, step, run))
+        assert all(p.action.name != "stop" for p in proposals)
+    assert state["began"] is None
+    assert state["not_before"] == 650  # a fifth of the run later
+
+
+def memorising(nav, *others, onset=200, step=400, **known):
+    at = np.arange(20, 401, 20)
+    run = table(val_loss=(at, 1 + ((at - 200) / 200) ** 2))
+    found = nav.finding("overtraining", ("overfitting", 0.9), onset=onset, last=step)
+    return nav.situation(step, found, *others, run=run, **known)
+
+
+def test_a_run_that_only_memorises_ends_at_its_best_checkpoint(nav):
+    [proposal] = ask("overtraining", memorising(nav, healthy=(100, 180, 300)))
+    assert proposal.level == 6
+    assert proposal.action.name == "rollback"
+    assert proposal.action.arguments["before"] == 181
+    assert [a["name"] for a in proposal.action.arguments["then"]] == ["stop"]
+    [proposal] = ask("overtraining", memorising(nav))
+    assert proposal.action.name == "stop"
+    assert "1 at step 200" in proposal.action.reason
+    assert ask("overtraining", memorising(nav, onset=310)) == []  # a tenth of the run has not passed
+    grokking = nav.finding("grokking", ("grokking", 0.9), severity="note", last=400)
+    assert ask("overtraining", memorising(nav, grokking)) == []
