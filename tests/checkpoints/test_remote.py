@@ -87,13 +87,13 @@ class FaultyStore(MemoryFileSystem):
         return self._counted("delete", path, lambda: super(FaultyStore, self)._rm(path))
 
     def rm(self, path, recursive=False, maxdepth=None):
-        """One request per object, in no helpful order: the first in the listing first."""
+        """One request per object, in the least helpful order: the manifest, whose name comes first, last."""
         if not recursive:
             return self.rm_file(path)
         found = self.find(path)
         if not found:
             raise FileNotFoundError(path)
-        for each in found:
+        for each in reversed(found):
             self.rm_file(each)
         return None
 

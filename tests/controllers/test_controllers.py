@@ -321,6 +321,7 @@ def test_the_end_is_advised_then_annealed_then_decided(nav):
     ("rate", "manifest"),
     [
         (lambda at: 0.1 * (1 - at / 1000), {}),  # decaying now
+        (lambda at: np.where(at < 300, 0.1, 0.05), {}),  # lowered before, and perhaps again
         (None, {"facts": {"schedule": "wsd:warmup=0.1"}}),  # yet to decay
         (None, {"scheduler": "CosineAnnealingLR"}),
     ],
@@ -329,6 +330,27 @@ def test_no_end_while_the_schedule_is_yet_to_lower_the_rate(nav, rate, manifest)
     run = resting_log(rate)
     run.manifest.update(manifest)
     assert ask("converge", converged(nav, 600, run)) == []
+
+
+def test_no_end_while_the_trend_promises_more_than_a_hundredth(nav):
+    at, evaluations = np.arange(1, 1001), np.arange(20, 1001, 20)
+
+    def falling(slope):
+        series = {
+            "loss": (at, np.ones(1000)),
+            "lr": (at, np.full(1000, 0.1)),
+            "val_loss": (evaluations, 2 - slope * evaluations),
+        }
+        return Table(series)
+
+    assert ask("converge", converged(nav, 600, falling(1e-4))) == []  # 400 steps, 2 % of 1.94
+    assert len(ask("converge", converged(nav, 600, falling(2e-5)))) == 2  # 0.4 %
+    assert len(ask("converge", converged(nav, 960, falling(1e-4)))) == 2
+
+
+def test_a_rate_that_has_decayed_to_nothing_is_no_reason_to_wait(nav):
+    run = resting_log(lambda at: 0.1 * np.maximum(0.001, 1 - at / 500))
+    assert len(ask("converge", converged(nav, 600, run))) == 1  # the advice; there is nothing to anneal
 
 
 def test_no_end_while_grokking_or_while_something_is_wrong(nav):

@@ -266,6 +266,6 @@ def test_healthy_ones_stay_and_critical_ones_are_suspect(tmp_path: Path) -> None
             run.save(keep=1)
             kept[run.step] = [info.step for info in store.list()]
     run.close()
-    assert kept[40] == [10, 20, 40]
-    assert kept[70] == [10, 20, 70]  # 30, 40 and 50 are suspect: an alarm came within 20 steps after them
-    assert kept[100] == [70, 80, 100]
+    assert kept[40] == [10, 20, 30, 40]  # 10 and 20 are healthy, the others on probation
+    assert kept[70] == [10, 20, 60, 70]  # 30, 40 and 50 are suspect: an alarm came within 20 steps after them
+    assert kept[100] == [70, 80, 90, 100]

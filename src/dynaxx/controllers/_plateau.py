@@ -27,6 +27,25 @@ def resting(situation: Situation) -> bool:
     return -now.slope * stretch <= ERRORS * _error(now)
 
 
+def hopeless(situation: Situation, gain: float) -> bool:
+    """Whether the trend, one standard error better than it is, would gain less than a share of the loss by the end.
+
+    Args:
+        situation: Where the run is; without planned steps, a tenth more than so far counts as the end.
+        gain: The share.
+
+    Returns:
+        True where it would; False where more is to be hoped for, or there are too few rows to tell.
+    """
+    found = _level(situation)
+    if found is None or found[1].now == 0:
+        return False
+    _, now, stretch = found
+    left = situation.step // 10 if situation.steps is None else situation.steps - situation.step
+    error = now.noise * math.sqrt(12 / now.values) / stretch  # of a slope through evenly spaced values
+    return (error - now.slope) * left < gain * abs(now.now)
+
+
 def better(situation: Situation, steps: int) -> Promise | None:
     """The validation loss (the training loss, where there is none) falls below its present level by more than noise.
 

@@ -185,8 +185,8 @@ def yet_to_decay(situation: Situation) -> str | None:
         situation: Where the run is.
 
     Returns:
-        The reason; None where the rate is constant and nothing is known that would lower it, or where it has decayed
-        below a hundredth of its peak.
+        The reason; None where the rate has been constant since its warm-up and nothing is known that would lower it,
+        or where it has decayed below a hundredth of its peak.
     """
     plan = planned(situation)
     if plan is None:
@@ -196,6 +196,8 @@ def yet_to_decay(situation: Situation) -> str | None:
     back = max(10, (situation.steps or situation.step) // 10)
     if change(plan, back) < 1 - CHANGE:
         return "the schedule is lowering the learning rate"
+    if (plan.rate / np.maximum.accumulate(plan.rate)).min() < 1 - CHANGE:
+        return "the schedule has lowered the learning rate before, and may again"
     name = schedule(situation)
     if name is not None and situation.steps is not None and situation.step < situation.steps:
         return f"the schedule ({name}) has not lowered the learning rate yet"

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from dynaxx.controllers._clock import started, tick
 from dynaxx.controllers._limits import limits
+from dynaxx.controllers._plateau import hopeless
 from dynaxx.controllers._promise import unharmed
 from dynaxx.controllers._rates import planned, yet_to_decay
 from dynaxx.controllers._reading import LOSS, VALIDATION, column_of, latest, level, round_figure
@@ -22,6 +23,9 @@ GAIN = 0.1
 """Relative gain in the last stretch above which the run was not at its end: ten times the 1 % that a stop may cost."""
 REST = 0.2
 """Share of the planned steps before the end is looked for again after such a gain."""
+COST = 0.01
+"""Relative gain by the planned end that a stop may cost (issue "Diagnosis and the navigator"): while the trend promises
+more, within one standard error, the run goes on."""
 DECAYED = 0.1
 """Rate over its peak below which the schedule has annealed by itself."""
 
@@ -31,7 +35,8 @@ class Converge(Controller[Plain]):
 
     The finding `convergence` counts the signals (V1). The budget is spent at a tenth of the rate, where the schedule
     has not lowered it itself (V2); then the run ends, and the reason says how many steps were saved (V3). Never while
-    something is wrong, grokking is under way, or the schedule is yet to lower the rate: a decaying rate still gains.
+    something is wrong, grokking is under way, the schedule is yet to lower the rate (a decaying rate still gains), or
+    the trend of the validation loss promises more than 1 % by the planned end.
     """
 
     about: ClassVar[str] = "ends a run that has converged"
@@ -47,7 +52,9 @@ class Converge(Controller[Plain]):
         finding = _converged(situation)
         level_now = _level(situation)
         if state["began"] is None:
-            if finding is None or level_now is None or now < state["not_before"] or yet_to_decay(situation) is not None:
+            if finding is None or level_now is None or now < state["not_before"]:
+                return state, ()
+            if yet_to_decay(situation) is not None or not hopeless(situation, COST):
                 return state, ()
             state = {**state, "began": now, "level": level_now}
         budget = max(limits(situation).horizon, round(BUDGET * steps))

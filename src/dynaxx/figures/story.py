@@ -185,6 +185,9 @@ def _act(proposal: Mapping[str, Any]) -> str:
 def _words(action: Mapping[str, Any]) -> str:
     """An action in a few words; what follows a rollback is told by its own line."""
     given = {key: value for key, value in _part(action, "arguments").items() if key != "then"}
+    if action.get("name") == "rollback":
+        data = "passing over the data since" if given.get("pass_data") else "taking the data again"
+        return f"rollback to before step {given.get('before')}, {data}"
     arguments = ", ".join(f"{key.replace('_', ' ')} {_figure(value)}" for key, value in given.items())
     steps = f" for {action['steps']} steps" if action.get("steps") else ""
     return f"{str(action.get('name', '?')).replace('_', ' ')} {arguments}".strip() + steps

@@ -252,12 +252,9 @@ class Run:
             NotApplicable: The loop does not take its batches from `run.batches`.
         """
         wanted = {"learning_rate": ("factor", learning_rate), "gradient_clip": ("max_norm", clip)}
-        then = [
-            Action(name=name, arguments={key: value}, reason=reason)
-            for name, (key, value) in wanted.items()
-            if value is not None
-        ]
-        self.steering.ask_rollback(self.step if before is None else before, data, then, reason)
+        asked = {name: {key: value} for name, (key, value) in wanted.items() if value is not None}
+        then = [Action(name=name, arguments=arguments, reason=reason) for name, arguments in asked.items()]
+        self.steering.ask_rollback(max(1, self.step) if before is None else before, data, then, reason)
 
     def check(self, name: str, **arguments: Any) -> Mapping[str, Any]:
         """Look at the live run between two steps, leaving no trace; what is found goes to the log.

@@ -1,25 +1,41 @@
 """Commits a run's checkpoints, at once or in the background, and keeps those that are worth keeping."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from dynaxx.checkpoints import CheckpointInfo, CheckpointStore
 from dynaxx.checkpoints.asynchronous import PendingSave
-from dynaxx.checkpoints.health import PROBATION, settle
+from dynaxx.checkpoints.health import PROBATION, settle, verdicts
 from dynaxx.checkpoints.pruning import prune
-from dynaxx.checkpoints.retention import Last
+from dynaxx.checkpoints.retention import Last, Policy
 from dynaxx.errors import BadInput, NotApplicable, NotSaved
 
+PORTIONS = 4
+"""Checkpoints on probation that stay besides the latest, evenly apart: without them the latest would push all others
+out before they have outlived it."""
 
-YOUNG = 8
-"""Checkpoints that stay at least while none has outlived its probation: any of the last may prove ill."""
+
+@dataclass(frozen=True)
+class _Growing(Policy):
+    """Those on probation, a portion of it apart, the oldest first: what is kept once is kept until it is judged."""
+
+    probation: int
+    young: frozenset[str]
+
+    def keep(self, infos: Sequence[CheckpointInfo]) -> frozenset[str]:
+        kept: list[CheckpointInfo] = []
+        for info in sorted((i for i in infos if i.id in self.young), key=lambda i: i.step):
+            if not kept or info.step - kept[-1].step >= self.probation / PORTIONS:
+                kept.append(info)
+        return frozenset(info.id for info in kept)
 
 
 class Saving:
     """The checkpoints of one run, on the rank that writes.
 
-    Where the run is diagnosed, the last two healthy ones stay besides the latest; while there are none, the first and
-    the last few stay, whatever `keep` says. A disk that is full or gone costs the checkpoint and a warning, not the
+    Where the run is diagnosed, the last two healthy ones stay besides the latest, and some that may become healthy;
+    while there are no two, the first one does. A disk that is full or gone costs the checkpoint and a warning, not the
     training.
 
     Args:
@@ -97,10 +113,14 @@ class Saving:
             self.store.prune(keep=keep)
             return
         settle(self.store, step, self.alarms(), self.probation)
-        if prune(self.store, Last(keep), dry_run=True).refused:
-            self.store.remove(self.store.list()[1 : -max(keep, YOUNG)])
+        young = frozenset(key for key, said in verdicts(self.store).items() if said.health == "probation")
+        policy = Last(keep) | _Growing(self.probation, young)
+        if prune(self.store, policy, dry_run=True).refused:
+            infos = self.store.list()
+            kept = policy.keep(infos)
+            self.store.remove([info for info in infos[1:] if info.id not in kept])
         else:
-            prune(self.store, Last(keep))
+            prune(self.store, policy)
 
     def _lost(self, step: int, error: Exception) -> None:
         self._warn(f"No checkpoint was written at step {step}; training goes on. {error}")
