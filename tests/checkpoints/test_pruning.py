@@ -81,11 +81,33 @@ def test_a_damaged_one_does_not_count_as_healthy(tmp_path):
     assert steps(place.list()) == [20, 30, 40]
 
 
-@pytest.mark.parametrize("health", ["suspect", "bad", "probation"])
-def test_without_two_healthy_ones_nothing_goes(tmp_path, health):
-    place = filled(tmp_path / "checkpoints", (10, 20, 30), health=health)
-    (extra,) = [info for info in place.list() if info.step == 20]
-    mark(place, extra, "healthy", "")
+@pytest.mark.parametrize(
+    ("others", "kept"),
+    [
+        ("probation", [10, 20, 30, 40]),  # they may prove healthy
+        ("suspect", [20, 40]),  # the healthy one, and the policy's own: what is suspect does not pile up
+        ("bad", [20, 40]),
+    ],
+)
+def test_with_one_healthy_one_the_young_stay_and_the_suspect_go(tmp_path, others, kept):
+    place = filled(tmp_path / "checkpoints", (10, 20, 30, 40), health=others)
+    mark(place, place.find(20), "healthy", "")
+    done = prune(place, policy("last:1"))
+    assert steps(place.list()) == kept
+    assert done.refused == ""
+
+
+def test_with_none_healthy_two_whole_ones_stay(tmp_path):
+    place = filled(tmp_path / "checkpoints", (10, 20, 30, 40), health="suspect")
+    damage(place.find(30))
+    prune(place, policy("last:1"))
+    assert steps(place.list()) == [20, 40]
+
+
+def test_where_fewer_than_two_are_whole_nothing_goes(tmp_path):
+    place = filled(tmp_path / "checkpoints", (10, 20, 30))
+    for step in (10, 30):
+        damage(place.find(step))
     with pytest.warns(DynaxxWarning, match="only 1 of the 3"):
         done = prune(place, policy("last:1"))
     assert steps(place.list()) == [10, 20, 30]

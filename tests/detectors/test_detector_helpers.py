@@ -3,8 +3,10 @@ import pytest
 
 from dynaxx.core.findings import Remedy
 from dynaxx.detectors._blocks import blocks
-from dynaxx.detectors._progress import progress
+from dynaxx.detectors._dynamics import dynamics, lengthened, raised
+from dynaxx.detectors._progress import ceiling, opening, progress
 from dynaxx.detectors._read import Track, checked, optional, track, unbroken
+from dynaxx.detectors._structure import structural
 from dynaxx.detectors._weigh import MOST, Suspect, ranked
 from dynaxx.errors import NotApplicable
 
@@ -72,3 +74,55 @@ def test_progress_counts_what_is_left(rng):
     assert found.chance(0.01, 200.0) > 0.99  # it falls by 0.1 of a level of 1
     assert found.chance(0.2, 200.0) < 0.01
     assert found.odometer(0.05) < found.odometer(0.01)
+
+
+def test_the_beginning_of_a_run_that_explodes_is_its_first_loss():
+    loss = Track(name="loss", steps=np.arange(1, 7), values=np.array([2.3, 5.0, 76.0, 9.0, 1e4, 2e4]))
+    assert (opening(loss), ceiling(loss)) == (2.3, 76.0)
+
+
+def test_a_raised_rate_and_longer_updates_are_seen(make_log):
+    at = np.arange(1, 201)
+    jump = np.where(at < 150, 1.0, 4.0)
+    log = make_log({"lr": (at, jump[:, None], ("g",)), "update_ratio.total": (at[::4], jump[::4])})
+    assert raised(log, 150)
+    assert not raised(log, 100)
+    assert lengthened(log, 158)
+    assert not lengthened(log, 149)  # plain gradient descent: what follows the rise may be the batch's own doing
+    adam = make_log({"update_ratio.total": (at[::4], jump[::4])}, {"optimizer": {"class": "AdamW", "groups": []}})
+    assert lengthened(adam, 149)
+    assert raised(make_log({}), 10) is None
+    assert lengthened(make_log({}), 10) is None
+
+
+def test_figures_of_a_stretch_are_medians_and_a_check_counts(make_log):
+    at = np.arange(1, 101)
+    columns = {"update_ratio.total": np.where(at > 50, 0.2, 0.001), "gradient_agreement": (at[::10], np.full(10, -0.4))}
+    event = {"kind": "check", "step": 90, "name": "directional_curvature", "values": {"curvature": 3.0, "ratio": 1.7}}
+    seen = dynamics(make_log(columns, events=[event]), 51, 100)
+    assert (seen.ratio, seen.agreement, seen.curvature, seen.margin) == (0.2, -0.4, 1.7, None)
+    assert [e.value for e in seen.evidence(51, 100)] == [0.2, -0.4]
+
+
+@pytest.mark.parametrize(
+    ("columns", "cause"),
+    [
+        ({"grad_norm": np.zeros((50, 3))}, "loss_disconnected"),
+        ({"grad_norm": np.tile([0.0, 0.0, 1.0], (50, 1))}, "loss_disconnected"),
+        (
+            {"grad_norm": np.tile([0.0, 0.0, 1.0], (50, 1)), "activations.dead": np.tile([0.0, 1.0], (50, 1))},
+            "dead_units",
+        ),
+        ({"grad_norm": np.tile([1e-6, 1e-3, 1.0], (50, 1))}, "vanishing_gradients"),
+        ({"grad_norm": np.ones((50, 3)), "outputs.normalised": np.ones(50)}, "double_softmax"),
+    ],
+)
+def test_what_the_model_itself_shows(make_log, columns, cause):
+    found = ranked(*structural(make_log(columns)))
+    assert found[0].name == cause
+    assert found[0].confidence > 0.45
+
+
+def test_a_sound_model_is_not_accused(make_log):
+    found = structural(make_log({"grad_norm": np.ones((50, 3)), "activations.dead": np.zeros((50, 2))}))
+    assert max(s.confidence for s in found) < 0.1

@@ -255,7 +255,7 @@ def test_healthy_ones_stay_and_critical_ones_are_suspect(tmp_path: Path) -> None
     model, optimizer, _ = build()
     run = dynaxx.watch(model, optimizer, tmp_path / "run", steps=400, quiet=True, navigate="advise", signals=["lr"])
     ill = Finding(code="D7", name="divergence", title="", severity="critical", spans=((48, 52),))
-    run.steering.remedies.findings = lambda: (ill,)
+    run.steering.remedies.findings = lambda: (ill,) if run.step >= 50 else ()
     store = run._saving.store
     kept = {}
     for (batch,) in [(part,) for part in DATA.split(1)] * 2:

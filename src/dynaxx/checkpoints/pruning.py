@@ -1,15 +1,18 @@
 """Pruning: what a policy does not keep goes to the archive or away, and never the last two healthy ones.
 
 Kept besides what the policy keeps: pinned checkpoints, those that another run branched from, and as many verified
-healthy ones as make two. The order of the work makes a kill at any point harmless: what is archived is committed before
-the full one is removed, a removal takes a checkpoint out of sight whole before anything of it is deleted, and the next
-pruning goes on from what it finds.
+healthy ones as make two; while there are fewer, also those that may yet prove healthy.
+
+The order of the work makes a kill at any point harmless: what is archived is committed before the full one is removed,
+a removal takes a checkpoint out of sight whole before anything of it is deleted, and the next pruning goes on from what
+it finds.
 """
 
 import re
 import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from dynaxx.checkpoints import health
@@ -61,7 +64,6 @@ def prune(store: CheckpointStore | Place, keep: Policy, *, cold: Policy | None =
         What was done.
 
     Raises:
-        NotSaved: An archived one cannot be written; its full one stays.
         OSError: The place cannot be listed.
     """
     place = health.as_place(store)
@@ -73,11 +75,11 @@ def prune(store: CheckpointStore | Place, keep: Policy, *, cold: Policy | None =
     leaving = [info for info in infos if info.id not in wanted]
     refused = ""
     if leaving:
-        floor = _floor(place, infos, wanted)
-        why |= {info.id: "healthy, and one of the last two" for info in floor if info.id not in wanted}
+        whole, floor = _floor(place, infos, wanted)
+        why |= {key: reason for key, reason in floor.items() if key not in wanted}
         leaving = [info for info in leaving if info.id not in why]
-        if leaving and len(floor) < FLOOR:
-            refused = f"only {len(floor)} of the {len(infos)} checkpoints in {place.name} are healthy and verified"
+        if leaving and whole < FLOOR:
+            refused = f"only {whole} of the {len(infos)} checkpoints in {place.name} is as it was written"
             leaving = []
     freezing = {info.id for info in leaving if cold is not None and info.id in chilled}
     expiring = [info for info in old if original(info).id not in chilled]
@@ -140,17 +142,32 @@ def protected(place: Place) -> dict[str, str]:
     return branches | pins
 
 
-def _floor(place: Place, infos: Sequence[CheckpointInfo], wanted: Collection[str]) -> list[CheckpointInfo]:
-    """The healthy ones, verified, that must stay: those that stay anyhow first, then the newest, until it is two."""
-    trusted = health.healthy(infos, health.verdicts(place))
-    trusted.sort(key=lambda info: info.id not in wanted)
-    found: list[CheckpointInfo] = []
-    for info in trusted:
-        if len(found) == FLOOR:
-            break
-        if place.is_sound(info):
-            found.append(info)
-    return found
+def _floor(place: Place, infos: Sequence[CheckpointInfo], wanted: Collection[str]) -> tuple[int, dict[str, str]]:
+    """What must stay so that two healthy ones are verified, or come as near to it as can be.
+
+    Where fewer than two are healthy, those that may yet prove to be stay too; and whole ones count, whatever was said
+    of them, so that what is suspect does not pile up.
+
+    Returns:
+        How many were verified (two suffice), and id → why it must stay.
+    """
+    said = health.verdicts(place)
+    healthy = health.healthy(infos, said)
+    found = _sound(place, sorted(healthy, key=lambda info: info.id not in wanted), FLOOR)
+    why = {info.id: "healthy, and one of the last two" for info in found}
+    if len(found) < FLOOR:
+        young = [info for info in infos if info.id not in said or said[info.id].health == "probation"]
+        why |= {info.id: "it may prove healthy, and fewer than two have" for info in young if info.id not in why}
+        rest = sorted((info for info in reversed(infos) if info not in healthy), key=lambda i: i.id not in wanted)
+        others = _sound(place, rest, FLOOR - len(found))
+        why |= {info.id: "one of the last two that are as they were written" for info in others if info.id not in why}
+        found += others
+    return len(found), why
+
+
+def _sound(place: Place, infos: Sequence[CheckpointInfo], count: int) -> list[CheckpointInfo]:
+    """The first so many that are as they were written; no more are read than it takes."""
+    return list(islice(filter(place.is_sound, infos), count))
 
 
 def _carry_out(

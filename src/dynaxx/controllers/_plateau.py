@@ -75,7 +75,7 @@ def _level(situation: Situation) -> tuple[str, Level, int] | None:
             return None if now is None else (column, now, situation.step - first)
         return None
     column = column_of(situation.run, LOSS)
-    stretch = 2 * limits(situation).horizon
+    stretch = max(2 * limits(situation).horizon, situation.step // 4)
     now = None if column is None else level(situation.run, column, situation.step - stretch, situation.step)
     return None if column is None or now is None else (column, now, stretch)
 

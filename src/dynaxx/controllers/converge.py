@@ -54,10 +54,11 @@ class Converge(Controller[Plain]):
         if state["began"] is None:
             if finding is None or level_now is None or now < state["not_before"]:
                 return state, ()
-            if yet_to_decay(situation) is not None or not hopeless(situation, COST):
+            late = situation.steps is not None and situation.steps - situation.step <= 2 * _budget(situation)
+            if late or yet_to_decay(situation) is not None or not hopeless(situation, COST):
                 return state, ()
             state = {**state, "began": now, "level": level_now}
-        budget = max(limits(situation).horizon, round(BUDGET * steps))
+        budget = _budget(situation)
         if standing(situation) or level_now is None:
             return {**state, "began": None}, ()
         if now - state["began"] < budget:
@@ -66,6 +67,11 @@ class Converge(Controller[Plain]):
         if gain > GAIN or (finding is None and gain <= 0):
             return {**state, "began": None, "not_before": now + round(REST * steps)}, ()
         return state, (_stop(finding, situation, gain, budget),)
+
+
+def _budget(situation: Situation) -> int:
+    """Steps that are spent on gains after the plateau."""
+    return max(limits(situation).horizon, round(BUDGET * limits(situation).steps))
 
 
 def _converged(situation: Situation) -> Finding | None:

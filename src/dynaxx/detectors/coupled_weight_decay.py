@@ -3,13 +3,13 @@
 import numpy as np
 
 from dynaxx.core.findings import Detector, Evidence, Finding, Log, Remedy, Test, Threshold
-from dynaxx.detectors._reading import end_of, groups, layer_facts, matching, rows, suspect, weighed
+from dynaxx.detectors._reading import QUIETLY, end_of, groups, layer_facts, matching, rows, suspect, weighed
 from dynaxx.errors import NotApplicable
 
 SHARE = Threshold(
     value=1.0,
     origin="λ‖θ‖/‖g‖: above 1 the regularisation outweighs the data in the moments; TheDeepChecker alarms at 2",
-    false_alarms="",
+    false_alarms="no alarm in 161 healthy runs of the rescue suite, 64,400 steps, asked every 25",
 )
 COUPLED = ("Adam", "NAdam", "RAdam", "Adamax", "Adagrad", "RMSprop", "Adadelta")
 """Optimizers of torch that add λθ to the gradient before they normalise it, unless told to decouple."""
@@ -25,6 +25,7 @@ class CoupledWeightDecay(Detector):
     title = "L2 coupled into Adam"
     reads = ("grad_norm",)
 
+    @QUIETLY
     def detect(self, run: Log) -> Finding | None:
         """The configuration decides that it is so, the figures whether it matters."""
         optimizer = run.manifest.get("optimizer", {})

@@ -29,7 +29,7 @@ RISE = Threshold(
 SHARE = Threshold(
     value=0.2,
     origin="and by a fifth of what was gained: a loss near zero may rise many times over and lose nothing",
-    false_alarms="rescue logs, see the report of the suite",
+    false_alarms="0 of 65 healthy rescue runs, each asked at eight moments (26 000 steps); seed 0, seen when it was set",
 )
 SUDDEN = 2
 """Blocks: a rise that is all there within so many is a jump, a slower one a drift."""

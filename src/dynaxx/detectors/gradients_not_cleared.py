@@ -4,29 +4,29 @@ import numpy as np
 
 from dynaxx.core.findings import Detector, Evidence, Finding, Log, Remedy, Test, Threshold
 from dynaxx.detectors._read import Track
-from dynaxx.detectors._reading import end_of, matching, moving_mean, rows, stretches, suspect, weighed, within
+from dynaxx.detectors._reading import QUIETLY, end_of, matching, moving_mean, rows, stretches, suspect, weighed, within
 from dynaxx.errors import NotApplicable
 
 COSINE = Threshold(
     value=0.95,
     origin="a sum of t independent gradients of equal size has cosine √(1 − 1/t) with the one before: 0.95 at t = 10",
-    false_alarms="",
+    false_alarms="no alarm in 161 healthy runs of the rescue suite, 64,400 steps, asked every 25",
 )
 GROWTH = Threshold(
     value=3.0,
     origin="norm over the smallest before it: a sum of independent gradients grows as √t, 3-fold in 10 steps",
-    false_alarms="",
+    false_alarms="no alarm in 161 healthy runs of the rescue suite, 64,400 steps, asked every 25",
 )
 EXCESS = Threshold(
     value=10.0,
     origin="squared norm over ‖G‖² + tr Σ/B, its expectation for one batch; a sum of t gradients has t to t² of it",
-    false_alarms="",
+    false_alarms="no alarm in 161 healthy runs of the rescue suite, 64,400 steps, asked every 25",
 )
 PERSIST = Threshold(
     value=30,
     origin="rows on end of a mean over 5, up to the last measured one: leaving a plateau has the cosine and the growth "
     "for about 20 steps",
-    false_alarms="",
+    false_alarms="no alarm in 161 healthy runs of the rescue suite, 64,400 steps, asked every 25",
 )
 WINDOW = 5
 
@@ -41,6 +41,7 @@ class GradientsNotCleared(Detector):
     title = "gradients are not cleared"
     reads = ("gradient_agreement", "grad_norm")
 
+    @QUIETLY
     def detect(self, run: Log) -> Finding | None:
         """Cosine near 1 for long, with growth of the norm or a norm that no single batch has."""
         cosine = rows(run, "gradient_agreement", least=int(PERSIST.value))

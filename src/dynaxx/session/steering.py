@@ -278,8 +278,8 @@ class Steering:
                 warnings.simplefilter("ignore", RuntimeWarning)  # of NumPy, about values that are not finite
                 return call(self.navigator)
         except Exception as error:
-            self._parts.warn(f"The navigator failed and is off from here on; training goes on. {error!r}")
             self.navigator.broken = True
+            self._parts.warn(f"The navigator failed and is off from here on; training goes on. {error!r}")
             return None
 
     def _carry_out(self, order: Order) -> None:
