@@ -20,6 +20,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from rich.console import Console
 from rich.table import Table
 from scipy.signal import lfilter
+from scipy.special import ndtr, stdtrit
 
 from dynaxx.core.records import Column
 from dynaxx.detectors.divergence import Divergence
@@ -50,9 +51,12 @@ NOISE: dict[str, Noise] = {
     "t3 5 %": lambda rng: 2 * np.exp(0.05 * rng.standard_t(3, STEPS)),
     "decay + 2 %": lambda rng: (0.5 + 2 * np.exp(-np.arange(STEPS) / 800)) * np.exp(0.02 * rng.standard_normal(STEPS)),
     "1 % hard ×2": lambda rng: 2 * np.exp(0.02 * rng.standard_normal(STEPS)) * np.where(rng.random(STEPS) < 0.01, 2, 1),
-    "gradient norm": lambda rng: np.exp(0.25 * autoregression(rng, 0.5) + 0.07 * rng.standard_t(3, STEPS)),
+    "gradient norm": lambda rng: np.exp(0.27 * stdtrit(6, ndtr(autoregression(rng, 0.5)))),
 }
-"""Healthy streams; the last is correlated and heavy-tailed as norms of gradients are."""
+"""Healthy streams; the last is correlated and heavy-tailed as norms of gradients are.
+
+Its logarithm has Student's t with 6 degrees of freedom and a correlation of 0.5 from step to step, so that Lightning's
+and OLMo's rules fire as often as on real ones."""
 
 
 def single(factor: float) -> Callable[[Stream, int], Stream]:

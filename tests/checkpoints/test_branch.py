@@ -11,6 +11,7 @@ from dynaxx import catalog, open_run
 from dynaxx.checkpoints import CheckpointStore
 from dynaxx.checkpoints.archive import archive
 from dynaxx.checkpoints.branch import branch
+from dynaxx.checkpoints.health import settle
 from dynaxx.checkpoints.places import LocalPlace
 from dynaxx.checkpoints.policy_words import policy
 from dynaxx.checkpoints.pruning import prune
@@ -73,6 +74,7 @@ def test_the_branch_point_is_the_same_checkpoint_in_both(first, tmp_path):
 
 def test_a_branch_point_stays_while_its_branch_lives(first, tmp_path):
     made = branch(first, tmp_path / "runs" / "second", at=15)
+    settle(LocalPlace(first / "checkpoints"), step=1000)
     done = prune(LocalPlace(first / "checkpoints"), policy("last:2"))
     assert [info.step for info in done.kept] == [15, 25, 30]
     assert "branched from it" in done.why[made.checkpoint]

@@ -216,3 +216,27 @@ def test_a_refusal_is_said_once(nav):
         seen.append(len(given))
     assert seen == [1, 0, 0]
     assert json.loads(json.dumps(state)) == state
+
+
+@pytest.mark.parametrize(("apart", "taken", "why"), [(10, 8, "8 acts were done within 200 updates"),
+                                                     (30, 24, "24 acts were done in this run")])  # fmt: skip
+def test_acts_are_counted_in_a_window_and_in_all(nav, apart, taken, why):
+    state, seen = start(), []
+    for number in range(taken + 1):
+        found = nav.finding(f"x{number}")
+        asked = proposal(f"action{number}", found, steps=1, promise=None)
+        where = nav.situation(300 + apart * number, found, able=frozenset({asked.action.name}), steps=1000)
+        state, decisions = arbitrate(state, [asked], where, "act")
+        seen += [(d.status, d.why) for d in decisions]
+    assert [status for status, _ in seen] == ["taken"] * taken + ["refused"]
+    assert seen[-1][1] == why
+
+
+def test_checks_are_counted(nav):
+    state, seen = start(), []
+    for number in range(13):
+        found = nav.finding(f"x{number}")
+        look = proposal("check", found, controller="escalate", promise=None, level=0, arguments={"check": "a"})
+        state, decisions = arbitrate(state, [look], nav.situation(300 + 30 * number, found), "advise")
+        seen += [d.why for d in decisions if d.status == "refused"]
+    assert seen == ["12 checks were made"]

@@ -4,11 +4,15 @@ import numpy as np
 import pytest
 
 from dynaxx import catalog
+from dynaxx.controllers.layer_balance import balanced
 from dynaxx.core.findings import Cause, Finding, Remedy, Test
 from dynaxx.core.navigation import Decision, Outcome, Promise, Proposal
 from dynaxx.core.records import Action, Axis, Column
 from dynaxx.runlog import Table
 
+STRENGTH_OF_STEP = 0.5 * np.log(100) / 7 + np.log(
+    1.5
+)  # a seventh of the way for the heavy layer, the bound for the light
 CLIP = Action(name="adaptive_clip")
 STEPS = np.arange(1, 401)
 
@@ -88,6 +92,10 @@ def test_rate_up_climbs_on_after_a_kept_promise_and_not_after_a_broken_one(nav):
     where = {"run": table(), "in_force": {"learning_rate": action}, "decisions": (decision,), "outcomes": (outcome,)}
     assert ask("rate_up", nav.situation(400, **where))[0].action.arguments == {"factor": 9.0}
     assert ask("rate_up", nav.situation(390, **{**where, "outcomes": ()})) == []  # still to be judged
+    resting = table(loss=1 + 0.05 * np.sin(STEPS * 2.3))
+    assert ask("rate_up", nav.situation(400, **{**where, "run": resting})) == []  # nothing could be seen
+    tiny = table(loss=1 + 0.05 * np.sin(STEPS * 2.3), update_ratio__total=constant(1e-4))
+    assert ask("rate_up", nav.situation(400, **{**where, "run": tiny}))[0].action.arguments == {"factor": 30.0}
     _, broken = done(action, "rate_up", kept=False, step=380)
     assert ask("rate_up", nav.situation(400, **{**where, "in_force": {}, "outcomes": (broken,)})) == []
 
@@ -126,6 +134,8 @@ def test_rate_down_goes_back_up_when_calm_and_only_where_it_could_be_seen_to_hel
     assert ask("rate_down", nav.situation(400, run=table(), in_force=force), {**calm, "accused": 361}) == []
     resting = table(loss=1 + 0.05 * np.sin(STEPS * 2.3))
     assert ask("rate_down", nav.situation(400, run=resting, in_force=force), calm) == []
+    mild = {**calm, "factor": 0.5}
+    assert len(ask("rate_down", nav.situation(400, run=resting, in_force={"learning_rate": rate(0.5)}), mild)) == 1
     [last] = ask(
         "rate_down", nav.situation(400, run=table(), in_force={"learning_rate": rate(0.6)}), {**calm, "factor": 0.6}
     )
@@ -194,6 +204,14 @@ def test_layers_are_evened_out_slowly(nav):
     factors = proposal.action.arguments["factors"]
     assert factors["a\\.0"] / factors["b"] == pytest.approx(9.8, rel=0.01)  # within the bound of 10
     assert ask("layer_balance", nav.situation(400, run=run)) == []
+
+
+def test_layers_factors_keep_the_rate_of_the_whole_model():
+    weights, present = np.array([6.0, 1.0, 0.0]), np.log([1.1, 0.8, 1.0])
+    found = balanced(present, np.log([1e-4, 1e-2, 1.0]), weights)
+    assert weights @ found == pytest.approx(0, abs=1e-12)
+    assert found[2] == 0
+    assert found[0] - found[1] == pytest.approx(present[0] - present[1] + STRENGTH_OF_STEP, rel=1e-6)
 
 
 def noisy(nav, noise, cause="batch_too_small", kind="SGD", **known):

@@ -142,6 +142,8 @@ def test_every_ladder_ends(nav, cause, anew):
     assert len(backs) == 3
     assert backs == sorted(backs, reverse=True)
     assert len(set(backs)) == 3  # each further back
+    assert levels.count(4) <= 1
+    assert levels.count(3) <= 3
     reason = run.acts[-1][1].reason
     assert "tried: " in reason
     assert "rollback" in reason

@@ -139,7 +139,7 @@ def test_thresholds_say_where_they_come_from(name):
     for key, threshold in thresholds.items():
         assert len(threshold.origin) > 10, key
         assert threshold.false_alarms, key
-        assert np.isfinite(float(threshold)), key
+        assert np.isfinite(threshold.value), key
 
 
 @pytest.mark.parametrize("kind", HEALTHY)

@@ -74,7 +74,7 @@ def test_still_high_and_above_the_start_is_critical(make_log, rng):
 
 def test_a_live_edge_is_no_lasting_spike(make_log, rng):
     loss = stream(rng, 701)
-    loss[700] *= 3
+    loss[700] *= 5
     found = look(make_log({"loss": loss}))
     assert found.severity == "note"
 

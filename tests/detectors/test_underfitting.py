@@ -37,6 +37,16 @@ def test_shrinking_weights_accuse_the_decay(make_log, rng):
 def test_validation_below_training_accuses_the_regularisation(make_log, rng):
     found = Underfitting().detect(make_log(log(rng, 1.8, ratio=0.75), steps=800))
     assert found.causes[0].name == "regularisation_too_strong"
+    assert found.test.check == "eval_train_gap"
+
+
+def test_both_modes_part_regularisation_from_labels(make_log, rng):
+    def first(differs):
+        event = {"kind": "check", "step": 700, "name": "eval_train_gap", "values": {"differs": differs}}
+        return Underfitting().detect(make_log(log(rng, 1.8, ratio=0.75), events=[event], steps=800)).causes[0].name
+
+    assert first(True) == "regularisation_too_strong"
+    assert first(False) == "label_noise"
 
 
 def test_one_batch_parts_capacity_from_noise(make_log, rng):

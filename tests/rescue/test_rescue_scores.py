@@ -14,12 +14,12 @@ def run(alteration, seed, final, *, net="mlp", policy="nothing", span=(1, 100), 
     case = Case(net=net, seed=seed, alteration=alteration, policy=policy)
     return Ended(
         case=case, folder="", status="finished", steps=100, step=100, passes=passes, final=final, span=span,
-        causes=() if alteration is None else causes, repairable=alteration == "rate_too_high",
+        codes=("D6", "D8"), causes=() if alteration is None else causes, repairable=alteration == "rate_too_high",
     )  # fmt: skip
 
 
-def said(*steps, rule="spike", causes=()):
-    return Observation(alarms=tuple(Alarm(step=s, rule=rule) for s in steps), causes=causes, missing={})
+def said(*steps, rule="spike", code="", causes=()):
+    return Observation(alarms=tuple(Alarm(step=s, rule=rule, code=code) for s in steps), causes=causes, missing={})
 
 
 CLEAN = [run(None, seed, 0.1 + 0.01 * seed) for seed in range(5)]
@@ -53,6 +53,14 @@ def test_alarms_count_from_the_planting_on_and_not_where_the_twin_has_them_too()
     assert not judge(spiked, said(57), said(60)).detected
     assert judge(spiked, said(57), said(60, rule="another")).detected
     assert judge(spiked, said(57), said(90)).detected
+
+
+def test_an_apt_detector_is_one_that_may_speak_of_it():
+    faulty = run("rate_too_high", 0, 1.0)
+    assert judge(faulty, said(9, code="D8")).apt
+    assert not judge(faulty, said(9, code="D11")).apt
+    assert observer_score([CLEAN[0], faulty], {faulty.case.key: said(9, code="D11")}).apt.of == 1
+    assert observer_score([CLEAN[0], faulty], {faulty.case.key: said(9)}).apt.of == 0  # rules without codes
 
 
 def test_the_place_of_the_right_cause():

@@ -21,7 +21,7 @@ from dynaxx.checkpoints.pieces import read_tree
 from dynaxx.checkpoints.shardfile import ShardWriter, committed_info, read_into
 from dynaxx.checkpoints.store import CheckpointStore
 from dynaxx.checkpoints.together import Together
-from dynaxx.core.parameters import local
+from dynaxx.core.parameters import is_sharded, local
 from dynaxx.errors import BadInput, DynaxxError, NotSaved
 
 TIMEOUT = 600.0
@@ -52,11 +52,11 @@ class ShardedStore:
     def save(self, step: int, state: Mapping[str, Any], *, facts: Mapping[str, Any] | None = None) -> CheckpointInfo:
         """Commit a checkpoint; it is there when this returns, on every rank.
 
-        DTensors are written shard by shard. What else the state holds is the first rank's.
+        DTensors are written shard by shard. What else the state holds is the first rank's: gather there what differs.
 
         Args:
             step: Completed optimizer steps.
-            state: Of the same structure on every rank; it must not change meanwhile.
+            state: With the same DTensors on every rank; it must not change meanwhile.
             facts: As in `CheckpointStore.save`; the first rank's.
 
         Returns:
@@ -125,6 +125,7 @@ class ShardedStore:
         Raises:
             BadInput: There is no such checkpoint, or a later version of Dynaxx wrote it.
             CorruptData: The one asked for is corrupted, or all are.
+            DynaxxError: A rank is gone or did not answer in time.
         """
         with self._ranks.answering("No checkpoint was loaded", DynaxxError):
             if which is not None:
@@ -158,9 +159,12 @@ class ShardedStore:
         """What this rank is to save; an error waits in it, since the others must hear of it too."""
         asked = _Asked()
         try:
-            asked.set_result(encoded(step, state, facts, self.store.origin, host=host, shards=True))
+            tensors, content = encoded(step, state, facts, self.store.origin, host=host, shards=True)
         except DynaxxError as error:
             asked.set_exception(error)
+        else:
+            own = tensors if self._ranks.rank == 0 else {name: t for name, t in tensors.items() if is_sharded(t)}
+            asked.set_result((own, content))
         return asked
 
     def _commit(self, step: int, asked: "_Asked", parts: Mapping[str, Tensor]) -> CheckpointInfo:
@@ -181,14 +185,14 @@ class ShardedStore:
         return committed_info(done)
 
     def _check_alike(self, step: int, tensors: Mapping[str, Tensor]) -> None:
-        own = {name: (str(tensor.dtype), tuple(tensor.shape)) for name, tensor in tensors.items()}
+        own = {name: (str(t.dtype), tuple(t.shape)) for name, t in tensors.items() if is_sharded(t)}
         first, theirs = self._ranks.first(lambda: (step, own))
         if step != first:
             raise BadInput(f"save(step={step}): rank 0 saves step {first}. All ranks must save the same step.")
         if different := sorted(dict(own.items() ^ theirs.items())):
             raise BadInput(
-                f"save(state=...): {len(different)} tensors are not the same, or of the same shape and dtype, as on "
-                f"rank 0, such as {different[0]!r}. The state must have one structure on all ranks."
+                f"save(state=...): {len(different)} DTensors are not the same, or of the same shape and dtype, as on "
+                f"rank 0, such as {different[0]!r}. All ranks must hold their shards of the same tensors."
             )
 
     def _read(self, name: str, like: Mapping[str, Any]) -> Loaded:

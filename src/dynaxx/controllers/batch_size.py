@@ -8,7 +8,7 @@ from dynaxx.controllers._past import waiting
 from dynaxx.controllers._promise import unharmed
 from dynaxx.controllers._reading import latest, round_figure
 from dynaxx.controllers._suspects import Suspect, accused
-from dynaxx.core.navigation import Controller, Proposal, Situation
+from dynaxx.core.navigation import Controller, Promise, Proposal, Situation
 from dynaxx.core.records import Action
 
 Plain = dict[str, Any]
@@ -67,7 +67,9 @@ class BatchSize(Controller[Plain]):
         return state, (_proposal(suspect, situation, wanted, steps, words, promise),)
 
 
-def _proposal(suspect: Suspect, situation: Situation, batches: int, steps: int, words: str, promise: Any) -> Proposal:
+def _proposal(
+    suspect: Suspect, situation: Situation, batches: int, steps: int, words: str, promise: Promise
+) -> Proposal:
     kind = str((situation.run.manifest.get("optimizer") or {}).get("class", ""))
     rate = round_figure(float(batches) ** (0.5 if kind in ADAM else 1.0))
     reason = f"{suspect.finding.title}: {words}; {batches} batches to an update, the rate × {rate:g}"

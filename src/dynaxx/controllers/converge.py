@@ -11,7 +11,7 @@ from dynaxx.controllers._rates import planned, yet_to_decay
 from dynaxx.controllers._reading import LOSS, VALIDATION, column_of, latest, level, round_figure
 from dynaxx.controllers._suspects import HEALTHY_FINDINGS, standing
 from dynaxx.core.findings import Finding
-from dynaxx.core.navigation import ADVICE, Controller, Proposal, Situation
+from dynaxx.core.navigation import ADVICE, Controller, Promise, Proposal, Situation
 from dynaxx.core.records import Action
 
 Plain = dict[str, Any]
@@ -101,7 +101,7 @@ def _stop(finding: Finding | None, situation: Situation, gain: float, budget: in
     return _proposal(Action(name="stop", reason=reason), finding, level=6)
 
 
-def _proposal(action: Action, finding: Finding | None, promise: Any = None, level: int = 0) -> Proposal:
+def _proposal(action: Action, finding: Finding | None, promise: Promise | None = None, level: int = 0) -> Proposal:
     return Proposal(
         controller="converge", action=action, finding=finding, cause="converged", promise=promise, level=level
     )

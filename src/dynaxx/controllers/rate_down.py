@@ -25,6 +25,9 @@ CALM = 2
 a raise must beat is measured in the second. While raises keep their promise they follow one another."""
 FASTER = 1.25
 """Promised speed after a raise by 3, over the present one: little, as the way back leads to the rate that was meant."""
+MILD = 0.25
+"""Factor from which on a cut was a precaution, two halvings at most: it is taken back when calm, also where the gain
+would be lost in the noise. A deeper one had a reason, and waits until a gain can be seen."""
 LATEST = 0.9
 """Share of the planned steps after which nothing is raised: the tenth that is left hardly shows whether it helped."""
 
@@ -33,8 +36,8 @@ class RateDown(Controller[Plain]):
     """η × ½ while the steps are longer than the curvature allows; back by threes, as long as that makes it faster.
 
     A cut promises that the loss is unharmed. A raise promises that it falls faster: otherwise it is taken back, and
-    tried ever more rarely; where a faster descent could not be seen there is nothing to gain, and nothing is raised.
-    What other controllers have cut is raised likewise.
+    tried ever more rarely. Where a faster descent could not be seen, only a mild cut is taken back, and promises no
+    harm. What other controllers have cut is raised likewise.
     """
 
     about: ClassVar[str] = "halves a learning rate that is too high, and recovers it later"
@@ -93,6 +96,8 @@ def _raise(state: Plain, situation: Situation, bounds: Limits) -> Sequence[Propo
     if state["factor"] >= 1.0 or calm < CALM * bounds.horizon or late or standing(situation):
         return ()
     promise = faster(situation, FASTER)
+    if promise is None and state["factor"] >= MILD:
+        promise = unharmed(situation)
     if promise is None:
         return ()
     factor = round_figure(min(1.0, BACK * state["factor"]))

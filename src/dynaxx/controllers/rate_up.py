@@ -32,7 +32,8 @@ class RateUp(Controller[Plain]):
 
     A raise promises that the loss falls half as fast again, where that could be seen above the noise within one
     horizon; else that it is unharmed. A broken promise is undone. While promises are kept the search goes on, whether
-    the rate is still accused or not: where it ends, the rate is within a factor of three of the fastest.
+    the rate is still accused or not, as long as updates are tiny or the gain can be seen: where it ends, the rate is
+    within a factor of three of the fastest.
     """
 
     about: ClassVar[str] = "raises a learning rate that is too low"
@@ -49,7 +50,7 @@ class RateUp(Controller[Plain]):
             return state, ()
         step, why = _step(situation)
         promise = faster(situation, FASTER)
-        if suspect is not None and promise is None:
+        if promise is None and (suspect is not None or _tiny(situation)):
             promise = unharmed(situation)
         if step < LEAST or promise is None:
             return state, ()
@@ -88,6 +89,12 @@ def _step(situation: Situation) -> tuple[float, str]:
         if bound < step:
             step, why = bound, words
     return step, why
+
+
+def _tiny(situation: Situation) -> bool:
+    """Whether updates are still far smaller than is customary, whatever can be seen of the loss."""
+    ratio = latest(situation.run, "update_ratio.total", situation.step)
+    return ratio is not None and 0 < ratio < USUAL / STEP
 
 
 def _climbing(situation: Situation) -> bool:

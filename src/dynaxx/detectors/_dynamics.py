@@ -20,6 +20,10 @@ SMALL = Threshold(
 )
 AGREE = 0.3
 """Gradients of different batches that point the same way: cosine above it, ten errors of the sketch and more."""
+GROWN = 3.0
+"""Growth of updates before a loss that rose: healthy ones change by less within ten steps."""
+BEYOND = 8.0
+"""Growth of Adam's updates that gradients alone cannot make: (1 − β₁)/√(1 − β₂) = 3.2 at once, about 7 in ten steps."""
 OPPOSE = -0.15
 """Successive gradients that undo each other: ten errors of the sketch below zero."""
 
@@ -167,12 +171,15 @@ def lengthened(run: Log, begin: int) -> bool | None:
     ratios = optional(run, "update_ratio.total")
     if ratios is None:
         return None
-    # Where steps are normalised a strange batch cannot lengthen them, so that those after the rise count as well.
-    end = begin + 16 if adaptive(run) else begin - 1
-    before, now = ratios.between(begin - 80, begin - 13).finite, ratios.between(begin - 10, end).finite
-    if len(before) < 5 or len(now) < 1:
+    before, now = ratios.between(begin - 80, begin - 13).finite, ratios.between(begin - 10, begin - 1).finite
+    after = ratios.between(begin, begin + 16).finite
+    if len(before) < 5 or len(now) + len(after) < 1:
         return None
-    return bool(now.values.max() > 3.0 * np.median(before.values))
+    usual = float(np.median(before.values))
+    if len(now) and now.values.max() > GROWN * usual:
+        return True
+    # Where steps are normalised a strange batch lengthens them by a bounded factor only.
+    return adaptive(run) and len(after) > 0 and bool(after.values.max() > BEYOND * usual)
 
 
 def _median(found: Track) -> float | None:

@@ -13,7 +13,7 @@ SHARE = Threshold(
     false_alarms="no alarm in 95 healthy runs of the rescue suite, 38,000 steps, asked every 25",
 )
 PERSIST = Threshold(
-    value=30,
+    value=30.0,
     origin="rows on end with one and the same top class; sorted data change it",
     false_alarms="no alarm in 95 healthy runs of the rescue suite, 38,000 steps, asked every 25",
 )
@@ -35,10 +35,11 @@ class ClassImbalance(Detector):
         share, index = rows(run, "outputs.top_share", least=int(PERSIST.value)), rows(run, "outputs.top_class")
         if len(share.steps) != len(index.steps):
             raise NotApplicable("the outputs' columns were not measured at the same steps")
-        top = share.values >= SHARE.value
+        top = (share.values >= SHARE.value) & (index.values >= 0) & np.isfinite(index.values)
         if not top.any():
             return None
-        usual = np.bincount(index.values[top].astype(np.int64)).argmax()
+        classes, counts = np.unique(index.values[top].astype(np.int64), return_counts=True)
+        usual = int(classes[counts.argmax()])
         spans = stretches(share.steps, top & (index.values == usual), int(PERSIST.value), end_of(run))
         loss = rows(run, "loss").values[-20:]
         if not spans or not 0 <= np.nanmedian(loss) < 0.75 * begun.chance:

@@ -21,7 +21,7 @@ ALARM = Threshold(
     false_alarms="none in 155 healthy runs of the rescue suite, asked every 25 of 62,000 steps; at 0.5 one alarmed",
 )
 PERSIST = Threshold(
-    value=8,
+    value=8.0,
     origin="rows on end; a unit counts as dead after 8 measured steps without output, so that this is twice the window",
     false_alarms="no alarm in 155 healthy runs of the rescue suite, 62,000 steps, asked every 25; 4 notes",
 )

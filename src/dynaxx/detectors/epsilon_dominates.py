@@ -25,7 +25,7 @@ SHARE = Threshold(
     false_alarms="no alarm in 94 healthy runs of the rescue suite, 37,600 steps, asked every 25",
 )
 PERSIST = Threshold(
-    value=20,
+    value=20.0,
     origin="rows on end of a mean over 10",
     false_alarms="no alarm in 94 healthy runs of the rescue suite, 37,600 steps, asked every 25",
 )

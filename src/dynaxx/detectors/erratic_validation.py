@@ -14,7 +14,7 @@ from dynaxx.numerics.robust_scale import CONSISTENT
 JUMPS = Threshold(
     value=0.3,
     origin="typical change between evaluations of a factor 1.35 in the second half of the run, after its trend",
-    false_alarms="0 of 65 healthy rescue runs, each asked at eight moments (26 000 steps); seed 0, seen when it was set",
+    false_alarms="0 of 65 healthy rescue runs, asked at eight moments each (26 000 steps); seen when it was set",
 )
 ABOVE = Threshold(
     value=4.0,

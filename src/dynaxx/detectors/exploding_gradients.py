@@ -20,7 +20,7 @@ GROWTH = Threshold(
     false_alarms="no alarm in 161 healthy runs of the rescue suite, 64,400 steps, asked every 25",
 )
 PERSIST = Threshold(
-    value=5,
+    value=5.0,
     origin="rows on end; one batch of a heavy-tailed stream reaches the growth for a row, rarely for two",
     false_alarms="no alarm in 161 healthy runs of the rescue suite, 64,400 steps, asked every 25",
 )

@@ -23,7 +23,7 @@ EXCESS = Threshold(
     false_alarms="no alarm in 161 healthy runs of the rescue suite, 64,400 steps, asked every 25",
 )
 PERSIST = Threshold(
-    value=30,
+    value=30.0,
     origin="rows on end of a mean over 5, up to the last measured one: leaving a plateau has the cosine and the growth "
     "for about 20 steps",
     false_alarms="no alarm in 161 healthy runs of the rescue suite, 64,400 steps, asked every 25",

@@ -152,7 +152,7 @@ class LabelNoise(Detector):
             suspect(
                 "regularisation_too_strong",
                 0.4,
-                0.5 if doubt > UNSURE.value + 0.3 else 1.0,
+                0.2 if doubt > UNSURE.value + 0.3 else 1.0,
                 why="label smoothing or dropout in training alone make doubt, too",
             ),
         )
@@ -205,7 +205,7 @@ def _gain(loss: np.ndarray) -> float:
 
 def _at_full_rate(run: Log) -> int:
     """Steps with at least half of the highest rate; all where rates are not logged."""
-    if "lr" not in run.columns:
+    if "lr" not in run.columns or len(run["lr"].steps) == 0:
         return len(run["loss"].steps)
     values = np.asarray(run["lr"].values, dtype=np.float64)
     highest = values.max(axis=1) if values.ndim == 2 else values

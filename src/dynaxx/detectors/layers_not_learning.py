@@ -24,12 +24,12 @@ from dynaxx.detectors._weigh import Suspect
 from dynaxx.errors import NotApplicable
 
 PERSIST = Threshold(
-    value=5,
+    value=5.0,
     origin="rows on end with an update of exactly zero while other layers move; chance gives no exact zero",
     false_alarms="no alarm in 161 healthy runs of the rescue suite, 64,400 steps, asked every 25",
 )
 GRADIENT_PERSIST = Threshold(
-    value=20,
+    value=20.0,
     origin="steps on end with a gradient of exactly zero: sparse experts and embeddings rest for a few",
     false_alarms="no alarm in 161 healthy runs of the rescue suite, 64,400 steps, asked every 25",
 )

@@ -13,7 +13,7 @@ from dynaxx.errors import NotApplicable
 MATTERS = Threshold(
     value=0.1,
     origin="a lasting rise is an alarm where it takes back a tenth of what the run has gained",
-    false_alarms="0 of 65 healthy rescue runs, each asked at eight moments (26 000 steps); seed 0, seen when it was set",
+    false_alarms="0 of 65 healthy rescue runs, asked at eight moments each (26 000 steps); seen when it was set",
 )
 AGAIN = Threshold(
     value=3.0,
@@ -148,7 +148,8 @@ def _causes(run: Log, loss: Track, spike: Spike, found: list[Spike]):  # noqa: A
     lifted, longer = raised(run, first), lengthened(run, first)
     for by_data in (hard, corrupt):
         by_data.weigh(lifted or longer, 0.2, "")
-    rate.weigh(longer or lifted, 5, "updates had grown before the loss rose", against=0.8)
+    rate.weigh(longer or lifted, 5, "updates had grown before the loss rose", against=0.5)
+    corrupt.weigh(None if longer is None else not (longer or lifted), 1.5, "updates were no longer than before")
     plan = Suspect(
         "schedule_too_aggressive", 0.06, (roll_back(first, why, pass_data=False), scale_rate(0.3, None, why))
     )

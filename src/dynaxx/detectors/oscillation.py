@@ -16,7 +16,7 @@ POINTS = Threshold(
     value=3.0,
     origin="sum of the weights in `_signs`: two strong signs, or one with two weak ones; none of them alone parts "
     "healthy runs from sick ones",
-    false_alarms="0 of 65 healthy rescue runs, each asked at eight moments (26 000 steps); seed 0, seen when it was set",
+    false_alarms="0 of 65 healthy rescue runs, asked at eight moments each (26 000 steps); seen when it was set",
 )
 STUCK = Threshold(
     value=0.5,

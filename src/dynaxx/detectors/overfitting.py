@@ -13,7 +13,7 @@ from dynaxx.numerics.two_sample import rank_shift
 RISE = Threshold(
     value=0.1,
     origin="validation loss above its best by a tenth, as training-doctor and SageMaker have it of one evaluation",
-    false_alarms="0 of 65 healthy rescue runs, each asked at eight moments (26 000 steps); seed 0, seen when it was set",
+    false_alarms="0 of 65 healthy rescue runs, asked at eight moments each (26 000 steps); seen when it was set",
 )
 SURE = Threshold(
     value=4.0,

@@ -12,7 +12,7 @@ from dynaxx.errors import NotApplicable
 RISE = Threshold(
     value=0.05,
     origin="validation loss above its best by 5 %, half of what overfitting alone needs: other signs stand beside it",
-    false_alarms="0 of 65 healthy rescue runs, each asked at eight moments (26 000 steps); seed 0, seen when it was set",
+    false_alarms="0 of 65 healthy rescue runs, asked at eight moments each (26 000 steps); seen when it was set",
 )
 SURE = Threshold(value=3.0, origin="and by three standard deviations of one evaluation", false_alarms="with RISE")
 SHARPER = Threshold(

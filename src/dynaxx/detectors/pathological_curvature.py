@@ -15,7 +15,7 @@ DIP = Threshold(
     false_alarms="no alarm in 31 healthy runs of the rescue suite, 12,400 steps, asked every 25",
 )
 PERSIST = Threshold(
-    value=30,
+    value=30.0,
     origin="rows on end of a mean over 10",
     false_alarms="no alarm in 31 healthy runs of the rescue suite, 12,400 steps, asked every 25",
 )

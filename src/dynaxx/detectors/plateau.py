@@ -19,7 +19,7 @@ GAINED = Threshold(
     value=0.06,
     origin="an alarm only where the whole run has gained less than this share of its first loss: the loss of a "
     "classifier that learns nothing wanders by 1 to 2 %, and marginal frequencies alone are worth 5 %",
-    false_alarms="0 of 65 healthy rescue runs, each asked at eight moments (26 000 steps); seed 0, seen when it was set",
+    false_alarms="0 of 65 healthy rescue runs, asked at eight moments each (26 000 steps); seen when it was set",
 )
 STEPS = Threshold(
     value=150.0,

@@ -15,7 +15,7 @@ SHARE = Threshold(
     false_alarms="no alarm in 41 healthy runs of the rescue suite, 16,400 steps, asked every 25",
 )
 PERSIST = Threshold(
-    value=20,
+    value=20.0,
     origin="rows on end of a mean over 10, as TheDeepChecker's buffer of 10 batches",
     false_alarms="no alarm in 41 healthy runs of the rescue suite, 16,400 steps, asked every 25",
 )

@@ -15,7 +15,7 @@ SPENT = Threshold(
     value=0.02,
     origin="a rate below this share of its peak moves the weights no more: cosine schedules end below it for the last "
     "9 % of their steps",
-    false_alarms="0 of 65 healthy rescue runs, each asked at eight moments (26 000 steps); seed 0, seen when it was set",
+    false_alarms="0 of 65 healthy rescue runs, asked at eight moments each (26 000 steps); seen when it was set",
 )
 IDLE = Threshold(
     value=0.3,

@@ -16,7 +16,7 @@ from dynaxx.errors import NotApplicable
 POINTS = Threshold(
     value=4.5,
     origin="sum of the weights in `_signs`: one strong sign and two weak ones at least",
-    false_alarms="0 of 65 healthy rescue runs, each asked at eight moments (26 000 steps); seed 0, seen when it was set",
+    false_alarms="0 of 65 healthy rescue runs, asked at eight moments each (26 000 steps); seen when it was set",
 )
 GAINED = Threshold(
     value=0.5,

@@ -16,7 +16,7 @@ BELOW = Threshold(
     value=0.6,
     origin="validation loss over training loss over the last third: regularisation that costs half of the training "
     "loss is strong; dropout 0.1 to 0.3 costs 5 to 25 %",
-    false_alarms="0 of 65 healthy rescue runs, each asked at eight moments (26 000 steps); seed 0, seen when it was set",
+    false_alarms="0 of 65 healthy rescue runs, asked at eight moments each (26 000 steps); seen when it was set",
 )
 HIGH = Threshold(
     value=0.25,

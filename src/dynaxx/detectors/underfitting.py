@@ -15,7 +15,7 @@ GAINED = Threshold(
     value=0.35,
     origin="share of the first loss that is gained at most; classifiers and language models of the rescue suite gain "
     "0.6 and more",
-    false_alarms="0 of 65 healthy rescue runs asked at eight moments each; what cannot be learned looks alike, so that it is an alarm "
+    false_alarms="0 of 65 healthy rescue runs; what cannot be learned looks alike, so that it is an alarm "
     "only with a second sign",
 )
 CLOSE = Threshold(
@@ -29,6 +29,8 @@ SHRUNK = Threshold(
     "nets of the rescue suite grow",
     false_alarms="with GAINED",
 )
+BELOW = 0.85
+"""Validation over training loss: what training has beside the data, or its labels, holds the training loss up."""
 DISTURBED = 0.8
 """Best validation over the present one below which the run is worse than it was: no lack of capacity."""
 FLAT = 0.03
@@ -77,10 +79,15 @@ class Underfitting(Detector):
             against=0.3,
         )
         weights.weigh(decay >= 0.2, 2, f"weight decay {decay:g}", against=0.6)
+        below, costs = ratio < BELOW, checked(run, "eval_train_gap").get("differs")
+        said = f"validation loss is {ratio:.2f} of the training loss"
         strong = Suspect("regularisation_too_strong", 0.2, (advice("Lower dropout, augmentation or label smoothing."),))
-        strong.weigh(ratio < 0.85, 6, f"validation loss is {ratio:.2f} of the training loss", against=0.5)
+        strong.weigh(below, 6, said, against=0.5)
+        strong.weigh(costs, 5, "one batch costs more in training mode", against=0.15)
         noisy = Suspect("label_noise", 0.2, (advice("Look at examples that never fit."),))
+        noisy.weigh(below, 4, said)
         noisy.weigh(fits, 2, "one batch alone can be fitted")
+        noisy.weigh(None if costs is None else not costs, 2, "one batch costs the same in both modes", against=0.3)
         low = Suspect("learning_rate_too_low", 0.15, (scale_rate(3.0, None, why),))
         low.weigh(
             None if seen.agreement is None else seen.agreement > 0.3,
@@ -114,6 +121,11 @@ class Underfitting(Detector):
             ),
             causes=causes,
             test=Test(
+                text="Compute the loss of one batch in both modes: unlike, it is the regularisation; alike, the labels.",
+                check="eval_train_gap",
+            )
+            if below and costs is None
+            else Test(
                 text="Train a copy on one batch: if it fits, the model can, and the data or the regularisation hold it "
                 "back; if not, capacity or the rate does.",
                 check="overfit_one_batch",

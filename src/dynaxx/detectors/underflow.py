@@ -24,7 +24,7 @@ SHARE = Threshold(
     false_alarms="no alarm in 161 healthy runs of the rescue suite, 64,400 steps, asked every 25",
 )
 PERSIST = Threshold(
-    value=20,
+    value=20.0,
     origin="rows on end of a mean over 10",
     false_alarms="no alarm in 161 healthy runs of the rescue suite, 64,400 steps, asked every 25",
 )

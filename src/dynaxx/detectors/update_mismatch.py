@@ -16,7 +16,7 @@ APART = Threshold(
     false_alarms="no alarm in 132 healthy runs of the rescue suite, 52,800 steps, asked every 25",
 )
 PERSIST = Threshold(
-    value=30,
+    value=30.0,
     origin="rows on end of a mean over 10: three windows that share no row",
     false_alarms="no alarm in 132 healthy runs of the rescue suite, 52,800 steps, asked every 25",
 )

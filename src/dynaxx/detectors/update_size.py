@@ -33,7 +33,7 @@ SMALL = Threshold(
     false_alarms="no alarm in 161 healthy runs of the rescue suite, 64,400 steps, asked every 25",
 )
 PERSIST = Threshold(
-    value=10,
+    value=10.0,
     origin="rows on end of a mean over 10: two windows that share no row",
     false_alarms="no alarm in 161 healthy runs of the rescue suite, 64,400 steps, asked every 25",
 )
@@ -112,7 +112,7 @@ def _level(run: Log, ratio: Track) -> np.ndarray:
 
 def _full_rate(run: Log, steps: np.ndarray) -> np.ndarray:
     """Which steps have at least half of the largest rate so far; all where rates are not logged."""
-    if "lr" not in run.columns:
+    if "lr" not in run.columns or len(run["lr"].steps) == 0:
         return np.ones(len(steps), dtype=bool)
     lr = rows(run, "lr")
     highest = np.nanmax(lr.values, axis=1)

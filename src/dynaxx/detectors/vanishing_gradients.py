@@ -13,7 +13,7 @@ DROP = Threshold(
     false_alarms="no alarm in 132 healthy runs of the rescue suite, 52,800 steps, asked every 25",
 )
 PERSIST = Threshold(
-    value=20,
+    value=20.0,
     origin="rows on end; TheDeepChecker averages over 10, so that two windows agree without sharing a row",
     false_alarms="no alarm in 132 healthy runs of the rescue suite, 52,800 steps, asked every 25",
 )

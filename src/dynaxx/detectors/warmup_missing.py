@@ -14,7 +14,7 @@ SHORT = Threshold(
     value=0.01,
     origin="share of the planned steps within which a rate that starts at full size reaches half its peak: usual "
     "warm-ups take 1 to 10 % (tuning playbook, 2023)",
-    false_alarms="0 of 65 healthy rescue runs, each asked at eight moments (26 000 steps); seed 0, seen when it was set",
+    false_alarms="0 of 65 healthy rescue runs, asked at eight moments each (26 000 steps); seen when it was set",
 )
 THROWN = Threshold(
     value=1.3,

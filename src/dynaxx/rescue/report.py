@@ -21,9 +21,16 @@ from dynaxx.rescue.training import Ended
 from dynaxx.runlog import open_run
 
 OBSERVER_HEAD = (
-    "observer", "faults detected", "incidents detected", "right cause first", "in the first three",
-    "alarms per 10 000 healthy steps", "healthy runs with an alarm", "median delay",
-)  # fmt: skip
+    "observer",
+    "faults detected",
+    "incidents detected",
+    "by an apt detector",
+    "right cause first",
+    "in the first three",
+    "alarms per 10 000 healthy steps",
+    "healthy runs with an alarm",
+    "median delay",
+)
 POLICY_HEAD = (
     "who acts",
     "repaired",
@@ -63,7 +70,7 @@ class Report:
     def observer_rows(self) -> list[tuple[str, ...]]:
         """The table of the observers."""
         return [
-            (name, *map(str, (s.faults, s.incidents, s.first, s.three, s.alarms, s.healthy)), _number(s.delay))
+            (name, *map(str, (s.faults, s.incidents, s.apt, s.first, s.three, s.alarms, s.healthy)), _number(s.delay))
             for name, s in self.observers.items()
         ]
 

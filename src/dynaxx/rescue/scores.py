@@ -56,7 +56,8 @@ class Detection:
         net: Where.
         incident: Whether it passes.
         detected: An alarm rose from the planting on.
-        delay: Steps from the planting to that alarm; NaN without one.
+        apt: One of these alarms is of a detector that may speak of what was planted.
+        delay: Steps from the planting to the first of them; NaN without one.
         place: Place of the first right cause, from 1; 0 where none of those named is right.
         named: The causes that it named, at most three.
     """
@@ -66,6 +67,7 @@ class Detection:
     net: str
     incident: bool
     detected: bool
+    apt: bool
     delay: float
     place: int
     named: tuple[str, ...]
@@ -78,6 +80,7 @@ class ObserverScore:
     Args:
         faults: Detected, of the lasting faults that change the outcome.
         incidents: Detected, of the incidents that do.
+        apt: Detected by a detector that may speak of it, of both; nothing where detectors have no codes.
         first: Right cause first, of all of both.
         three: Right cause among the first three.
         alarms: On healthy steps.
@@ -90,6 +93,7 @@ class ObserverScore:
 
     faults: Share
     incidents: Share
+    apt: Share
     first: Share
     three: Share
     alarms: Rate
@@ -202,7 +206,7 @@ def judge(run: Ended, seen: Observation, clean: Observation | None = None) -> De
     first = 0 if run.span[0] <= 1 else run.span[0]
     usual = [] if clean is None else [(alarm.rule, alarm.step) for alarm in clean.alarms]
     after = [
-        alarm.step
+        alarm
         for alarm in seen.alarms
         if alarm.step >= first
         and not any(rule == alarm.rule and abs(step - alarm.step) <= SAME for rule, step in usual)
@@ -214,7 +218,8 @@ def judge(run: Ended, seen: Observation, clean: Observation | None = None) -> De
         net=run.case.net,
         incident=run.case.kind == "incident",
         detected=bool(after),
-        delay=float(after[0] - first) if after else math.nan,
+        apt=any(alarm.code in run.codes for alarm in after),
+        delay=float(after[0].step - first) if after else math.nan,
         place=right[0] if right else 0,
         named=seen.causes[:3],
     )
@@ -237,6 +242,7 @@ def observer_score(runs: Sequence[Ended], seen: Mapping[str, Observation]) -> Ob
         if run.case.key in seen
     ]
     speaks = any(each.causes for each in seen.values())  # who never names a cause is not judged by causes
+    coded = any(alarm.code for each in seen.values() for alarm in each.alarms)
     healthy = [run for run in untouched(runs) if run.case.kind == "healthy" and run.case.key in seen]
     alarms = [(run, alarm) for run in healthy for alarm in seen[run.case.key].alarms]
     rules: dict[str, set[str]] = defaultdict(set)
@@ -247,6 +253,7 @@ def observer_score(runs: Sequence[Ended], seen: Mapping[str, Observation]) -> Ob
     return ObserverScore(
         faults=_share([d.detected for d in found if not d.incident]),
         incidents=_share([d.detected for d in found if d.incident]),
+        apt=_share([d.apt for d in found if coded]),
         first=_share([d.place == 1 for d in found if speaks]),
         three=_share([1 <= d.place <= 3 for d in found if speaks]),
         alarms=Rate(events=len(alarms), steps=sum(run.step for run in healthy)),

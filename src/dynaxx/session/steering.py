@@ -89,8 +89,6 @@ class Steering:
     """
 
     def __init__(self, mode: Mode, parts: Parts, save: Callable[..., Any]) -> None:
-        if mode not in ("off", "advise", "act"):
-            raise BadInput(f"watch(navigate=...) must be 'off', 'advise' or 'act'. Got {mode!r}.")
         self.mode: Mode = mode
         self.accumulates = False
         """Whether the loop asks how many batches to take to an update."""

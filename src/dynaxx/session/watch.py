@@ -103,6 +103,8 @@ def watch(
         raise BadInput(f"watch(budget=...) must be a share of the step time between 0 and 1. Got {budget}.")
     if steps is not None and steps < 1:
         raise BadInput(f"watch(steps=...) must be at least 1, or None where it is unknown. Got {steps}.")
+    if navigate not in ("off", "advise", "act"):
+        raise BadInput(f"watch(navigate=...) must be 'off', 'advise' or 'act'. Got {navigate!r}.")
     if loss is not None and not callable(loss):
         raise BadInput(f"watch(loss=...) must be a function of model and batch. Got {type(loss).__name__}.")
     if probe_batch is not None and loss is None:

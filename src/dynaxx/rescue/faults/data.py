@@ -86,7 +86,7 @@ class UnscaledInputs(Fault):
     """All inputs are larger by a factor, and shifted: nobody normalised them."""
 
     name = "unscaled_inputs"
-    codes = ("D18", "D19", "D2", "D6", "D7", "D8", "D31", "D3", "D12", "D10", "D35")
+    codes = ("D18", "D19", "D2", "D6", "D7", "D8", "D31", "D3", "D37", "D12", "D10")
     causes = ("inputs_not_normalised", "initialisation_too_large")
 
     def __init__(self, random: Random) -> None:

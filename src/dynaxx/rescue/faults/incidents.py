@@ -114,7 +114,7 @@ class RateBump(Incident):
     """The learning rate is ten to a hundred times too high for twenty steps."""
 
     name = "rate_bump"
-    codes = ("D6", "D13", "D8", "D7", "D5", "D2", "D21")
+    codes = ("D6", "D13", "D8", "D7", "D5", "D2", "D21", "D37")
     causes = ("learning_rate_too_high", "schedule_too_aggressive")
     repairable = True
     lasting: ClassVar[int] = 20

@@ -33,7 +33,7 @@ class RateTooHigh(Fault):
     """The learning rate is 3 to 300 times too high."""
 
     name = "rate_too_high"
-    codes = ("D8", "D7", "D5", "D6", "D2", "D3", "D12", "D10", "D31", "D30", "D23", "D4", "D29")
+    codes = ("D8", "D7", "D5", "D6", "D2", "D3", "D12", "D10", "D31", "D30", "D23", "D4", "D29", "D37")
     causes = ("learning_rate_too_high",)
     repairable = True
 
@@ -49,7 +49,7 @@ class RateTooLow(Fault):
     """The learning rate is 10 to 10 000 times too low."""
 
     name = "rate_too_low"
-    codes = ("D9", "D12", "D10")
+    codes = ("D9", "D12", "D10", "D37")
     causes = ("learning_rate_too_low",)
     repairable = True
 
@@ -65,7 +65,7 @@ class MomentumTooHigh(Fault):
     """The momentum is so high that the weights overshoot."""
 
     name = "momentum_too_high"
-    codes = ("D8", "D7", "D5", "D6", "D10", "D12", "D9", "D30")
+    codes = ("D8", "D7", "D5", "D6", "D10", "D12", "D9", "D30", "D37")
     causes = ("momentum_too_high", "learning_rate_too_high")
     repairable = True
 
@@ -88,7 +88,7 @@ class EpsilonTooLarge(Fault):
     """Adam's ε outweighs its second moments."""
 
     name = "epsilon_too_large"
-    codes = ("D17", "D9", "D12", "D10")
+    codes = ("D17", "D9", "D12", "D10", "D37")
     causes = ("epsilon_too_large", "learning_rate_too_low")
     repairable = True
 
@@ -137,7 +137,7 @@ class NoWarmup(_Shaped):
     """A rate that needs a warm-up is taken in full from the first step."""
 
     name = "no_warmup"
-    codes = ("D31", "D6", "D7", "D8", "D5", "D2", "D3", "D12", "D10")
+    codes = ("D31", "D6", "D7", "D8", "D5", "D2", "D3", "D12", "D10", "D37")
     causes = ("warmup_missing", "learning_rate_too_high")
     repairable = True
 
@@ -158,7 +158,7 @@ class DecaysTooEarly(_Shaped):
     """The schedule is at its end long before the run is."""
 
     name = "decays_too_early"
-    codes = ("D13", "D9", "D10", "D12")
+    codes = ("D13", "D9", "D10", "D12", "D37")
     causes = ("schedule_too_aggressive", "learning_rate_too_low")
     repairable = True
 
@@ -178,7 +178,7 @@ class RestartTooAggressive(_Shaped):
     """The rate is thrown up by a factor in the middle of the run, and stays."""
 
     name = "restart_too_aggressive"
-    codes = ("D13", "D6", "D7", "D8", "D5", "D2", "D10", "D30", "D21")
+    codes = ("D13", "D6", "D7", "D8", "D5", "D2", "D10", "D30", "D21", "D37")
     causes = ("schedule_too_aggressive", "learning_rate_too_high")
     repairable = True
 

@@ -32,8 +32,8 @@ class DecayTooHigh(Fault):
     """The weight decay outweighs the gradient."""
 
     name = "decay_too_high"
-    codes = ("D12", "D10", "D9", "D1", "D28", "D32", "D18")
-    causes = ("weight_decay_too_high", "regularisation_too_strong")
+    codes = ("D12", "D10", "D9", "D1", "D28", "D32", "D18", "D37")
+    causes = ("weight_decay_too_high", "weight_decay_coupled", "regularisation_too_strong")
 
     def __init__(self, random: Random) -> None:
         self.per_step = log_uniform(random, 0.02, 0.2)

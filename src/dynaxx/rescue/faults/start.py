@@ -22,7 +22,7 @@ class InitialisationLarge(Fault):
     """All matrices begin several times too large."""
 
     name = "initialisation_large"
-    codes = ("D18", "D2", "D4", "D6", "D12", "D9", "D10", "D14", "D11")
+    codes = ("D18", "D2", "D4", "D6", "D12", "D9", "D10", "D14", "D11", "D37")
     causes = ("initialisation_too_large",)
 
     def __init__(self, random: Random) -> None:

@@ -76,7 +76,7 @@ class MissingZeroGrad(Fault):
     """Gradients are never cleared: each update follows the sum of all gradients so far."""
 
     name = "missing_zero_grad"
-    codes = ("D2", "D7", "D8", "D6", "D19", "D20", "D12", "D10", "D34", "D9")
+    codes = ("D34", "D2", "D7", "D8", "D6", "D37", "D20", "D12", "D10", "D9")
     causes = ("gradients_not_cleared",)
 
     def __init__(self, random: Random) -> None:
@@ -104,9 +104,9 @@ class _Detach(nn.Module):
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         out = self.inner(*inputs)
-        return tuple(p.detach() if isinstance(p, torch.Tensor) else p for p in out) if isinstance(out, tuple) else (
-            out.detach()
-        )  # fmt: skip
+        if isinstance(out, tuple):
+            return tuple(part.detach() if isinstance(part, torch.Tensor) else part for part in out)
+        return out.detach()
 
 
 class DetachedBranch(Fault):
@@ -139,7 +139,7 @@ class DoubleSoftmax(Fault):
     """The model ends in a softmax although the loss applies one."""
 
     name = "double_softmax"
-    codes = ("D18", "D12", "D10", "D9", "D20", "D28", "D34", "D35")
+    codes = ("D35", "D18", "D12", "D10", "D9", "D20", "D28")
     causes = ("double_softmax",)
 
     def __init__(self, random: Random) -> None:
@@ -162,7 +162,7 @@ class WrongSign(Fault):
     """The goal is maximised in place of the loss being minimised: the sign is wrong."""
 
     name = "wrong_sign"
-    codes = ("D7", "D2", "D5", "D12", "D36", "D9", "D10")
+    codes = ("D36", "D7", "D2", "D5", "D12", "D9", "D10")
     causes = ("wrong_loss_sign",)
 
     def __init__(self, random: Random) -> None:
@@ -177,7 +177,7 @@ class WrongReduction(Fault):
     """The loss is summed over the batch in place of averaged: gradients are larger by its size."""
 
     name = "wrong_reduction"
-    codes = ("D2", "D7", "D8", "D5", "D18", "D6", "D31")
+    codes = ("D2", "D7", "D8", "D5", "D18", "D6", "D31", "D37")
     causes = ("learning_rate_too_high", "initialisation_too_large")
     repairable = True
 
