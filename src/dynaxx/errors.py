@@ -43,6 +43,11 @@ class UnknownName(BadInput):
         there = ", ".join(names) if names else "none"
         super().__init__(f"No {kind} is named {name!r}.{hint} There are: {there}.")
         self.nearest = tuple(near)
+        self._made_of = (kind, name, tuple(names))
+
+    def __reduce__(self) -> tuple[type["UnknownName"], tuple[str, str, tuple[str, ...]]]:
+        """So that it comes back whole from another process."""
+        return type(self), self._made_of
 
 
 class RunFolderExists(BadInput):

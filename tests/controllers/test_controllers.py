@@ -116,6 +116,12 @@ def test_rate_down_halves_twice_and_leaves_the_rest_to_the_ladder(nav):
     assert ask("rate_down", high(nav, **{**where, "outcomes": ()})) == []  # still to be judged
 
 
+def test_rate_down_leaves_alone_what_is_over(nav):
+    for last, cuts in ((395, 1), (394, 0)):
+        found = nav.finding("update_size", ("learning_rate_too_high", 0.9), last=last)
+        assert len(ask("rate_down", nav.situation(400, found, run=table()))) == cuts
+
+
 def test_rate_down_leaves_an_annealed_schedule_alone(nav):
     found = nav.finding("schedule_too_aggressive", ("schedule_too_aggressive", 0.9), last=400)
     decayed = table(lr=(STEPS, 0.1 * np.exp(-STEPS / 40)))

@@ -181,7 +181,7 @@ def test_a_rate_that_ruined_the_first_steps_begins_again(nav):
     """Huge updates, a loss above where it began: going back 20 steps is cheaper than seeing whether a cut helps."""
     at = np.arange(1, 21)
     ruined = Table({"loss": (at, 2.3 * at), "update_ratio.total": (at, np.r_[3.0, np.full(19, 0.01)])})
-    found = nav.finding("update_size", ("learning_rate_too_high", 0.9), onset=1, last=20)
+    found = nav.finding("update_size", ("learning_rate_too_high", 0.9), onset=1, last=16)
     where = nav.situation(20, found, run=ruined, healthy=(0,))
     recover, down = (catalog.get("controllers", name)() for name in ("recover", "rate_down"))
     [proposal] = recover.decide(recover.init(), where)[1]

@@ -52,6 +52,16 @@ def test_what_never_carries_over(make_log, rng):
     assert Overfitting().detect(make_log(columns, decay)) is None
 
 
+def test_a_memorised_training_set_with_a_flat_validation(make_log, rng):
+    steps = np.arange(800)
+    val = (AT, (0.6 + 1.7 * np.exp(-AT / 40)) * np.exp(0.002 * rng.standard_normal(40)))
+    memorised, fitted = 2.3 * np.exp(-steps / 40) + 0.003, 2.3 * np.exp(-steps / 40) + 0.15
+    found = Overfitting().detect(make_log({"loss": memorised, "val_loss": val}))
+    assert found.alarms
+    assert "does not carry over" in found.title
+    assert Overfitting().detect(make_log({"loss": fitted, "val_loss": val})) is None
+
+
 def test_a_check_of_the_examples_points_to_labels(make_log, rng):
     event = {"kind": "check", "step": 700, "name": "example_losses", "values": {"outlier_share": 0.2}}
     plain = Overfitting().detect(make_log(log(rng, 0.5)))

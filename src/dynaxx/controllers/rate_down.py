@@ -19,7 +19,8 @@ CAUSES = frozenset({"learning_rate_too_high", "momentum_too_high", "schedule_too
 BACK = 3.0
 """Factor of one step of the way back: half a decade, as `rate_up` goes."""
 RECENT = 5
-"""Last steps whose updates a cut is measured by: what was before is answered by going back, not by a deeper cut."""
+"""Last steps whose updates a cut is measured by, and within which its accusation must reach: what is over needs no
+cut, and what it has done is answered by going back."""
 CALM = 2
 """Horizons without an accusation before the rate is raised again: the cut is judged in the first, and the descent that
 a raise must beat is measured in the second. While raises keep their promise they follow one another."""
@@ -59,8 +60,9 @@ class RateDown(Controller[Plain]):
             return state, ()
         if suspect is not None:
             ladder = suspect.finding.severity == "critical" or ruinous(situation, suspect) is not None
-            if ladder or _in_vain(suspect, situation):
-                return state, ()  # the ladder's business
+            over = suspect.finding.last < situation.step - RECENT
+            if ladder or over or _in_vain(suspect, situation):
+                return state, ()  # the ladder's business, or nobody's any more
             return state, _cut(suspect, situation)
         return state, _raise(state, situation, limits(situation))
 

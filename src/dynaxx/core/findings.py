@@ -80,7 +80,7 @@ class Threshold:
     false_alarms: str
 
     def __float__(self) -> float:
-        return self.value
+        return float(self.value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

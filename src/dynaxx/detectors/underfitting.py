@@ -121,7 +121,7 @@ class Underfitting(Detector):
             ),
             causes=causes,
             test=Test(
-                text="Compute the loss of one batch in both modes: unlike, it is the regularisation; alike, the labels.",
+                text="Take the loss of one batch in both modes: unlike, it is the regularisation; alike, the labels.",
                 check="eval_train_gap",
             )
             if below and costs is None

@@ -14,6 +14,7 @@ _ELSEWHERE = frozenset({
     "clip_coefficient", "update_ratio", "update_norm", "parameter_norm", "activations", "attention", "logit_norm",
     "router", "optimizer_state", "precision", "system", "flops", "trajectory", "phase",
     "sharpness", "stability_margin", "trace", "directional_curvature", "gradient_noise", "gradient_agreement",
+    "inputs", "outputs", "unit_symmetry",
 })  # fmt: skip
 """Column families that have a figure of their own."""
 _VALIDATION = "val_"
