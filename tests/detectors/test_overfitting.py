@@ -26,8 +26,9 @@ def test_a_rise_with_falling_training_is_found(make_log, rng):
 
 
 def test_no_rise_and_a_rise_within_the_noise_are_not(make_log, rng):
-    assert Overfitting().detect(make_log(log(rng, 0.0))) is None
-    assert Overfitting().detect(make_log(log(rng, 0.1, noise=0.15))) is None
+    for columns in (log(rng, 0.0), log(rng, 0.1, noise=0.15)):
+        found = Overfitting().detect(make_log(columns))
+        assert found is None or not found.alarms
 
 
 def test_a_rise_of_both_losses_is_divergence_not_this(make_log, rng):
@@ -57,7 +58,7 @@ def test_a_memorised_training_set_with_a_flat_validation(make_log, rng):
     val = (AT, (0.6 + 1.7 * np.exp(-AT / 40)) * np.exp(0.002 * rng.standard_normal(40)))
     memorised, fitted = 2.3 * np.exp(-steps / 40) + 0.003, 2.3 * np.exp(-steps / 40) + 0.15
     found = Overfitting().detect(make_log({"loss": memorised, "val_loss": val}))
-    assert found.alarms
+    assert found.severity == "note"
     assert "does not carry over" in found.title
     assert Overfitting().detect(make_log({"loss": fitted, "val_loss": val})) is None
 

@@ -21,7 +21,9 @@ WINDOW = 20_000
 FIRST = 20
 """Steps between looks until the interval is set: a rate far too high has ruined a run within the first hundred."""
 NEAREST, FARTHEST = 10, 50
-"""Bounds of the interval in steps; the farther one is a fiftieth of the planned steps where that is more."""
+"""Bounds of the interval in steps of a run that acts; the farther one is a fiftieth of the planned steps where that is
+more: fifty looks are what acting in time takes, also where they cost more than their share. One that only advises keeps
+to its share: at the end it is diagnosed in any case."""
 STUCK = (3, 10, 30)
 """Updates left out in a row at which the navigator looks out of turn: the steps by which it is called stand still."""
 HOPELESS = 100
@@ -92,6 +94,8 @@ class Navigator:
         self._diagnosing = Diagnosing(around.warn)
         self._state: dict[str, Any] = begin()
         self._view: RunView | None = None
+        self._next = 0
+        self._afford: float | None = None
         self._seconds: list[float] = []
 
     @property
@@ -105,7 +109,7 @@ class Navigator:
         Args:
             step: Completed optimizer steps.
         """
-        return step % self.interval == 0
+        return step % self.interval == 0 and step >= self._next
 
     def consult(self, step: int) -> list[Order]:
         """Diagnose, decide, and log both.
@@ -135,6 +139,8 @@ class Navigator:
         self._state = turn.state
         self._report(turn, step)
         self._seconds.append(time.perf_counter() - start)
+        if self._afford is not None:  # looks grow dearer with the log
+            self._next = step + math.ceil(self._seconds[-1] / self._afford)
         return _orders(turn)
 
     def finish(self, step: int) -> None:
@@ -154,10 +160,14 @@ class Navigator:
             share: Of it that diagnosing may take.
 
         Returns:
-            Steps, at least 10 and at most max(50, steps / 50), also where that takes more than the share.
+            Steps, at least 10; of a run that acts at most max(50, steps / 50), also where that takes more than the
+            share. A run that only advises waits longer after a look that took longer.
         """
-        wanted = math.ceil(self.seconds / (share * step_seconds)) if step_seconds > 0 else FARTHEST
-        return min(max(wanted, NEAREST), max(FARTHEST, (self._around.steps or 0) // FARTHEST))
+        wanted = max(NEAREST, math.ceil(self.seconds / (share * step_seconds)) if step_seconds > 0 else FARTHEST)
+        if self.mode != "act":
+            self._afford = share * step_seconds if step_seconds > 0 else None
+            return wanted
+        return min(wanted, max(FARTHEST, (self._around.steps or 0) // FARTHEST))
 
     @property
     def seconds(self) -> float:
