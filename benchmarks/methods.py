@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -342,7 +342,7 @@ def reached(means: list[tuple[float, float]], target: float) -> float:
     """
     if means[0][1] <= target:
         return means[0][0]
-    for (low, above), (high, below) in zip(means, means[1:], strict=False):
+    for (low, above), (high, below) in pairwise(means):
         if below <= target < above:
             part = (above - target) / (above - below)
             return math.exp(math.log(low) + part * (math.log(high) - math.log(low)))

@@ -1,4 +1,4 @@
-"""Takes the loss of the same batches in training and in evaluation mode: does the model compute something else?"""
+"""Takes the loss of the same batches in training and in evaluation mode: the model may compute something else."""
 
 import math
 from collections.abc import Mapping

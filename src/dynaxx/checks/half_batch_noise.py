@@ -1,4 +1,4 @@
-"""Splits a batch in two and compares the gradients of its halves: how much of the gradient is noise?"""
+"""Splits a batch in two and compares the gradients of its halves, which tells how much of the gradient is noise."""
 
 import math
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Trains a copy of the model on one batch: can anything be learned at all, so is the wiring right?"""
+"""Trains a copy of the model on one batch: where nothing can be learned even so, the wiring is wrong."""
 
 import copy
 import math

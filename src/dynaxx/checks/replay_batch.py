@@ -1,4 +1,4 @@
-"""Replays a batch from the present state: is its loss still unlike that of the other batches?"""
+"""Replays a batch from the present state, and says whether its loss is still unlike that of the other batches."""
 
 import statistics
 from collections.abc import Mapping

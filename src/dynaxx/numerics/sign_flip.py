@@ -1,4 +1,4 @@
-"""The exact sign-flip test: are paired differences larger than chance gives them a sign?"""
+"""The exact sign-flip test of whether paired differences are larger than chance gives them a sign."""
 
 import math
 from collections.abc import Sequence

@@ -13,8 +13,8 @@ from dynaxx.core.isolation import isolated_random
 from dynaxx.core.loop import epoch_seed, evaluate, validation_seed
 from dynaxx.core.task import Task, derive_seed
 from dynaxx.errors import BadInput, NotApplicable
-from dynaxx.session.recipe import Recipe
 from dynaxx.session.beginning import begin_from
+from dynaxx.session.recipe import Recipe
 from dynaxx.session.train import Progress, train
 from dynaxx.survey.member import Member
 from dynaxx.survey.results import measure, write_result
