@@ -1,4 +1,4 @@
-"""Compares the demo's model with a bigram baseline and says where to look; exit 1 if the model is not better."""
+"""Compares the demo's models with what they must beat, and says where to look; exit 1 if one of them does not."""
 
 import sys
 from pathlib import Path
@@ -9,11 +9,16 @@ import dynaxx
 from dynaxx import catalog
 from dynaxx.tasks._bigram import bits_per_byte
 
-run, drawn = map(Path, sys.argv[1:])
+LOST = 0.5
+"""Validation loss of digits at thirty times the rate where nobody acts: measured 0.53 after 400 steps."""
+
+run, drawn, mended = map(Path, sys.argv[1:])
 view = dynaxx.open_run(run)
 model = float(np.asarray(view["val_bits_per_byte"])[-1])
 bigram = bits_per_byte(catalog.task("stdlib-lm", "tiny"))
 print(f"validation bits per byte: model {model:.2f}, bigram baseline {bigram:.2f}")
-for what, page in (("map", drawn), ("report", run)):
+rescued = float(np.asarray(dynaxx.open_run(mended)["val_loss"])[-1])
+print(f"digits at thirty times the rate: validation loss {rescued:.3f} with the navigator, {LOST} and more without")
+for what, page in (("map", drawn), ("report", run), ("story", mended)):
     print(f"{what}: {(page / 'report.html').resolve().as_uri()}")
-sys.exit(0 if model < bigram else 1)
+sys.exit(0 if model < bigram and rescued < LOST / 2 else 1)

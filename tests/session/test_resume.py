@@ -1,5 +1,7 @@
 """A raw loop with a DataLoader, stopped and resumed in place: the same bits as without (traps T1, T2, T5, T8, T9)."""
 
+import errno
+import os
 import random
 from pathlib import Path
 
@@ -183,3 +185,37 @@ def test_state_that_cannot_be_kept_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"extra\['answer'\]"):
         dynaxx.watch(model, optimizer, tmp_path / "run", state={"answer": 42})
     assert not (tmp_path / "run").exists()
+
+
+def test_a_read_only_folder_is_said_before_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, optimizer, _ = build(torch.float32)
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "mkdir", refused)
+        with pytest.raises(NotSaved, match=r"No checkpoint can be saved \(Read-only.*make the folder writable"):
+            dynaxx.watch(model, optimizer, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+    with dynaxx.watch(model, optimizer, tmp_path / "run", quiet=True):
+        model(torch.ones(2, 4)).sum().backward()
+        optimizer.step()
+    assert dynaxx.open_run(tmp_path / "run").attempts[-1].number == 1, "what failed has left nothing behind"
+
+
+def test_what_brings_the_training_down_three_times_is_passed_over(tmp_path: Path) -> None:
+    """Step 16's checkpoint is whole, yet nothing gets from it to the next save: the one before has its turn."""
+    train(tmp_path / "run", "list", until=10, save_at=8)
+    train(tmp_path / "run", "list", until=20, save_at=16, resume=True)
+    for _ in range(3):
+        _, run = train(tmp_path / "run", "list", until=19, resume=True)
+        assert run.resumed_from is not None
+        assert run.resumed_from.step == 16
+    with pytest.warns(DynaxxWarning, match="0000000016.* 3 times without reaching a save"):
+        _, run = train(tmp_path / "run", "list", until=13, save_at=12, resume=True)
+    assert run.resumed_from is not None
+    assert run.resumed_from.step == 8
+    _, run = train(tmp_path / "run", "list", until=0, resume=True)
+    assert run.resumed_from is not None
+    assert run.resumed_from.step == 12, "once a save is reached, training is on that line"

@@ -18,6 +18,7 @@ from dynaxx.core.records import Receipt
 from dynaxx.errors import BadInput, DynaxxWarning
 from dynaxx.runlog import LogWriter
 from dynaxx.runlog.recorder import Recorder
+from dynaxx.runlog.writer import holds_run
 from dynaxx.schedules import Rates
 from dynaxx.session.data import Data
 from dynaxx.session.described import manifest
@@ -25,6 +26,7 @@ from dynaxx.session.hooks import Hooks, innermost
 from dynaxx.session.instruments import Instruments
 from dynaxx.session.live import Live
 from dynaxx.session.probe_loss import ProbeLoss
+from dynaxx.session.resuming import latest
 from dynaxx.session.run import Run
 from dynaxx.session.training import Training
 
@@ -87,6 +89,8 @@ def watch(
     Raises:
         RunFolderExists: The folder holds a run and `resume` is False.
         BadInput: The model has no parameters, the optimizer holds none of them, or an argument breaks a rule.
+        NotSaved: The folder cannot be written.
+        CorruptData: A run is to be resumed, and none of its checkpoints is as it was written.
 
     Example:
         ```python
@@ -119,13 +123,15 @@ def watch(
     if not training.distributed:
         training.capture()  # copies nothing; what cannot be kept in a checkpoint is refused now, not at the first save
     store = CheckpointStore(Path(dir) / "checkpoints")
-    saved, info = store.load() if resume and store.list() else (None, None)
+    saved, info = latest(store, training) if resume else (None, None)
     if saved is not None:
         training.restore(saved)
     writer = None
     if training.rank == 0:
         about = manifest(model, layout, inner, scheduler, names, steps, budget, facts)
         start = 0 if saved is None else int(saved["run"]["step"])
+        if resume or not holds_run(Path(dir)):
+            store.preflight()  # a folder that takes no checkpoint is said now, not at the first save
         writer = LogWriter(Path(dir), manifest=about, start_step=start, resume=resume)
 
     def warn(message: str) -> None:
