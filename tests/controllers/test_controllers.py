@@ -57,8 +57,9 @@ def rate(factor):
     ("column", "factor"),
     [
         ({}, 3.0),
-        ({"update_ratio__total": constant(1e-5)}, 10.0),  # aims at 1e-3, at most × 10
-        ({"update_ratio__total": constant(2e-4)}, 5.0),
+        ({"update_ratio__total": constant(1e-5)}, 10.0),  # aims at 1/300, at most × 10
+        ({"update_ratio__total": constant(2e-4)}, 10.0),
+        ({"update_ratio__total": constant(1 / 1500)}, 5.0),
         ({"update_ratio__total": constant(5e-3)}, 2.0),  # at most to 1e-2
         ({"update_ratio__total": constant(9e-3)}, None),
         ({"stability_margin": constant(4.0)}, 2.0),  # half of the margin
@@ -96,8 +97,32 @@ def test_rate_up_climbs_on_after_a_kept_promise_and_not_after_a_broken_one(nav):
     assert ask("rate_up", nav.situation(400, **{**where, "run": resting})) == []  # nothing could be seen
     tiny = table(loss=1 + 0.05 * np.sin(STEPS * 2.3), update_ratio__total=constant(1e-4))
     assert ask("rate_up", nav.situation(400, **{**where, "run": tiny}))[0].action.arguments == {"factor": 30.0}
+    flat = table(loss=1 + 0.05 * np.sin(STEPS * 2.3), lr=(STEPS, np.full(len(STEPS), 0.3)), lr__factor=constant(3.0))
+    for ratio, factors in ((0.002, [9.0]), (-0.002, [9.0]), (0.004, [])):  # looked at at a rate of 0.1, a third of now
+        look = {"directional_curvature": {"step": 40, "values": {"ratio": ratio, "rate": 0.1}}}
+        found = ask("rate_up", nav.situation(400, **{**where, "run": flat, "last": look}))
+        assert [p.action.arguments["factor"] for p in found] == factors
     _, broken = done(action, "rate_up", kept=False, step=380)
     assert ask("rate_up", nav.situation(400, **{**where, "in_force": {}, "outcomes": (broken,)})) == []
+
+
+def test_short_updates_are_looked_at_once(nav):
+    short = table(update_ratio__total=constant(5e-4))
+    [proposal] = ask("rate_up", nav.situation(400, run=short))
+    assert (proposal.action.name, proposal.action.arguments) == ("check", {"check": "directional_curvature"})
+    assert ask("rate_up", nav.situation(400, run=table(update_ratio__total=constant(2e-3)))) == []
+    assert ask("rate_up", nav.situation(400, run=short, last={"directional_curvature": {"step": 40}})) == []
+    annealed = table(update_ratio__total=constant(5e-4), lr=(STEPS, np.linspace(1.0, 0.4, len(STEPS))))
+    assert ask("rate_up", nav.situation(400, run=annealed)) == []
+    warming = table(update_ratio__total=constant(5e-4), lr=(STEPS, STEPS / 400))
+    assert ask("rate_up", nav.situation(400, run=warming)) == []
+
+
+@pytest.mark.parametrize(("ratio", "factor"), [(2e-2, None), (5e-3, 0.2), (1e-3, 0.3)])
+def test_the_way_back_ends_where_updates_are_large(nav, ratio, factor):
+    calm = {"clock": {"updates": 399, "step": 399}, "accused": 360, "factor": 0.1}
+    where = nav.situation(400, run=table(update_ratio__total=constant(ratio)), in_force={"learning_rate": rate(0.1)})
+    assert [p.action.arguments["factor"] for p in ask("rate_down", where, calm)] == ([factor] if factor else [])
 
 
 def test_late_in_the_run_nothing_is_raised(nav):

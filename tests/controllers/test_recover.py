@@ -186,8 +186,24 @@ def test_a_rate_that_ruined_the_first_steps_begins_again(nav):
     recover, down = (catalog.get("controllers", name)() for name in ("recover", "rate_down"))
     [proposal] = recover.decide(recover.init(), where)[1]
     assert (proposal.level, proposal.action.arguments["before"]) == (5, 1)
-    assert proposal.action.arguments["then"][0]["arguments"] == {"factor": 0.01}
+    assert proposal.action.arguments["then"][0]["arguments"] == {"factor": 0.00333}  # updates of 1 %
     assert down.decide(down.init(), where)[1] == ()
     calmer = Table({"loss": (at, 2.3 / at), "update_ratio.total": (at, np.r_[3.0, np.full(19, 0.01)])})
     assert recover.decide(recover.init(), nav.situation(20, found, run=calmer, healthy=(0,)))[1] == ()
     assert len(down.decide(down.init(), nav.situation(20, found, run=calmer, healthy=(0,)))[1]) == 1
+
+
+@pytest.mark.parametrize(("ratio", "again"), [(0.13, True), (0.11, True), (0.09, False)])
+def test_weights_that_were_replaced_begin_again_though_the_loss_falls(nav, ratio, again):
+    """Twenty updates of 13 % of the weights leave nothing of how they began; one below a tenth is only cut."""
+    at = np.arange(1, 21)
+    run = Table({"loss": (at, 5.0 / at**0.2), "update_ratio.total": (at, np.full(20, ratio))})
+    found = nav.finding("update_size", ("learning_rate_too_high", 0.9), onset=1, last=16)
+    where = nav.situation(20, found, run=run, healthy=(0,))
+    recover, down = (catalog.get("controllers", name)() for name in ("recover", "rate_down"))
+    proposals = recover.decide(recover.init(), where)[1]
+    assert [p.action.name for p in proposals] == ["rollback"] * again
+    assert len(down.decide(down.init(), where)[1]) == (not again)
+    if again:
+        [lower] = proposals[0].action.arguments["then"]
+        assert lower["arguments"]["factor"] == pytest.approx(0.01 / ratio, rel=0.005)

@@ -43,3 +43,16 @@ def test_a_decayed_rate_and_a_warm_up_are_not_judged(make_log, rng):
             SlowProgress().detect(
                 make_log({**log(rng, 0.05, 2e-5, 4000.0), "lr": (at, rates[:, None], ("g",))}, steps=400)
             )
+
+
+@pytest.mark.parametrize(
+    ("ratio", "then", "agreement", "speaks"),
+    [(0.001, 1.0, 0.8, True), (0.05, 1.0, 0.8, False), (0.001, 0.02, 0.8, False), (0.001, 1.0, 0.4, False)],
+)
+def test_curvature_along_the_update_speaks_at_the_rate_of_now(make_log, rng, ratio, then, agreement, speaks):
+    """Updates that are short but not tiny, a margin that says nothing: a check of the same rate decides."""
+    columns = {**log(rng, 0.05, 6e-4, 50.0, agreement), "lr": (np.arange(1, 401), np.ones((400, 1)), ("g",))}
+    check = {"kind": "check", "name": "directional_curvature", "step": 40, "values": {"ratio": ratio, "rate": then}}
+    found = SlowProgress().detect(make_log(columns, steps=400, events=(check,)))
+    assert (found is not None) is speaks
+    assert SlowProgress().detect(make_log(columns, steps=400)) is None

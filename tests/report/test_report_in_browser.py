@@ -95,7 +95,7 @@ def test_everything_is_drawn_without_a_complaint_or_a_request(report, request, r
 
 def test_sections_follow_the_figures_and_reasons_close_the_page(report, only_loss):
     browser = report(only_loss)
-    assert texts(browser, "main section > h2") == ["Loss", "About this run", "Not shown, and why"]
+    assert texts(browser, "main section > h2") == ["Diagnosis", "Loss", "About this run", "Not shown, and why"]
     assert texts(browser, "nav a") == texts(browser, "main section > h2")
     assert "no gradient was measured in this run" in texts(browser, "#not-shown dd")
 

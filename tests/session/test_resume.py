@@ -201,7 +201,7 @@ def test_a_read_only_folder_is_said_before_the_training(tmp_path: Path, monkeypa
     with dynaxx.watch(model, optimizer, tmp_path / "run", quiet=True):
         model(torch.ones(2, 4)).sum().backward()
         optimizer.step()
-    assert dynaxx.open_run(tmp_path / "run").attempts[-1].number == 1, "what failed has left nothing behind"
+    assert len(dynaxx.open_run(tmp_path / "run").attempts) == 1, "what failed has left nothing behind"
 
 
 def test_what_brings_the_training_down_three_times_is_passed_over(tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dynaxx.controllers._limits import limits
-from dynaxx.controllers._reading import LOSS, Vector, column_of, latest, rows
+from dynaxx.controllers._limits import MOST_RATE, limits
+from dynaxx.controllers._reading import LOSS, Vector, column_of, latest, rate_factor, rows
 from dynaxx.controllers._suspects import Suspect
 from dynaxx.core.navigation import Situation
 
@@ -28,6 +28,9 @@ HUGE = 0.1
 LARGE = 1e-2
 """Update ratio that counts as the most a rate should make: ten times the customary 1e-3 (Karpathy), a tenth of where
 that rule calls it too high."""
+REPLACED = 1.0
+"""Updates since the onset in sum, relative to the weights, from which on the weights are no longer those the run began
+with. A byte-level transformer at 30 × its rate comes to 2.6 in its first 20 updates, at its own rate to 0.2."""
 RISING = 1.05
 """Growth over a horizon that counts as a rise: a warm-up over a tenth of the run grows by more until it is over."""
 LOWERED = 2.0
@@ -48,7 +51,7 @@ class Plan(NamedTuple):
     rate: Vector
 
 
-def lower(situation: Situation, since: int, *, deep: bool) -> tuple[float, str]:
+def lower(situation: Situation, since: int, *, deep: bool, aim: float = AIM) -> tuple[float, str]:
     """The factor of a cut of the rate, from what is logged of how much too high it is.
 
     To half of the stability margin where that is logged and below 1; to updates of 3 % of the weights where they were
@@ -58,6 +61,7 @@ def lower(situation: Situation, since: int, *, deep: bool) -> tuple[float, str]:
         situation: Where the run is.
         since: Since when updates count.
         deep: Whether there is no time for halvings.
+        aim: Update ratio to cut to, where a run begins anew rather than goes on with the weights that it has.
 
     Returns:
         The factor, in [0.01, 0.5], and what it follows from.
@@ -67,7 +71,7 @@ def lower(situation: Situation, since: int, *, deep: bool) -> tuple[float, str]:
     if margin is not None and 0 < margin < 1:
         return min(CUT, max(DEEPEST, SAFE * margin)), f", by the stability margin {margin:.3g}"
     if ratio > HUGE:
-        return max(DEEPEST, AIM / ratio), f", as an update is {ratio:.2g} of the weights"
+        return max(DEEPEST, aim / ratio), f", as an update is {ratio:.2g} of the weights"
     return (DEEP_CUT, ", as the loss diverges") if deep else (CUT, "")
 
 
@@ -87,10 +91,33 @@ def largest_update(situation: Situation, since: int) -> float:
     return float(np.max(values, initial=0.0, where=np.isfinite(values)))
 
 
+def room(situation: Situation, step: float, most: float = LARGE) -> tuple[float, str]:
+    """How far the rate may be raised at once, by the size of updates, half of the stability margin and 30 × in all.
+
+    Args:
+        situation: Where the run is.
+        step: The factor that is wanted.
+        most: Update ratio that a raise may lead to.
+
+    Returns:
+        The factor that is left of it, which may be below 1, and what bounds it.
+    """
+    ratio = latest(situation.run, "update_ratio.total", situation.step)
+    margin = latest(situation.run, "stability_margin", situation.step, 3)
+    bounds = [(MOST_RATE / rate_factor(situation), f", bounded by {MOST_RATE:g} × altogether")]
+    if ratio is not None and ratio > 0:
+        bounds.append((most / ratio, f", bounded by an update ratio of {most:g}"))
+    if margin is not None:
+        bounds.append((SAFE * margin, f", bounded by the stability margin {margin:.3g}"))
+    return min(bounds) if min(bounds)[0] < step else (step, "")
+
+
 def ruinous(situation: Situation, suspect: Suspect) -> int | None:
     """Whether too high a rate has thrown the run out within its first steps, and how cheaply it could begin again.
 
-    Updates were huge, the loss is no lower than it began, and to go back costs no more than to see whether a cut helps.
+    Updates were huge, they have replaced the weights or the loss is no lower than it began, and to go back costs no
+    more than to see whether a cut helps. Weights that were thrown out stay so: the loss falls after a cut all the same,
+    and the run ends far above its twin.
 
     Args:
         situation: Where the run is.
@@ -107,7 +134,14 @@ def ruinous(situation: Situation, suspect: Suspect) -> int | None:
         return None
     _, values = rows(situation.run, column, 0, situation.step)
     begun, now = np.median(values[:3]), np.median(values[-5:])
-    return None if now < begun else to  # true for values that are not finite
+    return None if now < begun and not _replaced(situation, onset) else to  # also where they are not finite
+
+
+def _replaced(situation: Situation, since: int) -> bool:
+    """Whether the updates since a step add up to more than the weights."""
+    # By their median: one alone makes no new start, and not every one is logged.
+    _, ratios = rows(situation.run, "update_ratio.total", since, situation.step)
+    return float(np.median(ratios)) * (situation.step - since + 1) > REPLACED
 
 
 def planned(situation: Situation) -> Plan | None:

@@ -7,7 +7,7 @@ from dynaxx.controllers._clock import started, tick
 from dynaxx.controllers._limits import Limits, limits
 from dynaxx.controllers._past import acts, waiting
 from dynaxx.controllers._promise import faster, unharmed
-from dynaxx.controllers._rates import CUTS, lower, rising, ruinous
+from dynaxx.controllers._rates import AIM, CUTS, LARGE, lower, rising, room, ruinous
 from dynaxx.controllers._reading import own_factor, round_figure
 from dynaxx.controllers._suspects import Suspect, accused, standing
 from dynaxx.core.navigation import Controller, Proposal, Situation
@@ -24,6 +24,8 @@ cut, and what it has done is answered by going back."""
 CALM = 2
 """Horizons without an accusation before the rate is raised again: the cut is judged in the first, and the descent that
 a raise must beat is measured in the second. While raises keep their promise they follow one another."""
+LEAST = 1.25
+"""Smallest step of the way back that is worth an act."""
 FASTER = 1.25
 """Promised speed after a raise by 3, over the present one: little, as the way back leads to the rate that was meant."""
 MILD = 0.25
@@ -102,7 +104,10 @@ def _raise(state: Plain, situation: Situation, bounds: Limits) -> Sequence[Propo
         promise = unharmed(situation)
     if promise is None:
         return ()
-    factor = round_figure(min(1.0, BACK * state["factor"]))
-    reason = f"calm for {calm} updates: the learning rate goes back up to × {factor:g}"
+    step, why = room(situation, min(BACK, 1.0 / state["factor"]), AIM if state["factor"] >= MILD else LARGE)
+    if step < LEAST:
+        return ()
+    factor = round_figure(step * state["factor"])
+    reason = f"calm for {calm} updates: the learning rate goes back up to × {factor:g}{why}"
     action = Action(name="learning_rate", arguments={"factor": factor}, reason=reason)
     return (Proposal(controller="rate_down", action=action, promise=promise, level=3),)

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from dynaxx.controllers._limits import MOST_RATE
 from dynaxx.controllers._past import judged, same, waiting
 from dynaxx.controllers._promise import faster, unharmed
-from dynaxx.controllers._rates import LARGE, SAFE, rising
+from dynaxx.controllers._rates import LARGE, annealed, planned, rising, room
 from dynaxx.controllers._reading import latest, own_factor, rate_factor, round_figure
 from dynaxx.controllers._suspects import accused, standing
 from dynaxx.core.navigation import Controller, Proposal, Situation
@@ -18,7 +17,14 @@ CAUSES = frozenset({"learning_rate_too_low"})
 STEP = 3.0
 """Factor of one raise: half a decade, the grid on which learning rates are searched."""
 USUAL, LONG = 1e-3, 10.0
-"""The customary update ratio (Karpathy), which a raise aims at where it is more than `STEP`; and the longest raise."""
+"""The customary update ratio (Karpathy), a third of which counts as tiny; and the longest raise."""
+AIM = LARGE / STEP
+"""Update ratio that a raise aims at where that is more than `STEP`: one guarded step below the largest allowed."""
+CHECK = "directional_curvature"
+"""What is asked for where updates are shorter than customary."""
+BEARS = 0.01
+"""Curvature along an update over what its length allows, below which a raise by three is borne: a byte-level
+transformer has 0.02 to 0.1 at its own rate."""
 LEAST = 1.5
 """Smallest raise worth an act; smaller ones are within what a schedule does."""
 FASTER = 1.5
@@ -32,8 +38,9 @@ class RateUp(Controller[Plain]):
 
     A raise promises that the loss falls half as fast again, where that could be seen above the noise within one
     horizon; else that it is unharmed. A broken promise is undone. While promises are kept the search goes on, whether
-    the rate is still accused or not, as long as updates are tiny or the gain can be seen: where it ends, the rate is
-    within a factor of three of the fastest.
+    the rate is still accused or not, as long as updates are tiny, the loss hardly bends along them, or the gain can be
+    seen: where it ends, the rate is within a factor of three of the fastest. Where updates are shorter than customary,
+    it asks once for the curvature along them, which the detectors read too.
     """
 
     about: ClassVar[str] = "raises a learning rate that is too low"
@@ -46,11 +53,13 @@ class RateUp(Controller[Plain]):
         """One raise at a time."""
         suspect, climbing = accused(situation, CAUSES), _climbing(situation)
         late = situation.steps is not None and situation.step > LATEST * situation.steps
-        if (suspect is None and not climbing) or late or waiting(situation, "rate_up") or rising(situation):
+        if late or waiting(situation, "rate_up") or rising(situation):
             return state, ()
+        if suspect is None and not climbing:
+            return state, _question(situation)
         step, why = _step(situation)
         promise = faster(situation, FASTER)
-        if promise is None and (suspect is not None or _tiny(situation)):
+        if promise is None and (suspect is not None or _tiny(situation) or _bears(situation)):
             promise = unharmed(situation)
         if step < LEAST or promise is None:
             return state, ()
@@ -76,25 +85,36 @@ class RateUp(Controller[Plain]):
 def _step(situation: Situation) -> tuple[float, str]:
     """The factor of this raise, and what bounds it."""
     ratio = latest(situation.run, "update_ratio.total", situation.step)
-    margin = latest(situation.run, "stability_margin", situation.step, 3)
     step, why = STEP, ""
-    if ratio is not None and 0 < ratio < USUAL / STEP:
-        step, why = min(LONG, USUAL / ratio), f", as an update is {ratio:.2g} of the weights"
-    bounds = [(MOST_RATE / rate_factor(situation), f", bounded by {MOST_RATE:g} × altogether")]
-    if ratio is not None and ratio > 0:
-        bounds.append((LARGE / ratio, f", bounded by an update ratio of {LARGE:g}"))
-    if margin is not None:
-        bounds.append((SAFE * margin, f", bounded by the stability margin {margin:.3g}"))
-    for bound, words in bounds:
-        if bound < step:
-            step, why = bound, words
-    return step, why
+    if ratio is not None and 0 < ratio < AIM / STEP:
+        step, why = min(LONG, AIM / ratio), f", as an update is {ratio:.2g} of the weights"
+    bound, bounded = room(situation, step)
+    return bound, bounded or why
+
+
+def _question(situation: Situation) -> Sequence[Proposal]:
+    """The check that tells short steps from steps that are all the loss bears; for 10 passes, and without a trace."""
+    ratio = latest(situation.run, "update_ratio.total", situation.step)
+    short = ratio is not None and 0 < ratio < USUAL
+    if not short or CHECK in situation.last or standing(situation) or annealed(situation) is not None:
+        return ()
+    reason = f"an update is {ratio:.2g} of the weights: would the curvature along it bear a longer one?"
+    return (Proposal(controller="rate_up", action=Action(name="check", arguments={"check": CHECK}, reason=reason)),)
 
 
 def _tiny(situation: Situation) -> bool:
     """Whether updates are still far smaller than is customary, whatever can be seen of the loss."""
     ratio = latest(situation.run, "update_ratio.total", situation.step)
     return ratio is not None and 0 < ratio < USUAL / STEP
+
+
+def _bears(situation: Situation) -> bool:
+    """Whether the last look at the curvature along an update, taken to the present rate, leaves room for a raise."""
+    look, plan = situation.last.get(CHECK, {}).get("values", {}), planned(situation)
+    if not look.get("rate") or look.get("ratio") is None or plan is None:
+        return False
+    now = float(plan.rate[-1]) * rate_factor(situation)
+    return abs(float(look["ratio"])) * now / float(look["rate"]) < BEARS
 
 
 def _climbing(situation: Situation) -> bool:

@@ -12,7 +12,7 @@ from dynaxx.controllers._judge import target
 from dynaxx.controllers._limits import LEAST_RATE, ROLLBACKS, Limits, limits
 from dynaxx.controllers._past import acts, exhausted, judged, proven, waiting
 from dynaxx.controllers._promise import ERRORS, descent
-from dynaxx.controllers._rates import CUTS, lower, ruinous
+from dynaxx.controllers._rates import AIM, CUTS, LARGE, lower, ruinous
 from dynaxx.controllers._reading import (
     LOSS,
     NORMAL,
@@ -213,10 +213,10 @@ def _cut(suspect: Suspect, situation: Situation) -> Action | None:
     return Action(name="learning_rate", arguments={"factor": factor}, reason=reason)
 
 
-def _lower(suspect: Suspect, situation: Situation) -> float | None:
+def _lower(suspect: Suspect, situation: Situation, aim: float = AIM) -> float | None:
     """The total factor after a cut, or None where it would be too low."""
     critical = suspect.finding.severity == "critical"
-    cut, _ = lower(situation, suspect.finding.onset, deep=critical and suspect.cause in PATIENT)
+    cut, _ = lower(situation, suspect.finding.onset, deep=critical and suspect.cause in PATIENT, aim=aim)
     own = own_factor(situation)
     factor = round_figure(max(own * cut, LEAST_RATE * own / rate_factor(situation)))
     return factor if factor < own else None
@@ -240,7 +240,8 @@ def _rollback(rung: int, state: Plain, suspect: Suspect, situation: Situation, b
     factor = own_factor(situation)
     reason = "as before the rollback"
     if rung == LOWER:
-        cut = _lower(suspect, situation)
+        begins = suspect.cause in RATES and ruinous(situation, suspect) is not None
+        cut = _lower(suspect, situation, LARGE if begins else AIM)
         if cut is None:
             return None
         factor, reason = cut, _because(suspect, f"after the rollback the learning rate is multiplied by {cut:g}")

@@ -193,7 +193,7 @@ class Situation:
         outcomes: Judged acts, in order.
         healthy: Steps of the checkpoints that are healthy, rising.
         able: Which of `REMEDIES` and of the actuator's actions this run can carry out.
-        last: What the last `check`s found, by name: the values and the step.
+        last: What the last `check`s found: name → {"values": …, "step": …}.
     """
 
     step: int

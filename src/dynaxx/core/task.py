@@ -2,9 +2,10 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -134,6 +135,22 @@ class Task(ABC):
         """
         del model, batch
         return {}
+
+    def samples(self, model: nn.Module) -> Sequence[str] | Sequence[int] | torch.Tensor | np.ndarray | None:
+        """The model's answers to a few fixed inputs, the same ones at every call; asked for at every evaluation.
+
+        Logged are how far they agree with those of the evaluation before (`samples.agreement`: the share that is equal,
+        or of vectors the mean cosine between them) and how much texts repeat themselves (`samples.repetition`), which
+        is what convergence and overtraining are told by.
+
+        Args:
+            model: The model, in evaluation mode and without gradients.
+
+        Returns:
+            Texts; labels; integers of any shape; outputs, floating-point of shape (samples, ...). None: there are none.
+        """
+        del model
+        return None
 
     def weight(self, batch: Any) -> float:
         """How many examples (or tokens) a batch's mean loss stands for.

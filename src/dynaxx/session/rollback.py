@@ -13,6 +13,7 @@ from dynaxx.core.records import Action
 from dynaxx.errors import NotApplicable
 from dynaxx.runlog import LogWriter
 from dynaxx.runlog.recorder import Recorder
+from dynaxx.session.checkpoints import RunCheckpoints
 from dynaxx.session.data import Data
 from dynaxx.session.instruments import Instruments
 from dynaxx.session.live import Live
@@ -35,7 +36,7 @@ class Rollback:
 
     Args:
         training: What is trained.
-        store: Its checkpoints.
+        checkpoints: Its checkpoints.
         live: The loop's hooks.
         data: The position in the data.
         instruments: The signals.
@@ -49,7 +50,7 @@ class Rollback:
         self,
         *,
         training: Training,
-        store: CheckpointStore,
+        checkpoints: RunCheckpoints,
         live: Live,
         data: Data,
         instruments: Instruments,
@@ -58,7 +59,8 @@ class Rollback:
         writer: LogWriter | None,
         event: Callable[..., None],
     ) -> None:
-        self._training, self._store, self._live, self._data = training, store, live, data
+        self._training, self._live, self._data = training, live, data
+        self._checkpoints, self._store = checkpoints, checkpoints.store
         self._instruments, self._actuator = instruments, actuator
         self._recorder, self._writer, self._event = recorder, writer, event
         self._made: list[dict[str, int]] = []
@@ -79,7 +81,7 @@ class Rollback:
         """
         came = self._live.step
         info = self._chosen(before, findings)
-        state, _ = self._store.load(info)
+        state, _ = self._checkpoints.load(info)
         streams = RandomState.capture()
         run = state["run"]
         rewinds = data == "rewind" and run["data"]["epoch"] == self._data.epoch

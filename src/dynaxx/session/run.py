@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from dynaxx.actuator import Actuator
-from dynaxx.checkpoints import CheckpointInfo, CheckpointStore
+from dynaxx.checkpoints import CheckpointInfo
 from dynaxx.core.navigation import Mode
 from dynaxx.core.objective import LossFunction
 from dynaxx.core.records import Action, Receipt
@@ -19,6 +19,7 @@ from dynaxx.errors import BadInput, DynaxxWarning
 from dynaxx.runlog import LogWriter, RunView, open_run
 from dynaxx.runlog.recorder import Recorder
 from dynaxx.session.calibration import Calibration
+from dynaxx.session.checkpoints import RunCheckpoints
 from dynaxx.session.data import Data
 from dynaxx.session.hooks import Hooks
 from dynaxx.session.instruments import Instruments
@@ -49,7 +50,7 @@ class Run:
         live: Live,
         hooks: Hooks,
         data: Data,
-        store: CheckpointStore,
+        checkpoints: RunCheckpoints,
         receipt: Callable[[Receipt], None],
         loss: LossFunction | None,
         navigate: Mode,
@@ -57,7 +58,7 @@ class Run:
         quiet: bool,
         reserved: frozenset[str],
     ) -> None:
-        self.dir: Path = store.folder.parent
+        self.dir: Path = checkpoints.store.folder.parent
         self.resumed_from: CheckpointInfo | None = None
         self._training = training
         self._writer = writer
@@ -68,7 +69,7 @@ class Run:
         self._hooks = hooks
         self._data = data
         self._steps = steps
-        self._saving = Saving(store, self._event, self._warn)
+        self._saving = Saving(checkpoints, self._event, self._warn, steps)
         self._values = Logged(recorder, reserved, self._warn)
         self._moments = Moments(steps)
         self._closed = False
@@ -251,9 +252,8 @@ class Run:
             BadInput: An option is out of range.
             NotApplicable: The loop does not take its batches from `run.batches`.
         """
-        wanted = {"learning_rate": ("factor", learning_rate), "gradient_clip": ("max_norm", clip)}
-        asked = {name: {key: value} for name, (key, value) in wanted.items() if value is not None}
-        then = [Action(name=name, arguments=arguments, reason=reason) for name, arguments in asked.items()]
+        asked = (("learning_rate", "factor", learning_rate), ("gradient_clip", "max_norm", clip))
+        then = [Action(name=name, arguments={key: v}, reason=reason) for name, key, v in asked if v is not None]
         self.steering.ask_rollback(max(1, self.step) if before is None else before, data, then, reason)
 
     def check(self, name: str, **arguments: Any) -> Mapping[str, Any]:
@@ -284,9 +284,9 @@ class Run:
         that is full or gone costs the checkpoint and a warning, not the training.
 
         Args:
-            keep: How many of the latest checkpoints stay, this one included.
+            keep: How many of the latest checkpoints stay, besides pinned ones and the last two healthy ones.
             wait: Return when it is on disk; False: when the state is copied, and write it beside the training.
-            facts: What a reader should know of it, as JSON: metrics, reasons.
+            facts: What a reader should know of it, as JSON: metrics, reasons; "step", "id", "time" … are the log's own.
 
         Returns:
             What was written; None where it could not be, while it is still being written, and on ranks other than the
@@ -307,9 +307,10 @@ class Run:
                 "instruments": self._instruments.state_dict(),
                 "actuator": self._actuator.state_dict(),
                 "steering": self.steering.state_dict(),
+                "saving": self._saving.state_dict(),
             },
         }
-        if self._training.rank != 0:
+        if not self._saving.checkpoints.writes:
             return None
         self.flush(fsync=wait)
         return self._saving.save(self.step, state, facts, keep=keep, wait=wait)
@@ -344,7 +345,7 @@ class Run:
         self._hooks.close()
         self._instruments.close()
         self._recorder.drain()
-        self._saving.close()
+        self._saving.close(self.step if status == "finished" else None)
         self._event("run_end", overhead=self.overhead, status=status, refused=self._values.refused)
         if self._writer is not None:
             self._writer.close(status)
@@ -378,6 +379,7 @@ class Run:
         self._instruments.load_state_dict(run["instruments"])
         self._actuator.load_state_dict(run["actuator"])
         self.steering.load_state_dict(run.get("steering", {}))
+        self._saving.load_state_dict(run.get("saving", {}))
         if self._training.rank == 0:
             self._saving.store.continue_from(info)
         self._calibration.tested = self._instruments.calibrated
@@ -395,5 +397,4 @@ class Run:
 def _close_at_exit(reference: "weakref.ref[Run]") -> None:
     run = reference()
     if run is not None:
-        failed = getattr(sys, "last_value", None) is not None
-        run.close("failed" if failed else "finished")
+        run.close("finished" if getattr(sys, "last_value", None) is None else "failed")

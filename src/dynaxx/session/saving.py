@@ -1,19 +1,24 @@
 """Commits a run's checkpoints, at once or in the background, and keeps those that are worth keeping."""
 
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dynaxx.checkpoints import CheckpointInfo, CheckpointStore
+from dynaxx.checkpoints import CheckpointInfo
 from dynaxx.checkpoints.asynchronous import PendingSave
-from dynaxx.checkpoints.health import PROBATION, settle, verdicts
+from dynaxx.checkpoints.health import PROBATION, mark, settle, verdicts
 from dynaxx.checkpoints.pruning import prune
 from dynaxx.checkpoints.retention import Last, Policy
+from dynaxx.checkpoints.save_policy import SavePolicy
 from dynaxx.errors import BadInput, NotApplicable, NotSaved
+from dynaxx.session.checkpoints import RunCheckpoints
 
 PORTIONS = 4
 """Checkpoints on probation that stay besides the latest, evenly apart: without them the latest would push all others
 out before they have outlived it."""
+TAKEN = frozenset({"id", "of_step", "origin", "kind", "step", "time", "attempt"})
+"""Names that the log's event of a save has itself."""
 
 
 @dataclass(frozen=True)
@@ -32,20 +37,26 @@ class _Growing(Policy):
 
 
 class Saving:
-    """The checkpoints of one run, on the rank that writes.
+    """The checkpoints of one run, on the ranks that write.
 
-    Where the run is diagnosed, the last two healthy ones stay besides the latest, and some that may become healthy;
-    while there are no two, the first one does. A disk that is full or gone costs the checkpoint and a warning, not the
-    training.
+    Besides the latest stay those that are pinned or branched from, and the last two healthy ones; where the run is
+    diagnosed, also some that may become healthy. A disk that is full or gone costs the checkpoint and a warning, not
+    the training.
 
     Args:
-        store: Where they go.
+        checkpoints: Where they go.
         event: Writes an event at the present step.
         warn: Called with a message when one could not be written.
+        steps: Planned optimizer steps, or None.
     """
 
-    def __init__(self, store: CheckpointStore, event: Callable[..., None], warn: Callable[[str], None]) -> None:
-        self.store = store
+    def __init__(
+        self, checkpoints: RunCheckpoints, event: Callable[..., None], warn: Callable[[str], None], steps: int | None
+    ) -> None:
+        self.checkpoints, self.store = checkpoints, checkpoints.store
+        self.policy = SavePolicy(steps)
+        """When one is due; it takes note of every save, whoever asked for it."""
+        self.policy.begin(time.monotonic())
         self.keep = 3
         """How many of the latest stay, as the last save was told."""
         self.alarms: Callable[[], Collection[int]] | None = None
@@ -69,18 +80,26 @@ class Saving:
 
         Returns:
             What was written; None where it could not be, or is still being written.
+
+        Raises:
+            BadInput: A fact has a name that the log needs.
         """
+        if taken := sorted(TAKEN & facts.keys()):
+            raise BadInput(f"run.save({taken[0]}=...): the log has a field of this name of its own. Rename the fact.")
+        began = time.monotonic()
         self.settle()
         self.keep = keep
+        info = None
         try:
-            if not wait:
-                self._pending.append((self.store.save_async(step, state, facts=facts), dict(facts), keep))
-                return None
-            info = self.store.save(step, state, facts=facts)
+            if wait:
+                info = self.checkpoints.save(step, state, facts)
+                self._committed(info, facts, keep)
+            else:
+                self._pending.append((self.checkpoints.save_async(step, state, facts), dict(facts), keep))
         except (BadInput, NotApplicable, NotSaved) as error:
             self._lost(step, error)
-            return None
-        self._committed(info, facts, keep)
+        now = time.monotonic()
+        self.policy.saved(step, now, now - began)
         return info
 
     def settle(self, *, wait: bool = False) -> None:
@@ -96,31 +115,60 @@ class Saving:
             except (BadInput, NotApplicable, NotSaved) as error:
                 self._lost(pending.step, error)
 
-    def close(self) -> None:
-        """Wait for the saves in the background."""
+    def close(self, ended: int | None = None) -> None:
+        """Wait for the saves in the background.
+
+        Args:
+            ended: The step at which the training has ended; None: it may go on. Where that is the last of the planned
+                ones no alarm can come any more: checkpoints on probation without one are healthy.
+        """
         self.settle(wait=True)
-        self.store.close()
+        judged = self.alarms is not None and self.checkpoints.first
+        if judged and ended is not None and ended >= (self.policy.steps or 0):
+            self._tolerant(lambda: self._acquit(ended), "The health of the last checkpoints was not noted")
+        self.checkpoints.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """When the next save is due depends on it."""
+        return self.policy.state_dict(time.monotonic())
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint.
+
+        Args:
+            state: What `state_dict` returned; an older checkpoint has none of it.
+        """
+        if state:
+            self.policy.load_state_dict(state)
+            self.policy.begin(time.monotonic())
 
     def _committed(self, info: CheckpointInfo, facts: Mapping[str, Any], keep: int) -> None:
-        self._event("checkpoint", id=info.id, of_step=info.step, **facts)
-        try:
-            self._prune(info.step, keep)
-        except OSError as error:
-            self._warn(f"Older checkpoints stay for now: {error}")
+        self._event("checkpoint", id=info.id, of_step=info.step, origin=info.origin, **facts)
+        if self.checkpoints.first:
+            self._tolerant(lambda: self._prune(info.step, keep), "Older checkpoints stay for now")
 
     def _prune(self, step: int, keep: int) -> None:
-        if self.alarms is None:
-            self.store.prune(keep=keep)
-            return
-        settle(self.store, step, self.alarms(), self.probation)
-        young = frozenset(key for key, said in verdicts(self.store).items() if said.health == "probation")
-        policy = Last(keep) | _Growing(self.probation, young)
-        if prune(self.store, policy, dry_run=True).refused:
-            infos = self.store.list()
-            kept = policy.keep(infos)
-            self.store.remove([info for info in infos[1:] if info.id not in kept])
-        else:
-            prune(self.store, policy)
+        policy: Policy = Last(keep)
+        if self.alarms is not None:
+            settle(self.store, step, self.alarms(), self.probation)
+            young = frozenset(key for key, said in verdicts(self.store).items() if said.health == "probation")
+            policy |= _Growing(self.probation, young)
+        prune(self.store, policy)
+
+    def _acquit(self, ended: int) -> None:
+        assert self.alarms is not None
+        settle(self.store, ended, self.alarms(), self.probation)
+        said = verdicts(self.store)
+        for info in self.store.list():
+            if info.id in said and said[info.id].health == "probation":
+                mark(self.store, info, "healthy", f"no alarm until the training ended at step {ended}")
+
+    def _tolerant(self, work: Callable[[], None], what: str) -> None:
+        """What a disk refuses besides the saving itself costs a warning."""
+        try:
+            work()
+        except OSError as error:
+            self._warn(f"{what}: {error}")
 
     def _lost(self, step: int, error: Exception) -> None:
         self._warn(f"No checkpoint was written at step {step}; training goes on. {error}")

@@ -1,14 +1,16 @@
 """What steers a run: the navigator's orders carried out, and what is done by hand in the same way."""
 
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from dynaxx import catalog
 from dynaxx.actuator import Actuator
 from dynaxx.checkpoints.health import PROBATION
+from dynaxx.checkpoints.save_policy import Reason
 from dynaxx.core.chosen import bare_model
 from dynaxx.core.findings import Finding
 from dynaxx.core.navigation import LivePoint, Mode
@@ -30,7 +32,6 @@ from dynaxx.session.saving import Saving
 from dynaxx.session.training import Training
 from dynaxx.session.trial import HELD, NOTHING, Trials
 
-T = TypeVar("T")
 GUARD = Action(
     name="skip", arguments={"when": "non_finite"}, reason="the first rung: no update that is not finite is ever taken"
 )
@@ -102,7 +103,7 @@ class Steering:
         self.recent = Recent(keep=mode != "off")
         self.rollbacks = Rollback(
             training=parts.training,
-            store=parts.saving.store,
+            checkpoints=parts.saving.checkpoints,
             live=parts.live,
             data=parts.data,
             instruments=parts.instruments,
@@ -177,16 +178,17 @@ class Steering:
         self.recent.add(batch)
         self._parts.instruments.probe_loss.offer(batch)
 
-    def agreed(self, value: T) -> T:
-        """What the first rank says, on every rank: a collective where there are several.
+    def save_due(self, validation: Sequence[tuple[int, float]]) -> Reason | None:
+        """Whether a checkpoint is due; under several ranks, whose clocks differ, the first one's answer: a collective.
 
         Args:
-            value: What this rank says, plain data.
+            validation: Step and validation loss of the evaluations so far, in order.
 
         Returns:
-            What the first one does.
+            Why; None: not now.
         """
-        return self._parts.training.from_first(value)
+        due = self._parts.saving.policy.due(self._parts.live.step, time.monotonic(), validation)
+        return self._parts.training.from_first(due)
 
     def finish(self) -> None:
         """Diagnose a last time, for the log."""

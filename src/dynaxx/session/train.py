@@ -16,7 +16,6 @@ import torch
 from safetensors.torch import save_model
 
 from dynaxx.averaging import recompute_batch_norm
-from dynaxx.checkpoints.save_policy import SavePolicy
 from dynaxx.core.loop import epoch_seed, evaluate, train_steps, validation_seed
 from dynaxx.core.methods import Averager
 from dynaxx.core.navigation import Mode
@@ -27,6 +26,7 @@ from dynaxx.session.interrupts import interruptible
 from dynaxx.session.moments import OFTEN, Due
 from dynaxx.session.recipe import Method, Recipe
 from dynaxx.session.run import Run
+from dynaxx.session.samples import Samples
 from dynaxx.session.watch import watch
 
 AVERAGED = "averaged.safetensors"
@@ -173,6 +173,7 @@ def train(
     if start is not None:
         begin_from(Path(start), model)
     method = recipe.method(task, model, task.steps)
+    samples = Samples(task)
     run = watch(
         model,
         method.optimizer,
@@ -180,7 +181,7 @@ def train(
         loss=task.loss,
         navigate=navigate,
         scheduler=method.scheduler,
-        state=method.state,
+        state={**method.state, **samples.parts},
         steps=steps,
         resume=resume,
         signals=signals,
@@ -200,13 +201,11 @@ def train(
         keep=keep,
         evaluations=evaluations,
         checkpoints=checkpoints,
-        policy=SavePolicy(steps),
     )
-    plan.policy.begin(time.monotonic())
     run.steering.accumulates, run.steering.accumulate = True, accumulate
     run.steering.trials.train = lambda batches: _steps(task, run, model, method, batches)
     with run, interruptible() as interrupted:
-        outcome = _loop(task, run, plan, model, method, interrupted, progress)
+        outcome = _loop(task, run, plan, model, method, samples, interrupted, progress)
         if outcome.status == "finished" and method.averager is not None and method.averager.ready:
             with averaged(task, model, method.averager, plan.order_seed):
                 save_model(model, str(run.dir / AVERAGED))
@@ -224,7 +223,6 @@ class _Plan:
     keep: int
     evaluations: int
     checkpoints: int | None
-    policy: SavePolicy
 
     def evaluates(self, run: Run) -> bool:
         """Whether it is time to evaluate: the run's own moments, thinned to about as many as are wanted."""
@@ -234,7 +232,7 @@ class _Plan:
         """Why it is time to save, given the steps and losses of the evaluations; None: it is not."""
         if self.checkpoints is not None:
             return "planned" if self._due(run, "checkpoint", self.checkpoints) else None
-        return run.steering.agreed(self.policy.due(run.step, time.monotonic(), history))  # clocks of ranks differ
+        return run.steering.save_due(history)
 
     def _due(self, run: Run, what: Due, times: int) -> bool:
         own, wanted = max(1, self.steps // OFTEN[what]), max(1, self.steps // times)
@@ -257,6 +255,7 @@ def _loop(
     plan: _Plan,
     model: torch.nn.Module,
     method: Method,
+    samples: Samples,
     interrupted: threading.Event,
     progress: Callable[[Progress], None],
 ) -> Outcome:
@@ -287,15 +286,13 @@ def _loop(
                     with averaged(task, model, averager, plan.order_seed):
                         both = evaluate(task, model, validation)
                     latest |= {f"averaged_val_{k}": v for k, v in both.items()}
-                run.log(**latest)
+                run.log(**latest, **samples.take(model))
                 history.append((run.step, latest["val_loss"]))
             status = "interrupted" if interrupted.is_set() else "stopped" if run.stopping else status
             why = plan.saves(run, history)
             if why is not None or status != "finished":
-                began_saving = time.monotonic()
                 beside = plan.checkpoints is None and status == "finished" and run.step < plan.steps
                 run.save(keep=plan.keep, wait=not beside, **latest)
-                plan.policy.saved(run.step, time.monotonic(), time.monotonic() - began_saving)
             progress(Progress(step=run.step, steps=plan.steps, loss=loss, rate=rate, validation=latest, fresh=fresh))
             rate = _rate(optimizer) * method.factor  # the scheduler has moved on: this is the next step's
             if run.step >= plan.steps or status != "finished":

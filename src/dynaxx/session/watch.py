@@ -10,7 +10,6 @@ from torch.optim import Optimizer
 
 from dynaxx import catalog
 from dynaxx.actuator import Actuator, RatesInForce
-from dynaxx.checkpoints import CheckpointStore
 from dynaxx.core.navigation import Mode
 from dynaxx.core.objective import LossFunction
 from dynaxx.core.parameters import Grouping, Layout, own_parameters
@@ -20,13 +19,13 @@ from dynaxx.runlog import LogWriter
 from dynaxx.runlog.recorder import Recorder
 from dynaxx.runlog.writer import holds_run
 from dynaxx.schedules import Rates
+from dynaxx.session.checkpoints import RunCheckpoints
 from dynaxx.session.data import Data
 from dynaxx.session.described import manifest
 from dynaxx.session.hooks import Hooks, innermost
 from dynaxx.session.instruments import Instruments
 from dynaxx.session.live import Live
 from dynaxx.session.probe_loss import ProbeLoss
-from dynaxx.session.resuming import latest
 from dynaxx.session.run import Run
 from dynaxx.session.training import Training
 
@@ -122,8 +121,8 @@ def watch(
     training = Training(model, layout, inner, scheduler, scaler, extra)
     if not training.distributed:
         training.capture()  # copies nothing; what cannot be kept in a checkpoint is refused now, not at the first save
-    store = CheckpointStore(Path(dir) / "checkpoints")
-    saved, info = latest(store, training) if resume else (None, None)
+    checkpoints = RunCheckpoints(Path(dir) / "checkpoints", training)
+    saved, info = checkpoints.latest() if resume else (None, None)
     if saved is not None:
         training.restore(saved)
     writer = None
@@ -131,7 +130,7 @@ def watch(
         about = manifest(model, layout, inner, scheduler, names, steps, budget, facts)
         start = 0 if saved is None else int(saved["run"]["step"])
         if resume or not holds_run(Path(dir)):
-            store.preflight()  # a folder that takes no checkpoint is said now, not at the first save
+            checkpoints.store.preflight()  # a folder that takes no checkpoint is said now, not at the first save
         writer = LogWriter(Path(dir), manifest=about, start_step=start, resume=resume)
 
     def warn(message: str) -> None:
@@ -182,7 +181,7 @@ def watch(
         live=live,
         hooks=Hooks(model, layout, inner, scaler, live),
         data=Data(live.loaded, lambda: actuator.stopping is not None),
-        store=store,
+        checkpoints=checkpoints,
         receipt=receipt,
         loss=loss,
         navigate=navigate,

@@ -73,6 +73,10 @@ class Digits(Task):
         images, labels = batch
         return {"accuracy": (model(images).argmax(dim=1) == labels).float().mean()}
 
+    def samples(self, model: nn.Module) -> torch.Tensor:
+        """The labels predicted for the first 64 validation images."""
+        return model(_data()["validation"][0][:64]).argmax(dim=1)
+
     def facts(self) -> Mapping[str, str | int | float]:
         """Size and hash of both splits."""
         return _sklearn.facts("sklearn.datasets.load_digits", _data())
