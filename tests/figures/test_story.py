@@ -58,7 +58,7 @@ def test_the_picture_shades_alarms_marks_acts_and_shows_what_was_left_behind(tmp
     picture, _ = Story().panels(story(tmp_path / "run"))
     assert isinstance(picture, Lines)
     assert picture.spans == {"loss spike": (40.0, 45.0)}
-    assert picture.marks == {"learning rate factor 0.5 for 50 steps": 45.0}
+    assert picture.marks == {"learning rate × 0.5": 45.0}
     left = next(line for line in picture.lines if line.label.startswith("left behind"))
     np.testing.assert_array_equal(left.x, np.arange(31, 46))
     np.testing.assert_allclose(left.y, np.linspace(2.0, 1.0, 45)[30:])

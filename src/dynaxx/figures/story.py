@@ -72,7 +72,7 @@ def _acts(events: Sequence[Mapping[str, Any]]) -> list[tuple[str, float]]:
         proposal = _part(event, "proposal")
         if event["kind"] != "decision" or event.get("status") != "taken" or _checks(proposal):
             continue
-        words = _act(proposal)
+        words = _short(_part(proposal, "action"))
         name = words if words not in found else f"{words} (step {event['step']})"
         found[name] = float(event["step"])
     return list(found.items())
@@ -191,6 +191,12 @@ def _words(action: Mapping[str, Any]) -> str:
     arguments = ", ".join(f"{key.replace('_', ' ')} {_figure(value)}" for key, value in given.items())
     steps = f" for {action['steps']} steps" if action.get("steps") else ""
     return f"{str(action.get('name', '?')).replace('_', ' ')} {arguments}".strip() + steps
+
+
+def _short(action: Mapping[str, Any]) -> str:
+    """An action's name, and its factor where it has one: what fits beside a mark."""
+    factor = _part(action, "arguments").get("factor")
+    return str(action.get("name", "?")).replace("_", " ") + ("" if factor is None else f" × {_figure(float(factor))}")
 
 
 def _checks(proposal: Mapping[str, Any]) -> bool:
