@@ -78,3 +78,22 @@ def ranked(*suspects: Suspect) -> tuple[Cause, ...]:
         for place, s in enumerate(order)
         if place == 0 or s.confidence >= LEAST
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sign:
+    """One sign among several that are added up before anything is said.
+
+    Args:
+        weight: What it adds.
+        text: What was seen, with its figure.
+        column: Where.
+        value: The figure.
+        threshold: What it was compared with.
+    """
+
+    weight: float
+    text: str
+    column: str
+    value: float
+    threshold: float

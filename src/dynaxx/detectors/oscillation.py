@@ -1,7 +1,5 @@
 """Learning rate too high: steps overshoot, the weights are thrown far out, and the loss bounces instead of falling."""
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Test, Threshold
@@ -9,7 +7,7 @@ from dynaxx.detectors._acts import advice, clip, roll_back, scale_rate
 from dynaxx.detectors._dynamics import LARGE, dynamics
 from dynaxx.detectors._progress import ceiling, opening, progress
 from dynaxx.detectors._read import LOSS, Track, checked, group, optional, planned, unbroken
-from dynaxx.detectors._weigh import Suspect, ranked
+from dynaxx.detectors._weigh import Sign, Suspect, ranked
 from dynaxx.errors import NotApplicable
 
 POINTS = Threshold(
@@ -37,15 +35,6 @@ BOUNCE = 1.05
 """Running median of five losses over the first one: batches differ by less where nothing is learned."""
 OVERSHOT = 1.3
 """Loss above its first value for at least five steps, by this factor."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Sign:
-    weight: float
-    text: str
-    column: str
-    value: float
-    threshold: float
 
 
 class Oscillation(Detector):
@@ -92,11 +81,11 @@ class Oscillation(Detector):
         )
 
 
-def _signs(run: Log, loss: Track) -> list[_Sign]:
+def _signs(run: Log, loss: Track) -> list[Sign]:
     """What speaks for overshooting."""
     last = int(loss.steps[-1])
     seen = dynamics(run, last - (last - int(loss.steps[0])) // 2, last)
-    candidates: list[_Sign | None] = [
+    candidates: list[Sign | None] = [
         _margin(optional(run, "stability_margin")),
         _ratio(optional(run, "update_ratio.total")),
         _norm(optional(run, "parameter_norm")),
@@ -104,14 +93,14 @@ def _signs(run: Log, loss: Track) -> list[_Sign]:
     ]
     if seen.agreement is not None and seen.agreement < -0.1:
         text = f"successive gradients oppose each other: median cosine {seen.agreement:+.2f}"
-        candidates.append(_Sign(weight=1, text=text, column="gradient_agreement", value=seen.agreement, threshold=-0.1))
+        candidates.append(Sign(weight=1, text=text, column="gradient_agreement", value=seen.agreement, threshold=-0.1))
     if seen.curvature is not None and seen.curvature > 1:
         text = f"curvature along the gradient {seen.curvature:.2g} × 2/η"
-        candidates.append(_Sign(weight=2, text=text, column="loss", value=seen.curvature, threshold=1.0))
+        candidates.append(Sign(weight=2, text=text, column="loss", value=seen.curvature, threshold=1.0))
     return [sign for sign in candidates if sign is not None]
 
 
-def _margin(found: Track | None) -> _Sign | None:
+def _margin(found: Track | None) -> Sign | None:
     values = None if found is None else found.finite.values
     if values is None or len(values) == 0:
         return None
@@ -120,10 +109,10 @@ def _margin(found: Track | None) -> _Sign | None:
     if not 0 < least < 1:
         return None
     text = f"stability margin {least:.2g}: the sharpest direction needs a rate {1 / least:.3g} times smaller"
-    return _Sign(weight=3 if least < 0.3 else 2, text=text, column="stability_margin", value=least, threshold=1.0)
+    return Sign(weight=3 if least < 0.3 else 2, text=text, column="stability_margin", value=least, threshold=1.0)
 
 
-def _ratio(found: Track | None) -> _Sign | None:
+def _ratio(found: Track | None) -> Sign | None:
     """Largest running median of five update ratios, the first step left out: layers of zeros make it large."""
     values = None if found is None else found.values[found.steps > 1]
     if values is None:
@@ -137,7 +126,7 @@ def _ratio(found: Track | None) -> _Sign | None:
     if top < float(LARGE):
         return None
     text = f"updates of up to {top:.2g} of the weights' size"
-    return _Sign(
+    return Sign(
         weight=3 if now > float(LARGE) or top > 1 else 2,
         text=text,
         column="update_ratio.total",
@@ -146,7 +135,7 @@ def _ratio(found: Track | None) -> _Sign | None:
     )
 
 
-def _norm(found: Track | None) -> _Sign | None:
+def _norm(found: Track | None) -> Sign | None:
     total = None if found is None else found.total().finite.values
     if total is None or len(total) < 5 or total[0] <= 0:
         return None
@@ -154,10 +143,10 @@ def _norm(found: Track | None) -> _Sign | None:
     if grown < OUT:
         return None
     text = f"the weights' norm has grown {grown:.3g}-fold"
-    return _Sign(weight=3 if grown > 10 else 2, text=text, column="parameter_norm", value=grown, threshold=OUT)
+    return Sign(weight=3 if grown > 10 else 2, text=text, column="parameter_norm", value=grown, threshold=OUT)
 
 
-def _overshoot(loss: Track, start: float) -> _Sign | None:
+def _overshoot(loss: Track, start: float) -> Sign | None:
     if start <= 0 or len(loss) < 20:
         return None
     medians = np.median(np.lib.stride_tricks.sliding_window_view(loss.values[: max(20, len(loss) // 3)], 5), axis=1)
@@ -165,7 +154,7 @@ def _overshoot(loss: Track, start: float) -> _Sign | None:
     if top < OVERSHOT:
         return None
     text = f"the loss rose to {top:.3g} times its first value"
-    return _Sign(weight=2.5 if top > 3 else 1.5, text=text, column=loss.name, value=top, threshold=OVERSHOT)
+    return Sign(weight=2.5 if top > 3 else 1.5, text=text, column=loss.name, value=top, threshold=OVERSHOT)
 
 
 def _stuck(loss: Track) -> bool:

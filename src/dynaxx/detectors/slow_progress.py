@@ -1,7 +1,5 @@
 """Learning rate too low: the loss falls, if at all, far slower than the curvature and the gradients would allow."""
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Test, Threshold
@@ -10,13 +8,14 @@ from dynaxx.detectors._dynamics import AGREE, Dynamics, dynamics
 from dynaxx.detectors._progress import Progress, progress
 from dynaxx.detectors._read import LOSS, adaptive, checked, group, optional, planned, unbroken
 from dynaxx.detectors._structure import structural
-from dynaxx.detectors._weigh import Suspect, ranked
+from dynaxx.detectors._weigh import Sign, Suspect, ranked
 from dynaxx.errors import NotApplicable
 
 POINTS = Threshold(
     value=4.5,
     origin="sum of the weights in `_signs`: one strong sign and two weak ones at least",
-    false_alarms="0 of 65 healthy rescue runs, asked at eight moments each (26 000 steps); seen when it was set",
+    false_alarms="0 of the 65 healthy rescue runs on which it was set (eight moments each); 6 of 110 further ones when "
+    "asked from step 100 on: three at the edge of stability, grokking, a long warm-up, schedule-free",
 )
 GAINED = Threshold(
     value=0.5,
@@ -48,15 +47,6 @@ ROWS = 64
 """Losses on end that a trend is seen in."""
 FAR = 1.0
 """Relative updates in sum beyond which steps are not short, whatever the margin: weights may have been made anew."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Sign:
-    weight: float
-    text: str
-    column: str
-    value: float
-    threshold: float
 
 
 class SlowProgress(Detector):
@@ -109,32 +99,32 @@ class SlowProgress(Detector):
         )
 
 
-def _signs(run: Log, now: Progress, seen: Dynamics, ratio: float | None) -> list[_Sign]:
-    signs: list[_Sign] = []
+def _signs(run: Log, now: Progress, seen: Dynamics, ratio: float | None) -> list[Sign]:
+    signs: list[Sign] = []
     margin = seen.margin
     if margin is not None and margin > float(MARGIN):
         text = f"stability margin {margin:.3g}: steps could be so many times longer before they overshoot"
         weight = 3.0 if margin > 10 * float(MARGIN) else 2.0
-        signs.append(_Sign(weight=weight, text=text, column="stability_margin", value=margin, threshold=float(MARGIN)))
+        signs.append(Sign(weight=weight, text=text, column="stability_margin", value=margin, threshold=float(MARGIN)))
     bent = _bent(run, seen)
     if bent is not None and bent < float(BEARS) and (seen.agreement or 0.0) > ALONG:
         text = f"curvature along the update is {bent:.2g} × what its length allows"
-        signs.append(_Sign(weight=2.0, text=text, column="loss", value=bent, threshold=float(BEARS)))
+        signs.append(Sign(weight=2.0, text=text, column="loss", value=bent, threshold=float(BEARS)))
     steps = max(planned(run) or 0, now.last)
     if ratio is not None and ratio * steps < 2 * float(MOVED):
         moved = ratio * steps
         text = f"at {ratio:.2g} of the weights' size a step, {steps} steps move them by {moved:.1%} at most"
         weight = 3.0 if moved < 0.1 * float(MOVED) else 2.0 if moved < float(MOVED) else 1.0
-        signs.append(_Sign(weight=weight, text=text, column="update_ratio.total", value=moved, threshold=float(MOVED)))
+        signs.append(Sign(weight=weight, text=text, column="update_ratio.total", value=moved, threshold=float(MOVED)))
     if seen.agreement is not None and seen.agreement > AGREE:
         text = f"gradients of different batches agree (cosine {seen.agreement:.2f}): more could be gained along them"
-        signs.append(_Sign(weight=1.0, text=text, column="gradient_agreement", value=seen.agreement, threshold=AGREE))
+        signs.append(Sign(weight=1.0, text=text, column="gradient_agreement", value=seen.agreement, threshold=AGREE))
     if seen.turning is not None and seen.turning > 0.95:
         text = f"the path runs straight on (cosine {seen.turning:.3f} of successive displacements)"
-        signs.append(_Sign(weight=0.5, text=text, column="trajectory.cosine", value=seen.turning, threshold=0.95))
+        signs.append(Sign(weight=0.5, text=text, column="trajectory.cosine", value=seen.turning, threshold=0.95))
     if now.trend.slope < -2 * now.trend.error:
         text = f"the loss falls evenly, by {-now.trend.slope:.2g} a step"
-        signs.append(_Sign(weight=1.0, text=text, column="loss", value=now.trend.slope, threshold=0.0))
+        signs.append(Sign(weight=1.0, text=text, column="loss", value=now.trend.slope, threshold=0.0))
     return signs
 
 
@@ -163,7 +153,7 @@ def _rising(run: Log, last: int) -> bool:
     return len(values) > 3 and bool(values[-1] > 1.02 * values[0])
 
 
-def _causes(run: Log, now: Progress, seen: Dynamics, signs: list[_Sign]) -> tuple[Cause, ...]:
+def _causes(run: Log, now: Progress, seen: Dynamics, signs: list[Sign]) -> tuple[Cause, ...]:
     why = f"{now.gained:.1%} gained in {now.last} steps"
     strong = any(sign.weight >= 3 for sign in signs)
     factor = 10.0 if strong else 3.0
