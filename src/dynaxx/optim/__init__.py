@@ -1,5 +1,6 @@
 """Optimizers: one file, one method, each a `torch.optim.Optimizer` that can be made for a model."""
 
+from dynaxx.optim._joint import Joint
 from dynaxx.optim._layer_decay import layer_decay
 from dynaxx.optim._outer_nesterov import OuterNesterov
 from dynaxx.optim.adamw import AdamW
@@ -17,6 +18,7 @@ __all__ = [
     "SGD",
     "SOAP",
     "AdamW",
+    "Joint",
     "KLShampoo",
     "Lamb",
     "Lars",

@@ -281,5 +281,8 @@ def innermost(optimizer: Any) -> Optimizer:
         inner, within = within, getattr(within, "optimizer", None)
     if not isinstance(inner, Optimizer):
         kind = type(optimizer).__name__
-        raise BadInput(f"watch(optimizer=...) must be a torch.optim.Optimizer or a wrapper of one. Got {kind}.")
+        remedy = (
+            " Several are watched as one: dynaxx.optim.Joint(*optimizers)." if isinstance(optimizer, Sequence) else ""
+        )
+        raise BadInput(f"watch(optimizer=...) must be a torch.optim.Optimizer or a wrapper of one. Got {kind}.{remedy}")
     return inner
