@@ -1,4 +1,4 @@
-"""Raise Adam's ε for a while: coordinates with a tiny second moment then take smaller steps."""
+"""Bound Adam's ε for a while: from below against spikes, from above where it outweighs the second moments."""
 
 import math
 from typing import Any
@@ -12,29 +12,33 @@ from dynaxx.errors import BadInput
 
 
 class Epsilon(Actuation):
-    """ε ← max(ε, value) for the step, in every parameter group that has one; put back right after it.
+    """ε ← min(max(ε, value), most) for the step, in every parameter group that has one; put back right after it.
 
-    A guard against spikes where the second moment of rarely used coordinates decays to nothing, and the first gradient
+    From below a guard against spikes where the second moment of rarely used coordinates decays to nothing, and the first gradient
     after it makes a step of full size (Molybog et al. 2023). Optimizers put ε outside the root, so in units of the
-    gradient; 1e-6 instead of 1e-8 is the usual switch.
+    gradient; 1e-6 instead of 1e-8 is the usual switch. From above, since steps are g/ε, gradient descent with a tiny
+    rate, where ε outweighs the root.
 
     Args:
-        value: The smallest ε; positive and finite.
+        value: The smallest ε; positive and finite, or 0 where there is a largest one.
+        most: The largest ε; None: none.
 
     Raises:
-        BadInput: The value is not positive and finite, or no group of the optimizer has an ε.
+        BadInput: A value is out of range, or no group of the optimizer has an ε.
     """
 
     of_gradient = False
 
-    def __init__(self, value: float = 1e-6) -> None:
-        if not (math.isfinite(value) and value > 0):
+    def __init__(self, value: float = 1e-6, most: float | None = None) -> None:
+        if not (math.isfinite(value) and (value > 0 or (value == 0 and most is not None))):
             raise BadInput(f"apply('epsilon', value=...) must be positive and finite. Got {value}.")
-        self.value = float(value)
+        if most is not None and not (math.isfinite(most) and most > 0 and most >= value):
+            raise BadInput(f"apply('epsilon', most=...) must be positive, finite and at least {value:g}. Got {most}.")
+        self.value, self.most = float(value), math.inf if most is None else float(most)
         self._held: list[tuple[dict[str, Any], float]] = []
 
     def __str__(self) -> str:
-        return f"ε of at least {self.value:g}"
+        return f"ε within [{self.value:g}, {'∞' if self.most == math.inf else format(self.most, 'g')}]"
 
     def check(self, layout: Layout, optimizer: Optimizer) -> None:
         """Some group must have an ε."""
@@ -45,13 +49,13 @@ class Epsilon(Actuation):
             )
 
     def before(self, step: StepView) -> None:
-        """Raise what is smaller."""
+        """Move what is outside to the bound."""
         self._held.clear()
         for group in step.optimizer.param_groups:
             kept = group.get("eps")
-            if isinstance(kept, float) and kept < self.value:
+            if isinstance(kept, float) and not self.value <= kept <= self.most:
                 self._held.append((group, kept))
-                group["eps"] = self.value
+                group["eps"] = min(max(kept, self.value), self.most)
 
     def after(self, step: StepView) -> None:
         """Put them back exactly."""

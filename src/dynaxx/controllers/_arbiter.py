@@ -42,6 +42,7 @@ Plain = dict[str, Any]
 SLOTS = {
     "learning_rate": "rate",
     "accumulate": "rate",
+    "rate_band": "rate",
     "layer_rates": "layers",
     "gradient_clip": "clipping",
     "adaptive_clip": "clipping",
@@ -226,10 +227,12 @@ def _budget(case: _Case, proposal: Proposal) -> str | None:
         lost = _lost(case.situation, proposal)
         if spent["lost"] + lost > case.limits.rollback:
             return f"rollbacks may repeat {case.limits.rollback} updates; {spent['lost']} are spent and {lost} wanted"
-    if name == "trial":
-        passes = _passes(proposal)
-        if spent["trial"] + passes > case.limits.trial:
-            return f"trials may spend {case.limits.trial} updates; {spent['trial']} are spent and {passes} wanted"
+    passes = _passes(proposal)
+    if passes and spent["trial"] + passes > case.limits.trial:
+        return f"trials may spend {case.limits.trial} updates; {spent['trial']} are spent and {passes} wanted"
+    both, wanted = spent["lost"] + spent["trial"], passes + (_lost(case.situation, proposal) if name == "rollback" else 0)
+    if wanted and both + wanted > case.limits.repair:
+        return f"repairs may take {case.limits.repair} updates; {both} are spent and {wanted} wanted"
     return None
 
 
@@ -284,7 +287,7 @@ def _entered(state: Plain, proposal: Proposal, situation: Situation, *, taken: b
     if acted and action.name == "rollback":
         spent["lost"] += _lost(situation, proposal)
         acts = [{**a, "until": min(a["until"], now)} for a in acts]  # what was pending went with the steps
-    if acted and action.name == "trial":
+    if acted:
         spent["trial"] += _passes(proposal)
     said = [*state["said"], _word(proposal)]
     return {**state, "acts": acts[-REMEMBERED:], "said": said[-REMEMBERED:], "spent": spent}
@@ -322,6 +325,8 @@ def _lost(situation: Situation, proposal: Proposal) -> int:
 
 
 def _passes(proposal: Proposal) -> int:
-    """Updates of all arms of a trial, the one that does nothing among them."""
-    arguments = proposal.action.arguments
-    return (len(arguments["arms"]) + 1) * int(arguments["steps"])
+    """Updates of all arms of trials that it makes, now or after going back; the arms that do nothing among them."""
+    action = proposal.action
+    then = [each["arguments"] for each in action.arguments.get("then", ()) if each["name"] == "trial"]
+    trials = [action.arguments] if action.name == "trial" else then
+    return sum((len(each["arms"]) + 1) * int(each["steps"]) for each in trials)

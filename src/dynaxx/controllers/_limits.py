@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 from dynaxx.core.navigation import Situation
 
-MOST_RATE = 30.0
-"""Highest total factor of the learning rate: what must be undone is a rate 30 × too low (issue "Diagnosis and the
-navigator"); one that is further off was mistaken for another, and a person should see it."""
+MOST_RATE = 1e4
+"""Highest total factor of the learning rate: the worst that the rescue suite plants is 10 000 too low. Long before it a
+raise is bounded by the size of its updates, by the stability margin and by its promise."""
 LEAST_RATE = 1e-3
 """Lowest one: a factor of 300 too high, the worst that the rescue suite plants, and a margin of three."""
 LAYER_SPREAD = 10.0
@@ -21,9 +21,11 @@ CHECKS = 12
 """Live checks in one run; at the most expensive (60 passes) they are a thousandth of a run of a million updates."""
 ROLLBACK_SHARE = 0.25
 """Updates that rollbacks may repeat, as a share of the planned ones: of checkpoints every twentieth, five apart."""
-TRIAL_SHARE = 0.05
-"""Updates that branch trials may spend, likewise. With the rollbacks it makes the 1.3 × passes of a clean twin that a
-repair may cost (issue "Diagnosis and the navigator")."""
+TRIAL_SHARE = 0.2
+"""Updates that branch trials may spend, likewise: one search for a rate over five arms, and one comparison."""
+REPAIR_SHARE = 0.3
+"""Updates that both may take together: the 1.3 × passes of a clean twin that a repair may cost (issue "Diagnosis and
+the navigator")."""
 ROLLBACKS = 3
 """Rollbacks in one window, each further back than the last: retries of the same thing have run out of news by then
 (Soup's spike recovery stops at 3 as well)."""
@@ -59,6 +61,7 @@ class Limits(NamedTuple):
         horizon: After which an act is judged.
         rollback: That rollbacks may repeat altogether.
         trial: That trials may spend altogether.
+        repair: That both may take together.
     """
 
     steps: int
@@ -69,6 +72,7 @@ class Limits(NamedTuple):
     horizon: int
     rollback: int
     trial: int
+    repair: int
 
 
 def limits(situation: Situation) -> Limits:
@@ -94,4 +98,5 @@ def limits(situation: Situation) -> Limits:
         horizon=min(400, max(COOLDOWN_LEAST, round(COOLDOWN_SHARE * steps))),
         rollback=round(ROLLBACK_SHARE * steps),
         trial=round(TRIAL_SHARE * steps),
+        repair=round(REPAIR_SHARE * steps),
     )

@@ -35,6 +35,11 @@ RISING = 1.05
 """Growth over a horizon that counts as a rise: a warm-up over a tenth of the run grows by more until it is over."""
 LOWERED = 2.0
 """Peak over present rate from which on a schedule has annealed."""
+JUMP = 3.0
+"""Factor by which a rate changes within 2 % of the steps when it jumps: no smooth schedule does, warm-ups at their
+beginning excepted, and milestones of staircases do by 2 to 10."""
+WARMING = 0.1
+"""Share of the planned steps in which a rise is a warm-up's."""
 DECAYING = ("cosine", "linear_decay", "one_cycle", "power_decay", "warm_restarts", "wsd")
 """Built-in schedules that lower the rate before their end, however constant it looks meanwhile."""
 
@@ -181,6 +186,45 @@ def change(plan: Plan, back: int) -> float:
     """
     then = plan.rate[np.searchsorted(plan.steps, plan.steps[-1] - back)]
     return float(plan.rate[-1] / then) if then > 0 else 1.0
+
+
+class Jump(NamedTuple):
+    """A jump of the loop's own rate.
+
+    Args:
+        step: The first step at the new rate.
+        before: The rate of the step before.
+        after: The rate that it went to.
+    """
+
+    step: int
+    before: float
+    after: float
+
+
+def jump(situation: Situation) -> Jump | None:
+    """The last jump of the loop's own rate, by more than a factor of three within 2 % of the steps.
+
+    Args:
+        situation: Where the run is.
+
+    Returns:
+        The jump; None where there was none but a warm-up's rise.
+    """
+    plan = planned(situation)
+    if plan is None:
+        return None
+    steps = limits(situation).steps
+    good = plan.rate > 0
+    at, rate = plan.steps[good], plan.rate[good]
+    back = np.searchsorted(at, at - max(2, steps // 50))
+    grown = np.log(rate / rate[back]) if len(rate) else rate
+    jumps = (np.abs(grown) >= np.log(JUMP)) & ((grown < 0) | (at > WARMING * steps))
+    if not jumps.any():
+        return None
+    last = int(np.flatnonzero(jumps)[-1])
+    first = last + 1 - int(np.argmin(jumps[last::-1]))  # the first row is none: it has nothing before it
+    return Jump(int(at[first]), float(rate[first - 1]), float(rate[last]))
 
 
 def rising(situation: Situation) -> bool:

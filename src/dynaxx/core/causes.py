@@ -1,4 +1,4 @@
-"""The causes that a finding may name: one word for one thing, wherever causes are spoken of."""
+"""The causes that a finding may name, one word for one thing, and which of them follow from which."""
 
 CAUSES: dict[str, str] = {
     # learning rate and schedule
@@ -68,3 +68,66 @@ CAUSES: dict[str, str] = {
     "memory_pressure": "memory is nearly exhausted",
 }
 """Slug → what is the matter, as it stands in reports after "because"."""
+
+_OVERSHOT = (
+    "exploding_gradients", "vanishing_gradients", "saturated_activations", "dead_units", "attention_logit_growth",
+    "cancelling_updates", "ill_conditioned", "preconditioner_lag", "overflow",
+)  # fmt: skip
+"""What steps that are too long leave behind."""
+_STANDSTILL = ("converged", "noise_floor", "flat_valley", "saddle")
+"""What a loss looks like that a fault keeps from falling."""
+_CUT_OFF = ("vanishing_gradients", "exploding_gradients", "ill_conditioned", "too_little_capacity", *_STANDSTILL)
+"""What a model looks like of which a part does not learn."""
+
+STATES = frozenset((*_OVERSHOT, *_STANDSTILL))
+"""Causes that nobody sets: states of a model or of a run, which have a cause themselves if one is found."""
+
+BRINGS_ABOUT: dict[str, tuple[str, ...]] = {
+    "learning_rate_too_high": (*_OVERSHOT, *_STANDSTILL, "loss_disconnected"),
+    "learning_rate_too_low": (*_STANDSTILL, "batch_too_large"),
+    "warmup_missing": ("learning_rate_too_high", *_OVERSHOT),
+    "schedule_too_aggressive": ("learning_rate_too_high", "learning_rate_too_low", *_OVERSHOT, *_STANDSTILL),
+    "momentum_too_high": ("learning_rate_too_high", "data_shift", *_OVERSHOT, *_STANDSTILL),
+    "epsilon_too_large": ("learning_rate_too_low", *_STANDSTILL),
+    "clipping_too_tight": ("learning_rate_too_low", *_STANDSTILL),
+    "weight_decay_too_high": (
+        "learning_rate_too_high",
+        "loss_disconnected",
+        "shuffled_labels",
+        "dead_units",
+        *_CUT_OFF,
+    ),
+    "weight_decay_coupled": ("learning_rate_too_high", "loss_disconnected", "shuffled_labels", "dead_units", *_CUT_OFF),
+    "gradients_not_cleared": ("learning_rate_too_high", "warmup_missing", "momentum_too_high", *_OVERSHOT),
+    "corrupted_batch": ("learning_rate_too_high", "data_shift", *_OVERSHOT, *_STANDSTILL),
+    "non_finite_data": ("corrupted_batch", *_OVERSHOT, *_STANDSTILL),
+    "label_noise": ("overfitting", "too_little_capacity", *_STANDSTILL),
+    "shuffled_labels": ("overfitting", "data_shift", "too_little_capacity", *_STANDSTILL),
+    "unshuffled_data": ("forgetting", "learning_rate_too_high", "corrupted_batch", "data_shift"),
+    "repeated_batch": ("overfitting", "unshuffled_data", "data_shift", "label_noise", *_STANDSTILL),
+    "class_imbalance": ("overfitting", "data_shift", "corrupted_batch", "vanishing_gradients", "dead_units"),
+    "inputs_not_normalised": ("initialisation_too_large", "warmup_missing", "learning_rate_too_high", *_OVERSHOT),
+    "initialisation_too_large": ("warmup_missing", "learning_rate_too_high", "momentum_too_high", *_OVERSHOT),
+    "initialisation_too_small": ("vanishing_gradients", "learning_rate_too_low", *_STANDSTILL),
+    "initialisation_symmetric": ("loss_disconnected", "dead_units", "shuffled_labels", *_CUT_OFF),
+    "exploding_gradients": ("overflow",),
+    "saturated_activations": ("vanishing_gradients", "dead_units"),
+    "dead_units": ("vanishing_gradients", "loss_disconnected", *_STANDSTILL),
+    "frozen_parameters": _CUT_OFF,
+    "parameters_not_in_optimizer": _CUT_OFF,
+    "stale_parameters": _CUT_OFF,
+    "loss_disconnected": _CUT_OFF,
+    "wrong_loss_sign": ("learning_rate_too_high", "overfitting", "data_shift", *_OVERSHOT),
+    "double_softmax": (
+        "vanishing_gradients",
+        "learning_rate_too_low",
+        "label_noise",
+        "too_little_capacity",
+        *_STANDSTILL,
+    ),
+    "regularisation_too_strong": ("too_little_capacity", *_STANDSTILL),
+    "overfitting": _STANDSTILL,
+    "loss_scale_stuck": ("loss_disconnected", "learning_rate_too_low", *_STANDSTILL),
+}
+"""Cause → what it brings about, itself a cause of what is seen. It holds no circle. Where both are named and the former
+does not begin later, the latter is its symptom: a remedy for it alone would not help."""

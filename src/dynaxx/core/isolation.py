@@ -4,6 +4,7 @@ import random
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -54,10 +55,16 @@ def seed_streams(seed: int) -> None:
     Args:
         seed: In [0, 2⁶³).
     """
-    if torch.cuda.is_initialized() or (torch.accelerator.is_available() and not torch.cuda.is_available()):
+    if torch.cuda.is_initialized() or _other_accelerator():
         torch.manual_seed(seed)
     else:
         torch.default_generator.manual_seed(seed)
+
+
+@cache
+def _other_accelerator() -> bool:
+    """Whether this machine computes on a device other than CUDA's; asked once, since it takes as long as a seeding."""
+    return torch.accelerator.is_available() and not torch.cuda.is_available()
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -207,6 +208,7 @@ def first_tensor(batch: Any) -> torch.Tensor | None:
     return None
 
 
+@lru_cache(maxsize=1024, typed=True)  # probes ask for the same few at every point
 def derive_seed(*parts: int | str) -> int:
     """A seed that depends on every part and on nothing else, in [0, 2⁶³).
 

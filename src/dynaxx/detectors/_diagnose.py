@@ -1,35 +1,12 @@
-"""Asks every detector about a log, and ranks the causes that several findings name together."""
+"""Asks every detector about a log."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dynaxx import catalog
-from dynaxx.core.causes import CAUSES
-from dynaxx.core.findings import Detector, Finding, Log, Remedy, Severity, by_urgency
+from dynaxx.core.findings import Detector, Finding, Log, by_urgency
+from dynaxx.core.ranking import RankedCause, rank
 from dynaxx.errors import NotApplicable, UnknownName
-
-WEIGHT: dict[Severity, float] = {"note": 0.3, "warning": 1.0, "critical": 1.0}
-"""How far a finding's causes count in the ranking over all findings: what is no alarm explains little."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RankedCause:
-    """A cause with all that speaks for it.
-
-    Args:
-        name: A key of `CAUSES`.
-        confidence: 1 − Π(1 − wᵢcᵢ) over the findings that name it: independent reasons add up.
-        findings: Their names, strongest first.
-        remedies: What would help, each once.
-    """
-
-    name: str
-    confidence: float
-    findings: tuple[str, ...]
-    remedies: tuple[Remedy, ...]
-
-    def __str__(self) -> str:
-        return f"{CAUSES[self.name]} ({self.confidence:.0%})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +43,7 @@ class Diagnosis(Sequence[Finding]):
 
     @property
     def causes(self) -> tuple[RankedCause, ...]:
-        """The causes over all findings, most likely first."""
+        """The causes over all findings, most likely first; symptoms of others last."""
         return rank(self.findings)
 
 
@@ -148,33 +125,3 @@ def _holds(run: Log, name: str) -> bool:
         return len(run[name].steps) > 0
     except (UnknownName, NotApplicable):
         return False
-
-
-def rank(findings: Sequence[Finding]) -> tuple[RankedCause, ...]:
-    """The causes that findings name, together.
-
-    Args:
-        findings: In any order.
-
-    Returns:
-        Most likely first; ties in the order of the findings.
-    """
-    doubt: dict[str, float] = {}
-    named: dict[str, list[tuple[float, str]]] = {}
-    remedies: dict[str, dict[str, Remedy]] = {}
-    for finding in by_urgency(findings):
-        for cause in finding.causes:
-            share = WEIGHT[finding.severity] * cause.confidence
-            doubt[cause.name] = doubt.get(cause.name, 1.0) * (1.0 - share)
-            named.setdefault(cause.name, []).append((share, finding.name))
-            remedies.setdefault(cause.name, {}).update({r.text: r for r in cause.remedies})
-    ranked = sorted(doubt, key=lambda name: doubt[name])
-    return tuple(
-        RankedCause(
-            name=name,
-            confidence=1.0 - doubt[name],
-            findings=tuple(found for _, found in sorted(named[name], key=lambda pair: -pair[0])),
-            remedies=tuple(remedies[name].values()),
-        )
-        for name in ranked
-    )

@@ -25,7 +25,8 @@ class Sampler:
     """Losses on the slice that directions span at an objective's point.
 
     Each loss is that of all examples of the objective with the same random numbers; buffers that a forward changes are
-    put back before the next. The sums θ + Σ αₖ dₖ are taken anew for every point, so that nothing accumulates.
+    put back before the next. The sums θ + Σ αₖ dₖ are taken anew for every point, so that nothing accumulates; where only
+    the last coordinate differs from the point before, that is one addition.
 
     Args:
         objective: The loss and the point.
@@ -98,12 +99,18 @@ class Sampler:
             changing = any(module.training for module in model.modules())
             moving = dict(model.named_buffers())
 
+            *heads, last = self._rows  # a tensor makes its rows anew whenever it is iterated
+            line, known = self._origin, [0.0] * len(heads)
+
             def place(at: Sequence[float]) -> None:
-                vector = self._origin
-                for row, coordinate in zip(self._rows, at, strict=True):
-                    vector = torch.add(vector, row, alpha=coordinate, out=point.flat)
+                nonlocal line, known
+                if known != (known := list(at[:-1])):
+                    line = self._origin
+                    for row, coordinate in zip(heads, known, strict=True):
+                        line = torch.add(line, row, alpha=coordinate)
+                torch.add(line, last, alpha=at[-1], out=point.flat)
                 if point.mixed:
-                    point.move(self._space.split(vector))
+                    point.move(self._space.split(point.flat))
                 if changing or self._buffers:
                     self._move(moving, here, min(1.0, max(0.0, at[0])))
 

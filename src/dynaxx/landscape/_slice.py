@@ -67,7 +67,7 @@ class Slice:
         Returns:
             One loss each; NaN where it is not finite.
         """
-        keys = [tuple(float(c) for c in point) for point in points]
+        keys = list(map(tuple, np.asarray(points, dtype=float).tolist()))
         wanted = [key for key in dict.fromkeys(keys) if key not in self._taken]
         if wanted:
             with self._sampler.open() as loss:
@@ -104,7 +104,7 @@ class Slice:
         if self.tree is not None:
             drawn = self.tree.surface(x, y)
             return np.exp(drawn) if self.scale == "log" else drawn
-        return np.array([[self._taken.get((float(a), float(b)), math.nan) for a in x] for b in y])
+        return np.array([[self._taken.get((a, b), math.nan) for a in x.tolist()] for b in y.tolist()])
 
     def table(self, index: int) -> np.ndarray:
         """Every loss that was taken.

@@ -179,13 +179,12 @@ class Slices(Probe):
 
     def _sweep(self, slices: Sequence[Slice]) -> None:
         for each in slices:
-            each.losses(coarse_first(self._lattice(each)))
+            each.losses(self._lattice(each))
 
     def _lattice(self, each: Slice) -> np.ndarray:
-        sides = [
-            np.linspace(*reach, self._points if len(each.reach) == 1 else self._resolution) for reach in each.reach
-        ]
-        return np.stack([side.ravel() for side in np.meshgrid(*sides)], -1)
+        """Column by column, the columns in coarse order: along one, a point is one addition from its neighbour."""
+        first, *rest = self._grid(each)
+        return np.stack([side.ravel() for side in np.meshgrid(coarse_first(first), *rest, indexing="ij")], -1)
 
     def _grid(self, each: Slice) -> tuple[np.ndarray, ...]:
         """Positions along each axis at which the slice is measured and drawn."""

@@ -65,6 +65,29 @@ def carried(
     return rotated(second, None if left is None else left.square(), None if right is None else right.square())
 
 
+def permuted(
+    second: Float[Tensor, "b m n"], left: Int[Tensor, "b m"] | None, right: Int[Tensor, "b n"] | None
+) -> Float[Tensor, "b m n"]:
+    """Entries by axis, in a new order of the axes.
+
+    Args:
+        second: By axis, shape (b, m, n).
+        left: Which old axis each new one of the rows is, shape (b, m); None: as they are.
+        right: The same of the columns, shape (b, n).
+
+    Returns:
+        Shape (b, m, n).
+
+    Example:
+        >>> permuted(torch.tensor([[[1.0], [2.0]]]), torch.tensor([[1, 0]]), None).flatten()
+        tensor([2., 1.])
+    """
+    blocks, rows, columns = (torch.arange(size, device=second.device) for size in second.shape)
+    down = rows[None, :, None] if left is None else left[:, :, None]
+    across = columns[None, None, :] if right is None else right[:, None, :]
+    return second[blocks[:, None, None], down, across]
+
+
 def eigenpairs(
     factors: Float[Tensor, "b m m"],
 ) -> tuple[Float[Tensor, "b m"], Float[Tensor, "b m m"], Bool[Tensor, " b"]]:
@@ -111,14 +134,17 @@ def tracked(
     Returns:
         New bases, columns by falling Rayleigh quotient; which old column each came from (b, m); and which succeeded.
     """
-    product = torch.bmm(factors, basis)
-    along = (basis * product).sum(-2)
+    # Held by rows, (A Q)ᵀ: sorting then copies whole rows, and LAPACK, which wants columns together, needs no transpose.
+    rows = torch.bmm(basis.mT, factors)
+    along = (basis.mT * rows).sum(-1)
     order = along.argsort(dim=-1, descending=True, stable=True)
     lift = 64 * basis.shape[-1] * torch.finfo(basis.dtype).eps * along.abs().amax(-1)
-    product.addcmul_(basis, lift[:, None, None])
-    product = product.gather(-1, order[:, None, :].expand_as(product))
-    new, triangle = torch.linalg.qr(product)
-    diagonal = triangle.diagonal(dim1=-2, dim2=-1)  # what is not finite in A is in here, at a fraction of its size
+    rows.addcmul_(basis.mT, lift[:, None, None])
+    places = order + basis.shape[-1] * torch.arange(len(order), device=order.device)[:, None]
+    sorted_rows = rows.flatten(0, 1).index_select(0, places.flatten()).view_as(rows)
+    packed, reflectors = torch.geqrf(sorted_rows.mT)  # without the triangle, which torch.linalg.qr copies out
+    new = torch.linalg.householder_product(packed, reflectors)
+    diagonal = packed.diagonal(dim1=-2, dim2=-1)  # what is not finite in A is in here, at a fraction of its size
     return new, order, ((diagonal != 0) & diagonal.isfinite()).all(-1)
 
 

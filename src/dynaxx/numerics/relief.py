@@ -86,9 +86,8 @@ def _roughness(values: np.ndarray, floor: float) -> float:
 def _residual(at: np.ndarray, values: np.ndarray) -> float:
     degree = min(DEGREE, len(at) - 1)
     scaled = 2 * (at - at[0]) / (at[-1] - at[0]) - 1
-    powers = np.polynomial.chebyshev.chebvander(scaled, degree)
-    fit, *_ = np.linalg.lstsq(powers, values, rcond=None)
-    return float(np.sqrt(np.mean((values - powers @ fit) ** 2)))
+    basis, _ = np.linalg.qr(np.polynomial.chebyshev.chebvander(scaled, degree))
+    return float(np.sqrt(np.mean((values - basis @ (basis.T @ values)) ** 2)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

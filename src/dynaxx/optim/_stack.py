@@ -146,7 +146,7 @@ class Stack:
         """
         parts = blocks.split(self.counts)
         return [
-            part.unflatten(0, (piece.tile.down, piece.tile.across))
+            part.view(piece.tile.down, piece.tile.across, piece.tile.m, piece.tile.n)
             for piece, part in zip(self.pieces, parts, strict=True)
         ]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from dynaxx.numerics.kronecker import carried, rotated, unrotated
+from dynaxx.numerics.kronecker import carried, permuted, rotated, unrotated
 from dynaxx.optim import _many as many
 from dynaxx.optim import _options as options
 from dynaxx.optim._kronecker import KroneckerEigen, in_parameter_basis
@@ -131,9 +131,7 @@ class SOAP(KroneckerEigen):
             orders = {side: order for side, (_, order) in last.items() if order is not None}
             if not orders:  # nothing was sorted anew, so every moment is in its place
                 return
-            for side, dim in (("left", -2), ("right", -1)):
-                if side in orders:
-                    second = second.gather(dim, orders[side].unsqueeze(-3 - dim).expand_as(second))
+            second = permuted(second, orders.get("left"), orders.get("right"))
         for view, part in zip(stack.views("exp_avg_sq"), stack.split(second), strict=True):
             view.copy_(part)
 

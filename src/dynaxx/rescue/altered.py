@@ -74,8 +74,13 @@ class Altered(Task):
     def scheduler(self, optimizer: Optimizer) -> LRScheduler | None:
         """The schedule."""
         self.task.steps = self.steps
+        rates = [group["lr"] for group in optimizer.param_groups]
         own = self.task.scheduler(optimizer)
-        return own if self.alteration is None else self.alteration.scheduler(self.task, optimizer, own)
+        chosen = own if self.alteration is None else self.alteration.scheduler(self.task, optimizer, own)
+        if chosen is None:  # a schedule that is made and dropped has set the first rate of its warm-up
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+        return chosen
 
     def batches(self, split: Split, seed: int) -> Sequence[Any]:
         """One epoch."""

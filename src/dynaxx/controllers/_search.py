@@ -1,0 +1,87 @@
+"""The search for a learning rate by short paired trials, and what a run can pay for it."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dynaxx.controllers._limits import LEAST_RATE, MOST_RATE, Limits
+from dynaxx.controllers._rates import LARGE, planned
+from dynaxx.controllers._reading import round_figure, rows
+from dynaxx.core.navigation import Situation
+from dynaxx.core.records import Action
+
+FIRST = 5
+"""First updates that say how far one unit of the rate moves the weights: later ones move ruined weights."""
+ARMS = (1 / 3, 3.0, 10.0)
+"""What is tried beside the guess, in half decades: updates of 0.3 % to 10 % of the weights. Of ten rates on two nets
+(rescue suite, 400 steps) the best after 15 steps was the best in the end, or next to it."""
+SHARE, LEAST, MOST = 0.15, 8, 50
+"""Share of the planned steps that a search may take, and the steps of an arm: in fewer a momentum of 0.9 has not begun
+to work."""
+WARM = 1.5
+"""Peak over the mean rate of the first steps from which on they are a warm-up."""
+
+
+class Start(NamedTuple):
+    """What to begin with.
+
+    Args:
+        factor: The guess, of the loop's own rate: its updates would be 1 % of the weights.
+        why: What it follows from.
+        trial: The search around it, to be carried out at once; None where there is nothing left to pay for it.
+    """
+
+    factor: float
+    why: str
+    trial: Action | None
+
+
+def start(situation: Situation, bounds: Limits, left: int) -> Start | None:
+    """A rate for a run that begins anew.
+
+    Args:
+        situation: Where the run is.
+        bounds: Its bounds.
+        left: Updates that trials may still spend.
+
+    Returns:
+        Guess and search; None where neither rates nor updates are logged.
+    """
+    plan = planned(situation)
+    per_rate = _per_rate(situation)
+    if plan is None or per_rate is None:
+        return None
+    peak = float(plan.rate.max())
+    factor = round_figure(min(MOST_RATE, max(LEAST_RATE, LARGE / (per_rate * peak))))
+    why = f"the learning rate × {factor:g}, as one update was {per_rate * peak:.2g} of the weights at the planned one"
+    steps = min(MOST, int(min(SHARE * bounds.steps, left)) // (len(ARMS) + 2))
+    if steps < LEAST or "trial" not in situation.able:
+        return Start(factor, why, None)
+    # A warm-up lowers the trial's rates: its arms make up for that, and the winner is taken back to the peak.
+    warm = float(np.mean(plan.rate[plan.steps <= steps])) / peak if (plan.steps <= steps).any() else 1.0
+    warm = warm if warm * WARM < 1 else 1.0
+    factors = [each * factor for each in (ARMS if warm == 1.0 else (1.0, *ARMS))]
+    arms = {f"× {f:.3g}": _rate(f / warm) for f in factors if LEAST_RATE <= f <= MOST_RATE}
+    reason = f"which rate? {len(arms) + 1} of them, each for {steps} steps from the same start on the same batches"
+    trial = Action(name="trial", arguments={"arms": arms, "steps": steps, "scale": warm}, reason=reason)
+    return Start(factor, why, trial)
+
+
+def _rate(factor: float) -> list[Mapping[str, Any]]:
+    reason = "the best of a search over the learning rate"
+    return [asdict(Action(name="learning_rate", arguments={"factor": round_figure(factor)}, reason=reason))]
+
+
+def _per_rate(situation: Situation) -> float | None:
+    """Size of the first updates relative to the weights, per unit of the learning rate."""
+    run = situation.run
+    plan = planned(situation)
+    if plan is None or "update_ratio.total" not in run.columns:
+        return None
+    at, ratio = rows(run, "update_ratio.total", 0, situation.step)
+    _, mine, theirs = np.intersect1d(at, plan.steps, return_indices=True)
+    ratio, rate = ratio[mine][:FIRST], plan.rate[theirs][:FIRST]
+    good = np.isfinite(ratio) & (ratio > 0) & (rate > 0)
+    return float(np.median(ratio[good] / rate[good])) if good.any() else None

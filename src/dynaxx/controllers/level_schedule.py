@@ -1,0 +1,120 @@
+"""Undoes a jump of the schedule: the rate is held at the level from which it jumped, or for which it was right."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, ClassVar
+
+from dynaxx.controllers._limits import Limits, limits
+from dynaxx.controllers._past import acts
+from dynaxx.controllers._promise import unharmed
+from dynaxx.controllers._rates import Jump, jump
+from dynaxx.controllers._reading import own_factor, round_figure
+from dynaxx.controllers._suspects import Suspect, accused
+from dynaxx.core.navigation import Controller, Proposal, Situation
+from dynaxx.core.records import Action
+
+Plain = dict[str, Any]
+THROWN = frozenset(
+    {
+        "schedule_too_aggressive",
+        "learning_rate_too_high",
+        "warmup_missing",
+        "exploding_gradients",
+        "preconditioner_lag",
+        "momentum_too_high",
+    }
+)
+"""What a rate that was thrown up is accused of."""
+STARVED = frozenset({"schedule_too_aggressive", "learning_rate_too_low"})
+"""What a rate that was spent too early is accused of."""
+EARLY = 0.2
+"""Share of the planned steps in which a fall of the rate ends a first stage: warm-ups end within a tenth."""
+UNTIL = 0.85
+"""Share of the planned steps up to which a rate that was spent too early is held: the schedule's own end serves as the
+decay of the last stretch (warmup–stable–decay schedules decay over a tenth to a fifth)."""
+ACTS = 2
+"""Jumps that are undone in one run: a schedule that jumps more often is meant to."""
+LEVEL = 5
+
+
+class LevelSchedule(Controller[Plain]):
+    """η ← within a band, back from before the jump, where an alarm follows a jump of the loop's own rate.
+
+    Up: the rate is held at its level before. Down, in the first fifth: where the first stage did the harm, it is held
+    at what came after; where what came after is too little, at what was before, until 85 % of the steps. A cut that was
+    in force when the loop lowered its rate by itself is lifted by as much: it was meant for the stage that is over.
+    """
+
+    about: ClassVar[str] = "holds the rate where its schedule has jumped"
+
+    def init(self) -> Plain:
+        """Nothing to remember: decisions say it."""
+        return {}
+
+    def decide(self, state: Plain, situation: Situation) -> tuple[Plain, Sequence[Proposal]]:
+        """One jump at a time."""
+        found = jump(situation)
+        if found is None or "rate_band" in situation.in_force or len(acts(situation, "level_schedule")) >= ACTS:
+            return state, ()
+        bounds = limits(situation)
+        early = found.step <= EARLY * bounds.steps
+        if found.after < found.before and own_factor(situation) < 1:
+            return state, _lifted(found, situation) if early else ()
+        causes = THROWN if found.after > found.before or not _spent(situation, found) else STARVED
+        suspect = accused(situation, causes)
+        if suspect is None or (found.after < found.before and not early):
+            return state, ()
+        proposal = _held(found, suspect, situation, bounds)
+        return state, () if proposal is None else (proposal,)
+
+
+def _spent(situation: Situation, found: Jump) -> bool:
+    """Whether what came after the fall is what is wrong: the alarm has not begun before it."""
+    suspect = accused(situation, STARVED)
+    return suspect is not None and suspect.finding.onset >= found.step - 1
+
+
+def _lifted(found: Jump, situation: Situation) -> Sequence[Proposal]:
+    """The cut, less what the loop has taken back by itself."""
+    promise = unharmed(situation)
+    factor = round_figure(min(1.0, own_factor(situation) * found.before / found.after))
+    if promise is None or factor <= own_factor(situation):
+        return ()
+    reason = f"the schedule has lowered the rate {found.before / found.after:.3g}-fold at step {found.step}: the cut "
+    reason += f"was meant for what came before, and is taken back to × {factor:g}"
+    action = Action(name="learning_rate", arguments={"factor": factor}, reason=reason)
+    return (Proposal(controller="level_schedule", action=action, promise=promise, level=3),)
+
+
+def _held(found: Jump, suspect: Suspect, situation: Situation, bounds: Limits) -> Proposal | None:
+    """Back to before the jump, or to the beginning where the first stage did it, with the rate in a band."""
+    reason = f"{suspect.finding.title} ({suspect.cause}, {suspect.confidence:.0%}): the schedule took the rate from "
+    reason += f"{found.before:.3g} to {found.after:.3g} at step {found.step}; it is held "
+    if found.after > found.before:
+        band, to = {"most": found.before}, found.step - 1
+        reason += f"at {found.before:.3g} at most"
+    elif _spent(situation, found):
+        band, to = {"least": found.before}, found.step - 1
+        reason += f"at {found.before:.3g} at least, until {UNTIL:.0%} of the steps"
+    else:
+        band, to = {"most": found.after}, 0
+        reason += f"at {found.after:.3g} at most"
+    kept = max((step for step in situation.healthy if step <= to), default=None)
+    back = kept is not None and situation.step - kept <= bounds.rollback and "rollback" in situation.able
+    begins = kept if back and kept is not None else situation.step
+    until = round(UNTIL * bounds.steps) - begins if "least" in band else None
+    if until is not None and until < bounds.horizon:
+        return None
+    action = Action(name="rate_band", arguments=band, steps=until, reason=reason)
+    if back:
+        arguments = {"before": begins + 1, "pass_data": False, "then": [asdict(action)]}
+        reason += f", from step {begins} on"
+        action = Action(name="rollback", arguments=arguments, reason=reason)
+    return Proposal(
+        controller="level_schedule",
+        action=action,
+        finding=suspect.finding,
+        cause=suspect.cause,
+        promise=unharmed(situation),
+        level=LEVEL,
+    )
