@@ -4,8 +4,9 @@ import pytest
 from dynaxx.core.findings import Remedy
 from dynaxx.detectors._blocks import blocks
 from dynaxx.detectors._dynamics import dynamics, lengthened, raised
+from dynaxx.detectors._facts import checked
 from dynaxx.detectors._progress import ceiling, opening, progress
-from dynaxx.detectors._read import Track, checked, optional, track, unbroken
+from dynaxx.detectors._read import Track, optional, track, unbroken
 from dynaxx.detectors._structure import structural
 from dynaxx.detectors._weigh import MOST, Suspect, ranked
 from dynaxx.errors import NotApplicable

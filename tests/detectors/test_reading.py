@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 
-from dynaxx.detectors._reading import ROWS, entries, fallen, matching, moving_mean, rows, stretches, suspect, within
+from dynaxx.detectors._read import ROWS, fallen, matching, rows
+from dynaxx.detectors._spans import entries, moving_mean, stretches, within
+from dynaxx.detectors._weigh import suspect
 from dynaxx.errors import NotApplicable
 
 

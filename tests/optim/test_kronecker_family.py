@@ -240,7 +240,7 @@ def test_three_failed_decompositions_keep_the_basis_and_the_fourth_is_an_error(k
     weight = start((4, 3))
     optimizer = kind([("layer.weight", weight)], every=1, decomposition="eigh")
     walk(optimizer, weight, gradients(3))
-    basis = optimizer.state[weight]["left_basis_0"].clone()
+    basis = optimizer.state[weight]["left_axes_0"].clone()
     truth = _kronecker.eigenpairs
 
     def fails(factors):
@@ -249,7 +249,7 @@ def test_three_failed_decompositions_keep_the_basis_and_the_fourth_is_an_error(k
 
     monkeypatch.setattr(_kronecker, "eigenpairs", fails)
     walk(optimizer, weight, gradients(1))
-    assert torch.equal(basis, optimizer.state[weight]["left_basis_0"])
+    assert torch.equal(basis, optimizer.state[weight]["left_axes_0"])
     with pytest.raises(BadInput, match=r"'layer.weight' could not be decomposed 4 times"):
         walk(optimizer, weight, gradients(3))
     assert bool(weight.isfinite().all())

@@ -86,7 +86,7 @@ def test_the_second_moment_goes_into_the_eigenbasis_by_the_hadamard_rule(net):
     transport(old, new, sets, model=model)
     stack = torch.stack([each["2.weight"].double() for each in sets])
     state = new.state[weight]
-    left, right = state["left_basis_0"][0].double(), state["right_basis_0"][0].double()
+    left, right = (state[f"{side}_axes_0"][0].double().mT for side in ("left", "right"))
     for basis, gram in ((left, (stack @ stack.mT).mean(0)), (right, (stack.mT @ stack).mean(0))):
         turned = basis.T @ gram @ basis
         assert (turned - turned.diagonal().diag()).abs().max() < 1e-4 * turned.abs().max()

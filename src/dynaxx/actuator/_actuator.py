@@ -49,6 +49,7 @@ class Actuator:
         self._groups, self._layers = Groups(), Layers()
         self._in_force: dict[str, _InForce] = {}
         self._rate = 1.0
+        self._acted = False
         self._held: list[tuple[Tensor, Tensor | None]] = []
         self._found_inf: Tensor | None = None
         self._scalers: Tensor | None = None
@@ -59,6 +60,11 @@ class Actuator:
     def idle(self) -> bool:
         """Whether nothing is in force; then a step costs nothing here."""
         return not self._in_force and self.rates is None
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether an update may be left out, so that what its forward changes must be known."""
+        return "skip" in self._in_force
 
     @property
     def in_force(self) -> dict[str, Action]:
@@ -119,6 +125,7 @@ class Actuator:
         Args:
             view: The step; its `rates` are complete afterwards, for the signals to read.
         """
+        self._acted = True
         measured = self.rates is not None and self.rates.before(view)
         for item in self._in_force.values():
             if not item.actuation.of_gradient:
@@ -153,6 +160,9 @@ class Actuator:
         Returns:
             Whether its update was left out.
         """
+        if not self._acted:  # most runs, at every step
+            return False
+        self._acted = False
         ratios = self._layers.scale(view)
         for item in reversed(list(self._in_force.values())):
             item.actuation.after(view)

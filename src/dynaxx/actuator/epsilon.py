@@ -14,10 +14,10 @@ from dynaxx.errors import BadInput
 class Epsilon(Actuation):
     """ε ← min(max(ε, value), most) for the step, in every parameter group that has one; put back right after it.
 
-    From below a guard against spikes where the second moment of rarely used coordinates decays to nothing, and the first gradient
-    after it makes a step of full size (Molybog et al. 2023). Optimizers put ε outside the root, so in units of the
-    gradient; 1e-6 instead of 1e-8 is the usual switch. From above, since steps are g/ε, gradient descent with a tiny
-    rate, where ε outweighs the root.
+    From below a guard against spikes: where the second moment of rarely used coordinates has decayed to nothing, the
+    first gradient after it makes a step of full size (Molybog et al. 2023). Optimizers put ε outside the root, so in
+    units of the gradient; 1e-6 instead of 1e-8 is the usual switch. From above, since where ε outweighs the root steps
+    are g/ε, gradient descent with a tiny rate.
 
     Args:
         value: The smallest ε; positive and finite, or 0 where there is a largest one.

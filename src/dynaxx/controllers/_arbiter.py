@@ -230,7 +230,10 @@ def _budget(case: _Case, proposal: Proposal) -> str | None:
     passes = _passes(proposal)
     if passes and spent["trial"] + passes > case.limits.trial:
         return f"trials may spend {case.limits.trial} updates; {spent['trial']} are spent and {passes} wanted"
-    both, wanted = spent["lost"] + spent["trial"], passes + (_lost(case.situation, proposal) if name == "rollback" else 0)
+    both, wanted = (
+        spent["lost"] + spent["trial"],
+        passes + (_lost(case.situation, proposal) if name == "rollback" else 0),
+    )
     if wanted and both + wanted > case.limits.repair:
         return f"repairs may take {case.limits.repair} updates; {both} are spent and {wanted} wanted"
     return None

@@ -97,7 +97,7 @@ def largest_update(situation: Situation, since: int) -> float:
 
 
 def room(situation: Situation, step: float, most: float = LARGE) -> tuple[float, str]:
-    """How far the rate may be raised at once, by the size of updates, half of the stability margin and 30 × in all.
+    """How far the rate may be raised at once, by the size of updates, half of the stability margin and in all.
 
     Args:
         situation: Where the run is.

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dynaxx.controllers._limits import LEAST_RATE, MOST_RATE, Limits
+from dynaxx.controllers._limits import LEAST_RATE, MOST_RATE, Limits, limits
+from dynaxx.controllers._past import acts
 from dynaxx.controllers._rates import LARGE, planned
 from dynaxx.controllers._reading import round_figure, rows
 from dynaxx.core.navigation import Situation
@@ -14,12 +15,17 @@ from dynaxx.core.records import Action
 
 FIRST = 5
 """First updates that say how far one unit of the rate moves the weights: later ones move ruined weights."""
-ARMS = (1 / 3, 3.0, 10.0)
-"""What is tried beside the guess, in half decades: updates of 0.3 % to 10 % of the weights. Of ten rates on two nets
-(rescue suite, 400 steps) the best after 15 steps was the best in the end, or next to it."""
+ARMS = (1.0, 3.0, 10.0)
+"""What is tried, in half decades from the rate whose first updates are 1 % of the weights."""
+MARGIN = 3.0
+"""How far below the winner the rate is set: the best of the first steps is the highest that has not yet come to harm.
+Of nine rates in half decades on four nets (rescue suite, 15 steps against 400) the winner was two to three times the
+best in the end, and the next one below it within 20 % of the best; range tests advise the same (Smith 2015)."""
 SHARE, LEAST, MOST = 0.15, 8, 50
 """Share of the planned steps that a search may take, and the steps of an arm: in fewer a momentum of 0.9 has not begun
 to work."""
+TRIES = 2
+"""How often a run begins anew: where two settings did not do, it was not the setting."""
 WARM = 1.5
 """Peak over the mean rate of the first steps from which on they are a warm-up."""
 
@@ -28,7 +34,7 @@ class Start(NamedTuple):
     """What to begin with.
 
     Args:
-        factor: The guess, of the loop's own rate: its updates would be 1 % of the weights.
+        factor: The guess, of the loop's own rate: its first updates would be 0.3 % of the weights.
         why: What it follows from.
         trial: The search around it, to be carried out at once; None where there is nothing left to pay for it.
     """
@@ -36,6 +42,20 @@ class Start(NamedTuple):
     factor: float
     why: str
     trial: Action | None
+
+
+def can_begin(situation: Situation) -> bool:
+    """Whether the run may still begin anew: the beginning is kept, and near enough to be paid for.
+
+    Args:
+        situation: Where the run is.
+
+    Returns:
+        True where `begin_anew` may act.
+    """
+    near = situation.step <= limits(situation).rollback
+    tried = len(acts(situation, "begin_anew"))
+    return near and tried < TRIES and "rollback" in situation.able and situation.healthy[:1] == (0,)
 
 
 def start(situation: Situation, bounds: Limits, left: int) -> Start | None:
@@ -54,18 +74,18 @@ def start(situation: Situation, bounds: Limits, left: int) -> Start | None:
     if plan is None or per_rate is None:
         return None
     peak = float(plan.rate.max())
-    factor = round_figure(min(MOST_RATE, max(LEAST_RATE, LARGE / (per_rate * peak))))
+    middle = LARGE / (per_rate * peak)
+    factor = round_figure(min(MOST_RATE, max(LEAST_RATE, middle / MARGIN)))
     why = f"the learning rate × {factor:g}, as one update was {per_rate * peak:.2g} of the weights at the planned one"
-    steps = min(MOST, int(min(SHARE * bounds.steps, left)) // (len(ARMS) + 2))
+    steps = min(MOST, int(min(SHARE * bounds.steps, left)) // (len(ARMS) + 1))
     if steps < LEAST or "trial" not in situation.able:
         return Start(factor, why, None)
     # A warm-up lowers the trial's rates: its arms make up for that, and the winner is taken back to the peak.
     warm = float(np.mean(plan.rate[plan.steps <= steps])) / peak if (plan.steps <= steps).any() else 1.0
     warm = warm if warm * WARM < 1 else 1.0
-    factors = [each * factor for each in (ARMS if warm == 1.0 else (1.0, *ARMS))]
-    arms = {f"× {f:.3g}": _rate(f / warm) for f in factors if LEAST_RATE <= f <= MOST_RATE}
+    arms = {f"× {f:.3g}": _rate(f / warm) for f in (each * middle for each in ARMS) if LEAST_RATE <= f <= MOST_RATE}
     reason = f"which rate? {len(arms) + 1} of them, each for {steps} steps from the same start on the same batches"
-    trial = Action(name="trial", arguments={"arms": arms, "steps": steps, "scale": warm}, reason=reason)
+    trial = Action(name="trial", arguments={"arms": arms, "steps": steps, "scale": warm / MARGIN}, reason=reason)
     return Start(factor, why, trial)
 
 

@@ -13,6 +13,10 @@ HEALTHY_FINDINGS = frozenset({"edge_of_stability", "grokking", "catapult"})
 """Findings that are none."""
 
 
+ANSWERED = {"momentum_too_high": "momentum", "epsilon_too_large": "epsilon"}
+"""Causes that are settings → the action in force under which the setting is another, whatever the manifest says."""
+
+
 class Suspect(NamedTuple):
     """A cause and what accuses it.
 
@@ -69,6 +73,8 @@ def accused(situation: Situation, causes: Set[str], least: float = SURE) -> Susp
     for finding in standing(situation):
         if finding.causes and finding.causes[0].name in causes:
             cause = finding.causes[0]
+            if ANSWERED.get(cause.name) in situation.in_force:
+                continue
             doubts[cause.name] = doubts.get(cause.name, 1.0) * (1.0 - cause.confidence)
             first.setdefault(cause.name, finding)
     found = [Suspect(name, 1.0 - doubt, first[name]) for name, doubt in doubts.items() if 1.0 - doubt >= least]

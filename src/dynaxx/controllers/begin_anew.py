@@ -7,10 +7,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dynaxx.controllers._limits import limits
-from dynaxx.controllers._past import acts
 from dynaxx.controllers._rates import jump, planned, ruinous
 from dynaxx.controllers._reading import LOSS, column_of, rows
-from dynaxx.controllers._search import start
+from dynaxx.controllers._search import can_begin, start
 from dynaxx.controllers._suspects import Suspect, accused
 from dynaxx.controllers._usual import SETTINGS, usual
 from dynaxx.core.navigation import Controller, Promise, Proposal, Situation
@@ -21,8 +20,6 @@ LOW = "learning_rate_too_low"
 HIGH = frozenset({"learning_rate_too_high", "warmup_missing"})
 CAUSES = SETTINGS | HIGH | {LOW}
 """What was wrong before the first step, and is changed by another setting."""
-TRIES = 2
-"""How often a run begins anew: where two settings did not do, it was not the setting."""
 LEVEL = 5
 """Its rung: a rollback with another rate."""
 
@@ -46,7 +43,7 @@ class BeginAnew(Controller[Plain]):
     def decide(self, state: Plain, situation: Situation) -> tuple[Plain, Sequence[Proposal]]:
         """Once, and once more."""
         suspect = accused(situation, CAUSES)
-        if suspect is None or len(acts(situation, "begin_anew")) >= TRIES or not _can(situation):
+        if suspect is None or not can_begin(situation):
             return state, ()
         if suspect.cause in HIGH and ruinous(situation, suspect) is None:
             return state, ()  # a cut may do
@@ -70,12 +67,6 @@ class BeginAnew(Controller[Plain]):
             level=LEVEL,
         )
         return state, (proposal,)
-
-
-def _can(situation: Situation) -> bool:
-    """Whether the beginning is kept, and near enough to be paid for."""
-    near = situation.step <= limits(situation).rollback
-    return near and "rollback" in situation.able and situation.healthy[:1] == (0,)
 
 
 def _setting(suspect: Suspect, situation: Situation) -> list[Action]:

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from dynaxx.controllers._clock import started, tick
 from dynaxx.controllers._limits import limits
-from dynaxx.controllers._plateau import hopeless
+from dynaxx.controllers._plateau import may_gain
 from dynaxx.controllers._promise import unharmed
 from dynaxx.controllers._rates import planned, yet_to_decay
 from dynaxx.controllers._reading import LOSS, VALIDATION, column_of, latest, level, round_figure
@@ -19,13 +19,13 @@ BUDGET = 0.05
 """Share of the planned steps that is spent on gains after the plateau (specification V2)."""
 ANNEAL = 0.1
 """Factor of the rate meanwhile: a plateau at a constant rate is a noise floor, which lies lower at a lower rate."""
-GAIN = 0.1
-"""Relative gain in the last stretch above which the run was not at its end: ten times the 1 % that a stop may cost."""
-REST = 0.2
-"""Share of the planned steps before the end is looked for again after such a gain."""
+STRETCHES = 3
+"""Budgets that are spent at most: a lowered rate gains for a while, as a decay over a fifth of the steps does."""
 COST = 0.01
 """Relative gain by the planned end that a stop may cost (issue "Diagnosis and the navigator"): while the trend promises
-more, within one standard error, the run goes on."""
+more, the run goes on. Also what a stretch must gain for another one to be worth its steps."""
+REST = 0.1
+"""Share of the planned steps before the end is looked for again after an alarm has interrupted the last stretch."""
 DECAYED = 0.1
 """Rate over its peak below which the schedule has annealed by itself."""
 
@@ -34,39 +34,46 @@ class Converge(Controller[Plain]):
     """Advises to stop when 4 of 5 signals of convergence hold; after the post-plateau budget it stops the run.
 
     The finding `convergence` counts the signals (V1). The budget is spent at a tenth of the rate, where the schedule
-    has not lowered it itself (V2); then the run ends, and the reason says how many steps were saved (V3). Never while
-    something is wrong, grokking is under way, the schedule is yet to lower the rate (a decaying rate still gains), or
-    the trend of the validation loss promises more than 1 % by the planned end.
+    has not lowered it itself, and again while that gains (V2); then the run ends, and the reason says how many steps
+    were saved (V3). Never while something is wrong, grokking is under way, the schedule is yet to lower the rate (a
+    decaying rate still gains), or the trend of the validation loss promises more than 1 % by the planned end.
     """
 
     about: ClassVar[str] = "ends a run that has converged"
 
     def init(self) -> Plain:
         """No end in sight."""
-        return {"clock": started(), "began": None, "level": None, "not_before": 0}
+        return {"clock": started(), "began": None, "stretch": 0, "levels": [], "not_before": 0}
 
     def decide(self, state: Plain, situation: Situation) -> tuple[Plain, Sequence[Proposal]]:
         """Advise, probe, stop."""
         state = {**state, "clock": tick(state["clock"], situation.step)}
-        now, steps = state["clock"]["updates"], limits(situation).steps
-        finding = _converged(situation)
-        level_now = _level(situation)
+        now, budget, level_now = state["clock"]["updates"], _budget(situation), _level(situation)
         if state["began"] is None:
-            if finding is None or level_now is None or now < state["not_before"]:
+            finding = _converged(situation)
+            if finding is None or level_now is None or now < state["not_before"] or not _at_rest(situation, budget):
                 return state, ()
-            late = situation.steps is not None and situation.steps - situation.step <= 2 * _budget(situation)
-            if late or yet_to_decay(situation) is not None or not hopeless(situation, COST):
-                return state, ()
-            state = {**state, "began": now, "level": level_now}
-        budget = _budget(situation)
+            begun = {"began": now, "stretch": 1, "levels": [level_now]}
+            return {**state, **begun}, _last_look(finding, situation, budget)
         if standing(situation) or level_now is None:
-            return {**state, "began": None}, ()
-        if now - state["began"] < budget:
-            return state, () if finding is None else _last_look(finding, situation, budget)
-        gain = (state["level"] - level_now) / abs(state["level"]) if state["level"] else 0.0
-        if gain > GAIN or (finding is None and gain <= 0):
-            return {**state, "began": None, "not_before": now + round(REST * steps)}, ()
-        return state, (_stop(finding, situation, gain, budget),)
+            rest = round(REST * limits(situation).steps)
+            return {**state, "began": None, "not_before": now + rest}, ()
+        if now - state["began"] < state["stretch"] * budget:
+            return state, ()
+        levels = [*state["levels"], level_now]
+        if state["stretch"] < STRETCHES and levels[-2] - level_now > COST * abs(levels[-2]):
+            return {**state, "stretch": state["stretch"] + 1, "levels": levels}, ()
+        return state, (_stop(_converged(situation), situation, levels, state["stretch"] * budget),)
+
+
+def _at_rest(situation: Situation, budget: int) -> bool:
+    """Whether an end is worth having and nothing more is to be hoped for."""
+    if situation.steps is not None and situation.steps - situation.step <= 2 * budget:
+        return False  # as good as over
+    if standing(situation) or yet_to_decay(situation) is not None:
+        return False
+    more = may_gain(situation)
+    return more is not None and more < COST
 
 
 def _budget(situation: Situation) -> int:
@@ -91,13 +98,14 @@ def _last_look(finding: Finding, situation: Situation, budget: int) -> Sequence[
         return proposals
     reason = f"{finding.title}: {budget} last steps at × {ANNEAL:g} of the rate, for what lies below the noise"
     arguments = {"factor": round_figure(ANNEAL)}
-    anneal = Action(name="learning_rate", arguments=arguments, steps=4 * budget, reason=reason)
+    anneal = Action(name="learning_rate", arguments=arguments, steps=(STRETCHES + 1) * budget, reason=reason)
     return [*proposals, _proposal(anneal, finding, promise=unharmed(situation), level=3)]
 
 
-def _stop(finding: Finding | None, situation: Situation, gain: float, budget: int) -> Proposal:
+def _stop(finding: Finding | None, situation: Situation, levels: Sequence[float], spent: int) -> Proposal:
+    gain = (levels[0] - levels[-1]) / abs(levels[0]) if levels[0] else 0.0
     title = "converged" if finding is None else finding.title
-    reason = f"{title}; {budget} further steps gained {max(0.0, gain):.2%}; {_saved(situation)} saved"
+    reason = f"{title}; {spent} further steps gained {gain:.2%}; {_saved(situation)} saved"
     return _proposal(Action(name="stop", reason=reason), finding, level=6)
 
 

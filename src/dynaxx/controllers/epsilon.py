@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from dynaxx.controllers._past import waiting
 from dynaxx.controllers._promise import unharmed
 from dynaxx.controllers._suspects import accused
-from dynaxx.core.navigation import ADVICE, Controller, Proposal, Situation
+from dynaxx.core.navigation import Controller, Proposal, Situation
 from dynaxx.core.records import Action
 
 Plain = dict[str, Any]
@@ -15,10 +15,7 @@ RAISED = 1e-6
 
 
 class Epsilon(Controller[Plain]):
-    """ε ← 1e-6 where clipping alone has not ended preconditioner lag; it promises an unharmed loss.
-
-    An ε that is too large already can only be lowered by a person: that is advised.
-    """
+    """ε ← 1e-6 where clipping alone has not ended preconditioner lag; it promises an unharmed loss."""
 
     about: ClassVar[str] = "raises Adam's ε on instability"
 
@@ -28,19 +25,11 @@ class Epsilon(Controller[Plain]):
 
     def decide(self, state: Plain, situation: Situation) -> tuple[Plain, Sequence[Proposal]]:
         """Once."""
-        suspect = accused(situation, {"preconditioner_lag", "epsilon_too_large"})
-        if suspect is None:
+        suspect, promise = accused(situation, {"preconditioner_lag"}), unharmed(situation)
+        if suspect is None or promise is None or "epsilon" in situation.in_force or waiting(situation, "epsilon"):
             return state, ()
         because = f"{suspect.finding.title} ({suspect.cause}, {suspect.confidence:.0%})"
-        if suspect.cause == "epsilon_too_large":
-            action, promise = (
-                Action(name=ADVICE, reason=f"{because}: lower ε in the optimizer by a factor of 100"),
-                None,
-            )
-        else:
-            action, promise = Action(name="epsilon", arguments={"value": RAISED}, reason=because), unharmed(situation)
-            if promise is None or "epsilon" in situation.in_force or waiting(situation, "epsilon"):
-                return state, ()
+        action = Action(name="epsilon", arguments={"value": RAISED}, reason=because)
         proposal = Proposal(
             controller="epsilon",
             action=action,

@@ -10,6 +10,7 @@ from dynaxx.controllers._promise import faster, unharmed
 from dynaxx.controllers._rates import AIM, CUTS, LARGE, lower, rising, room, ruinous
 from dynaxx.controllers._reading import own_factor, round_figure
 from dynaxx.controllers._suspects import Suspect, accused, standing
+from dynaxx.controllers._usual import usual
 from dynaxx.core.navigation import Controller, Proposal, Situation
 from dynaxx.core.records import Action
 
@@ -54,7 +55,9 @@ class RateDown(Controller[Plain]):
         clock = tick(state["clock"], situation.step)
         suspect = accused(situation, CAUSES)
         if suspect is not None and suspect.cause == "schedule_too_aggressive" and not rising(situation):
-            suspect = None  # a rate that has decayed too early is no rate that is too high: `restart` answers it
+            suspect = None  # a rate that has decayed too early is no rate that is too high: `level_schedule` answers it
+        if suspect is not None and usual(situation, suspect) is not None:
+            suspect = None  # the momentum multiplies the rate, and `usual_setting` lowers that
         factor = own_factor(situation)
         lowered = suspect is not None or factor < state["factor"]
         state = {"clock": clock, "accused": clock["updates"] if lowered else state["accused"], "factor": factor}
@@ -97,7 +100,8 @@ def _cut(suspect: Suspect, situation: Situation) -> Sequence[Proposal]:
 def _raise(state: Plain, situation: Situation, bounds: Limits) -> Sequence[Proposal]:
     calm = state["clock"]["updates"] - state["accused"]
     late = situation.steps is not None and situation.step > LATEST * situation.steps
-    if state["factor"] >= 1.0 or calm < CALM * bounds.horizon or late or standing(situation):
+    sought = bool(acts(situation, "begin_anew"))  # then the rate is the best of those around it
+    if state["factor"] >= 1.0 or calm < CALM * bounds.horizon or late or sought or standing(situation):
         return ()
     promise = faster(situation, FASTER)
     if promise is None and state["factor"] >= MILD:

@@ -1,4 +1,4 @@
-"""Raises a learning rate that is too low, in guarded steps of three, up to the stability margin and 30 × at most."""
+"""Raises a learning rate that is too low, in guarded steps of three, as far as margin and updates allow."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -34,7 +34,7 @@ LATEST = 0.8
 
 
 class RateUp(Controller[Plain]):
-    """η × 3 while the loss falls far slower than it could, bounded by margin and update ratio, 30 × altogether.
+    """η × 3 while the loss falls far slower than it could, bounded by margin and update ratio.
 
     A raise promises that the loss falls half as fast again, where that could be seen above the noise within one
     horizon; else that it is unharmed. A broken promise is undone. While promises are kept the search goes on, whether

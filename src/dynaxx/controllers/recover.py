@@ -54,6 +54,8 @@ RATES = frozenset({"learning_rate_too_high", "momentum_too_high", "warmup_missin
 """Causes that `rate_down` answers while they are no more than a warning, and its cuts help."""
 PATIENT = RATES | {"inputs_not_normalised", "initialisation_too_large"}
 """Causes that are left to others, or to a person, while they are no more than a warning."""
+_STRICTER = ("non_finite", "gross", "outlier", "always")
+"""What `skip` may leave out, the least first."""
 HARM = 6.0
 """Robust standard deviations above its level before at which the loss counts as harmed (OLMo's training code, 2024)."""
 BEFORE, AFTER = 50, 5
@@ -194,7 +196,7 @@ def _rung(rung: int, state: Plain, suspect: Suspect, situation: Situation, bound
 def _skip(suspect: Suspect, situation: Situation) -> Action | None:
     when = "non_finite" if suspect.cause == "overflow" else "outlier"
     present = situation.in_force.get("skip")
-    if present is not None and present.arguments.get("when", "non_finite") in (when, "outlier"):
+    if present is not None and _STRICTER.index(present.arguments.get("when", "non_finite")) >= _STRICTER.index(when):
         return None
     return Action(name="skip", arguments={"when": when}, reason=_because(suspect, "such updates are left out"))
 

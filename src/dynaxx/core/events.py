@@ -33,7 +33,7 @@ from torch.optim import Optimizer
 
 from dynaxx.core.objective import Objective
 from dynaxx.core.parameters import Layout
-from dynaxx.core.rates import RateFactors
+from dynaxx.core.rates import NEUTRAL, RateFactors
 from dynaxx.core.records import Cost
 
 T = TypeVar("T")
@@ -108,6 +108,8 @@ class StepBatch:
         epoch: Passes over the data, with the done share of the current one, where batches come from `run.batches`.
         flops_per_sample: Operations of one training forward per sample; 0 where they were not counted.
         compute_dtype: The dtype of autocast during the forward, or that of the parameters.
+        extent: Largest magnitude in the first tensor of the forwards, a scalar on its device, NaN where an entry is;
+            None where that tensor holds no real numbers, or the action `skip` is not in force.
     """
 
     forwards: int = 0
@@ -116,6 +118,7 @@ class StepBatch:
     epoch: float | None = None
     flops_per_sample: float = 0.0
     compute_dtype: torch.dtype = torch.float32
+    extent: torch.Tensor | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -154,7 +157,7 @@ class StepView:
     before: list[torch.Tensor] | None = None
     times: StepTimes = field(default_factory=StepTimes)
     batch: StepBatch = field(default_factory=StepBatch)
-    rates: RateFactors = field(default_factory=RateFactors)
+    rates: RateFactors = NEUTRAL
     world_size: int = 1
     objective: Objective | None = None
     microbatches: list[torch.Tensor] | None = None

@@ -40,3 +40,7 @@ class RateFactors:
             reactive=self.reactive * other.reactive,
             layers=b if a is None else a if b is None else tuple(x * y for x, y in zip(a, b, strict=True)),
         )
+
+
+NEUTRAL = RateFactors()
+"""Nothing is multiplied: what every step begins with, one object, so that it can be told by identity."""

@@ -38,6 +38,14 @@ def raise_epsilon(why: str) -> Remedy:
     )
 
 
+def lower_momentum(most: float, why: str) -> Remedy:
+    """Bound the momentum, or Adam's β₁."""
+    return Remedy(
+        text=f"Lower the momentum (β₁) to {most:.3g} or less.",
+        action=Action(name="momentum", arguments={"most": most}, reason=why),
+    )
+
+
 def stop(why: str) -> Remedy:
     """End the run, the best checkpoint kept."""
     return Remedy(text="Stop, and keep the best checkpoint.", action=Action(name="stop", reason=why))

@@ -5,7 +5,9 @@ from typing import NamedTuple
 import numpy as np
 
 from dynaxx.core.findings import Log
-from dynaxx.detectors._reading import matrices, moving_mean, rows
+from dynaxx.detectors._facts import matrices
+from dynaxx.detectors._read import rows
+from dynaxx.detectors._spans import moving_mean
 from dynaxx.errors import NotApplicable
 
 WINDOW = 10

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from dynaxx.core.findings import Evidence, Log, Threshold
-from dynaxx.detectors._read import Track, adaptive, checked, optional
+from dynaxx.detectors._facts import adaptive, checked
+from dynaxx.detectors._read import Track, optional
 from dynaxx.detectors._weigh import Suspect
 
 LARGE = Threshold(

@@ -3,8 +3,8 @@
 import numpy as np
 
 from dynaxx.core.findings import Log
-from dynaxx.detectors._read import checked
-from dynaxx.detectors._reading import rows
+from dynaxx.detectors._facts import checked
+from dynaxx.detectors._read import rows
 
 
 def scale_of_inputs(run: Log) -> float:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dynaxx.core.findings import Log, Series
-from dynaxx.detectors._reading import rows
+from dynaxx.detectors._read import rows
 from dynaxx.errors import NotApplicable
 
 LATEST = 3

@@ -1,6 +1,7 @@
 """How evidence becomes confidence: causes are weighed by likelihood ratios and ranked."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from dynaxx.core.findings import Cause, Remedy
@@ -63,16 +64,39 @@ class Suspect:
         return min(MOST, self.odds / (1 + self.odds)) if math.isfinite(self.odds) else MOST
 
 
-def ranked(*suspects: Suspect) -> tuple[Cause, ...]:
+def suspect(name: str, prior: float, *ratios: float, why: str = "", remedies: Sequence[Remedy] = ()) -> Suspect:
+    """A cause whose evidence is weighed at once.
+
+    Args:
+        name: A key of `CAUSES`.
+        prior: Confidence before the evidence: how often the symptom has this cause.
+        *ratios: Of each piece of evidence, how much likelier it is under the cause than without it; 1 where unknown.
+        why: What was observed.
+        remedies: What would help, best first.
+
+    Returns:
+        The suspect.
+
+    Example:
+        >>> suspect("label_noise", 0.5, 3.0).confidence
+        0.75
+    """
+    made = Suspect(name, prior, tuple(remedies))
+    made.odds *= math.prod(ratios)
+    made.why.extend([why] if why else [])
+    return made
+
+
+def ranked(*suspects: Suspect | None) -> tuple[Cause, ...]:
     """The causes that remain, most likely first.
 
     Args:
-        *suspects: Weighed ones.
+        *suspects: Weighed ones, in any order; None is passed over.
 
     Returns:
         Those of at least `LEAST`; the likeliest one in any case.
     """
-    order = sorted(suspects, key=lambda s: -s.odds)
+    order = sorted((s for s in suspects if s is not None), key=lambda s: -s.odds)
     return tuple(
         Cause(name=s.name, confidence=round(s.confidence, 3), why="; ".join(s.why), remedies=s.remedies)
         for place, s in enumerate(order)

@@ -3,8 +3,10 @@
 import numpy as np
 
 from dynaxx.core.findings import Detector, Evidence, Finding, Log, Remedy, Test, Threshold
-from dynaxx.detectors._reading import QUIETLY, end_of, moving_mean, rows, stretches, suspect, weighed
+from dynaxx.detectors._read import QUIETLY, end_of, rows
 from dynaxx.detectors._remedies import rate
+from dynaxx.detectors._spans import moving_mean, stretches
+from dynaxx.detectors._weigh import ranked, suspect
 from dynaxx.errors import NotApplicable
 
 LOGIT = Threshold(
@@ -74,27 +76,25 @@ class AttentionLogitGrowth(Detector):
                     threshold=COLLAPSE.value,
                 ),
             ),
-            causes=weighed(
-                (
-                    suspect(
-                        "attention_logit_growth",
-                        0.6,
-                        3.0 if left < COLLAPSE.value else 1.0,
-                        why=f"entropy down to {left:.0%}",
-                        remedies=(
-                            Remedy(text="Normalise queries and keys (QK-norm), or clip the logits."),
-                            Remedy(text="Raise the weight decay of the query and key projections."),
-                            rate(0.5),
-                        ),
+            causes=ranked(
+                suspect(
+                    "attention_logit_growth",
+                    0.6,
+                    3.0 if left < COLLAPSE.value else 1.0,
+                    why=f"entropy down to {left:.0%}",
+                    remedies=(
+                        Remedy(text="Normalise queries and keys (QK-norm), or clip the logits."),
+                        Remedy(text="Raise the weight decay of the query and key projections."),
+                        rate(0.5),
                     ),
-                    suspect(
-                        "learning_rate_too_high",
-                        0.4,
-                        2.0 if doubling < 100 else 0.7,
-                        why=f"logits double every {doubling:.0f} steps" if np.isfinite(doubling) else "",
-                        remedies=(rate(0.3),),
-                    ),
-                )
+                ),
+                suspect(
+                    "learning_rate_too_high",
+                    0.4,
+                    2.0 if doubling < 100 else 0.7,
+                    why=f"logits double every {doubling:.0f} steps" if np.isfinite(doubling) else "",
+                    remedies=(rate(0.3),),
+                ),
             ),
             test=Test(
                 text="Halve the rate for some steps: growth that goes on is the logits' own.",

@@ -3,8 +3,10 @@
 import numpy as np
 
 from dynaxx.core.findings import Detector, Evidence, Finding, Log, Remedy, Test, Threshold
-from dynaxx.detectors._reading import QUIETLY, end_of, fallen, moving_mean, rows, stretches, suspect, weighed
+from dynaxx.detectors._read import QUIETLY, end_of, fallen, rows
 from dynaxx.detectors._remedies import rate
+from dynaxx.detectors._spans import moving_mean, stretches
+from dynaxx.detectors._weigh import ranked, suspect
 from dynaxx.errors import NotApplicable
 
 SHARE = Threshold(
@@ -57,29 +59,27 @@ class CancellingUpdates(Detector):
                 ),
                 Evidence(text=f"successive gradients have the cosine {cosine:.2f}", columns=("gradient_agreement",)),
             ),
-            causes=weighed(
-                (
-                    suspect(
-                        "cancelling_updates",
-                        0.5,
-                        2.0 if cosine > 0.1 else 0.7,
-                        why="gradients agree from step to step, and still the layers work against each other",
-                        remedies=(Remedy(text="Lower the rates of the layers that raise the loss."), rate(0.5)),
-                    ),
-                    suspect(
-                        "noise_floor",
-                        0.4,
-                        2.0 if abs(cosine) < 0.1 else 0.5,
-                        why="successive gradients have nothing in common",
-                        remedies=(rate(0.3),),
-                    ),
-                    suspect(
-                        "momentum_too_high",
-                        0.2,
-                        4.0 if cosine < -0.1 else 0.5,
-                        why="the momentum carries the weights past where the gradient has turned",
-                    ),
-                )
+            causes=ranked(
+                suspect(
+                    "cancelling_updates",
+                    0.5,
+                    2.0 if cosine > 0.1 else 0.7,
+                    why="gradients agree from step to step, and still the layers work against each other",
+                    remedies=(Remedy(text="Lower the rates of the layers that raise the loss."), rate(0.5)),
+                ),
+                suspect(
+                    "noise_floor",
+                    0.4,
+                    2.0 if abs(cosine) < 0.1 else 0.5,
+                    why="successive gradients have nothing in common",
+                    remedies=(rate(0.3),),
+                ),
+                suspect(
+                    "momentum_too_high",
+                    0.2,
+                    4.0 if cosine < -0.1 else 0.5,
+                    why="the momentum carries the weights past where the gradient has turned",
+                ),
             ),
             test=Test(
                 text="Two halves of a batch: where their gradients have nothing in common it is noise.",

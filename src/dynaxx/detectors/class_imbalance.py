@@ -3,8 +3,10 @@
 import numpy as np
 
 from dynaxx.core.findings import Detector, Evidence, Finding, Log, Remedy, Test, Threshold
-from dynaxx.detectors._reading import QUIETLY, end_of, rows, stretches, suspect, weighed
+from dynaxx.detectors._read import QUIETLY, end_of, rows
+from dynaxx.detectors._spans import stretches
 from dynaxx.detectors._start import start
+from dynaxx.detectors._weigh import ranked, suspect
 from dynaxx.errors import NotApplicable
 
 SHARE = Threshold(
@@ -66,23 +68,21 @@ class ClassImbalance(Detector):
                     columns=("loss", "val_loss"),
                 ),
             ),
-            causes=weighed(
-                (
-                    suspect(
-                        "class_imbalance",
-                        0.7,
-                        4.0 if size > 0.9 else 1.5,
-                        1.5 if worse else 1.0,
-                        why="predictions follow the frequencies of the labels",
-                        remedies=(Remedy(text="Weigh the loss by class, or sample classes evenly."),),
-                    ),
-                    suspect(
-                        "overfitting",
-                        0.2,
-                        1.5 if worse else 0.5,
-                        why=f"validation {val:.3g} against {np.nanmedian(loss):.3g} in training",
-                    ),
-                )
+            causes=ranked(
+                suspect(
+                    "class_imbalance",
+                    0.7,
+                    4.0 if size > 0.9 else 1.5,
+                    1.5 if worse else 1.0,
+                    why="predictions follow the frequencies of the labels",
+                    remedies=(Remedy(text="Weigh the loss by class, or sample classes evenly."),),
+                ),
+                suspect(
+                    "overfitting",
+                    0.2,
+                    1.5 if worse else 0.5,
+                    why=f"validation {val:.3g} against {np.nanmedian(loss):.3g} in training",
+                ),
             ),
             test=Test(text="Count the labels of some batches.", check="input_statistics"),
         )

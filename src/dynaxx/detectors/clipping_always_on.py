@@ -3,9 +3,11 @@
 import numpy as np
 
 from dynaxx.core.findings import Detector, Evidence, Finding, Log, Remedy, Test, Threshold
-from dynaxx.detectors._read import adaptive
-from dynaxx.detectors._reading import QUIETLY, end_of, fallen, moving_mean, rows, stretches, suspect, weighed
+from dynaxx.detectors._facts import adaptive
+from dynaxx.detectors._read import QUIETLY, end_of, fallen, rows
 from dynaxx.detectors._remedies import rate
+from dynaxx.detectors._spans import moving_mean, stretches
+from dynaxx.detectors._weigh import ranked, suspect
 from dynaxx.errors import NotApplicable
 
 SHARE = Threshold(
@@ -64,26 +66,24 @@ class ClippingAlwaysOn(Detector):
                 ),
                 Evidence(text=f"the median factor is {size:.2g}", value=size, threshold=HARD.value),
             ),
-            causes=weighed(
-                (
-                    suspect(
-                        "clipping_too_tight",
-                        0.5,
-                        3.0 if size < HARD.value else 1.0,
-                        1.5 if not gone > 0.3 else 1.0,
-                        why=f"the threshold is {size:.2g} of the usual norm",
-                        remedies=(
-                            Remedy(text=f"Clip at the 90th percentile of the norms: {1 / max(size, 1e-6):.3g} × now."),
-                        ),
+            causes=ranked(
+                suspect(
+                    "clipping_too_tight",
+                    0.5,
+                    3.0 if size < HARD.value else 1.0,
+                    1.5 if not gone > 0.3 else 1.0,
+                    why=f"the threshold is {size:.2g} of the usual norm",
+                    remedies=(
+                        Remedy(text=f"Clip at the 90th percentile of the norms: {1 / max(size, 1e-6):.3g} × now."),
                     ),
-                    suspect(
-                        "learning_rate_too_high",
-                        0.3,
-                        _growing(run),
-                        why="clipping may be all that keeps the run together",
-                        remedies=(rate(0.5),),
-                    ),
-                )
+                ),
+                suspect(
+                    "learning_rate_too_high",
+                    0.3,
+                    _growing(run),
+                    why="clipping may be all that keeps the run together",
+                    remedies=(rate(0.5),),
+                ),
             ),
             test=Test(
                 text="Curvature along the gradient against 2/η: far below it the rate leaves room and clipping is "

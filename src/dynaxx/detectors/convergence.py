@@ -3,8 +3,9 @@
 from dynaxx.core.findings import Detector, Evidence, Finding, Log, Threshold
 from dynaxx.detectors._acts import stop
 from dynaxx.detectors._converged import signs
+from dynaxx.detectors._facts import planned
 from dynaxx.detectors._progress import Progress, progress
-from dynaxx.detectors._read import LOSS, planned, unbroken
+from dynaxx.detectors._read import LOSS, unbroken
 from dynaxx.detectors._weigh import Suspect, ranked
 from dynaxx.errors import NotApplicable
 

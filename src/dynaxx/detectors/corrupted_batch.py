@@ -4,8 +4,8 @@ import numpy as np
 
 from dynaxx.core.findings import Detector, Evidence, Finding, Log, Remedy, Severity, Test, Threshold
 from dynaxx.core.records import Action
-from dynaxx.detectors._read import Track
-from dynaxx.detectors._reading import QUIETLY, end_of, rows, suspect, weighed
+from dynaxx.detectors._read import QUIETLY, Track, end_of, rows
+from dynaxx.detectors._weigh import ranked, suspect
 from dynaxx.errors import NotApplicable
 
 OUTLIER = Threshold(
@@ -90,36 +90,34 @@ class CorruptedBatch(Detector):
                 ),
                 Evidence(text=f"their loss is up to {harmed:.3g} times that of their neighbours", columns=("loss",)),
             ),
-            causes=weighed(
-                (
-                    suspect(
-                        "corrupted_batch" if finite else "non_finite_data",
-                        0.7,
-                        0.2 if lasting else 2.0,
-                        3.0 if harmed >= FACTOR.value else 1.0,
-                        why=what,
-                        remedies=(
-                            Remedy(
-                                text="Leave out updates whose gradient stands out.",
-                                action=Action(name="skip", arguments={"when": "outlier" if finite else "non_finite"}),
-                            ),
-                            Remedy(text="Find these rows in the data and take them out."),
+            causes=ranked(
+                suspect(
+                    "corrupted_batch" if finite else "non_finite_data",
+                    0.7,
+                    0.2 if lasting else 2.0,
+                    3.0 if harmed >= FACTOR.value else 1.0,
+                    why=what,
+                    remedies=(
+                        Remedy(
+                            text="Leave out updates whose gradient stands out.",
+                            action=Action(name="skip", arguments={"when": "outlier" if finite else "non_finite"}),
                         ),
+                        Remedy(text="Find these rows in the data and take them out."),
                     ),
-                    suspect(
-                        "data_shift",
-                        0.3,
-                        8.0 if lasting else 0.2,
-                        why="it stays so up to the last step" if lasting else "",
-                        remedies=(Remedy(text="Look at what the data loader changed at that step."),),
-                    ),
-                    suspect(
-                        "hard_batch",
-                        0.1,
-                        0.3 if harmed >= FACTOR.value or not finite else 2.0,
-                        why="the loss took it in its stride",
-                    ),
-                )
+                ),
+                suspect(
+                    "data_shift",
+                    0.3,
+                    8.0 if lasting else 0.2,
+                    why="it stays so up to the last step" if lasting else "",
+                    remedies=(Remedy(text="Look at what the data loader changed at that step."),),
+                ),
+                suspect(
+                    "hard_batch",
+                    0.1,
+                    0.3 if harmed >= FACTOR.value or not finite else 2.0,
+                    why="the loss took it in its stride",
+                ),
             ),
             test=Test(
                 text="Losses of the batch's rows: a few extreme ones are corrupt, all of them a shift.",

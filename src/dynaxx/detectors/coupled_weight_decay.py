@@ -3,7 +3,9 @@
 import numpy as np
 
 from dynaxx.core.findings import Detector, Evidence, Finding, Log, Remedy, Test, Threshold
-from dynaxx.detectors._reading import QUIETLY, end_of, groups, layer_facts, matching, rows, suspect, weighed
+from dynaxx.detectors._facts import groups, layer_facts
+from dynaxx.detectors._read import QUIETLY, end_of, matching, rows
+from dynaxx.detectors._weigh import ranked, suspect
 from dynaxx.errors import NotApplicable
 
 SHARE = Threshold(
@@ -61,23 +63,21 @@ class CoupledWeightDecay(Detector):
             spans=((int(run.steps[0]), end_of(run)),),
             layers=(layer,) if layer else (),
             evidence=tuple(evidence),
-            causes=weighed(
-                (
-                    suspect(
-                        "weight_decay_coupled",
-                        0.6,
-                        5.0 if harmful else 1.0,
-                        why="the optimizer's class and options say so",
-                        remedies=(Remedy(text="Use AdamW, or decoupled_weight_decay=True; tune the decay anew."),),
-                    ),
-                    suspect(
-                        "weight_decay_too_high",
-                        0.15,
-                        5.0 if share > 3 else 0.5,
-                        why=f"λ‖θ‖/‖g‖ = {share:.2g}",
-                        remedies=(Remedy(text="Lower the weight decay tenfold."),),
-                    ),
-                )
+            causes=ranked(
+                suspect(
+                    "weight_decay_coupled",
+                    0.6,
+                    5.0 if harmful else 1.0,
+                    why="the optimizer's class and options say so",
+                    remedies=(Remedy(text="Use AdamW, or decoupled_weight_decay=True; tune the decay anew."),),
+                ),
+                suspect(
+                    "weight_decay_too_high",
+                    0.15,
+                    5.0 if share > 3 else 0.5,
+                    why=f"λ‖θ‖/‖g‖ = {share:.2g}",
+                    remedies=(Remedy(text="Lower the weight decay tenfold."),),
+                ),
             ),
             test=Test(text="Train a copy some steps with AdamW at the same decay and compare the validation loss."),
         )

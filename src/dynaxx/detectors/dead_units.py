@@ -4,10 +4,13 @@ import numpy as np
 
 from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Test, Threshold
 from dynaxx.detectors._depth import drop
+from dynaxx.detectors._facts import layer_facts
 from dynaxx.detectors._inputs import scale_of_inputs
-from dynaxx.detectors._reading import QUIETLY, end_of, entries, fallen, layer_facts, rows, suspect, weighed
+from dynaxx.detectors._read import QUIETLY, end_of, fallen, rows
 from dynaxx.detectors._remedies import FAN_IN, LEAKY, STANDARDISE, rate
+from dynaxx.detectors._spans import entries
 from dynaxx.detectors._start import excess, largest_step
+from dynaxx.detectors._weigh import ranked, suspect
 from dynaxx.errors import NotApplicable
 
 SHARE = Threshold(
@@ -95,55 +98,53 @@ class DeadUnits(Detector):
 def _causes(run: Log, *, start: bool, weights: bool) -> tuple[Cause, ...]:
     scale, step, begun = scale_of_inputs(run), largest_step(run), excess(run)
     quiet = drop(run, first=True) >= QUIET
-    return weighed(
-        (
-            suspect(
-                "dead_units",
-                0.6,
-                4.0 if start else 0.8,
-                0.2 if quiet else 1.0,
-                why="they began dead: the biases or the scale of the initial weights keep them below zero"
-                if start
-                else "nothing brings a dead unit back, as no gradient reaches it",
-                remedies=(LEAKY,),
-            ),
-            suspect(
-                "initialisation_too_small",
-                0.1,
-                20.0 if quiet else 0.2,
-                why="gradients of the first step all but vanish over the depth" if quiet else "",
-                remedies=(FAN_IN,),
-            ),
-            suspect(
-                "initialisation_symmetric",
-                0.1,
-                60.0 if start and weights else 0.2,
-                why="a layer with weights gives zeros only where they are all zero" if start and weights else "",
-                remedies=(FAN_IN,),
-            ),
-            suspect(
-                "learning_rate_too_high",
-                0.4,
-                0.2 if start else 2.0,
-                3.0 if step > 0.1 else 0.7,
-                0.2 if begun > 1 else 1.0,
-                why=f"the largest early relative update of a layer was {step:.2g}" if step > 0 else "",
-                remedies=(rate(0.3), LEAKY),
-            ),
-            suspect(
-                "initialisation_too_large",
-                0.1,
-                15.0 if begun > 1 else 0.5,
-                0.2 if scale > 5 else 1.0,
-                why=f"the model began {begun:.3g} nats worse than a guess" if begun > 1 else "",
-                remedies=(FAN_IN,),
-            ),
-            suspect(
-                "inputs_not_normalised",
-                0.1,
-                5.0 if scale > 30 else 0.3 if scale < 5 else 1.0,
-                why=f"the inputs have a scale of {scale:.3g}" if np.isfinite(scale) else "",
-                remedies=(STANDARDISE,),
-            ),
-        )
+    return ranked(
+        suspect(
+            "dead_units",
+            0.6,
+            4.0 if start else 0.8,
+            0.2 if quiet else 1.0,
+            why="they began dead: the biases or the scale of the initial weights keep them below zero"
+            if start
+            else "nothing brings a dead unit back, as no gradient reaches it",
+            remedies=(LEAKY,),
+        ),
+        suspect(
+            "initialisation_too_small",
+            0.1,
+            20.0 if quiet else 0.2,
+            why="gradients of the first step all but vanish over the depth" if quiet else "",
+            remedies=(FAN_IN,),
+        ),
+        suspect(
+            "initialisation_symmetric",
+            0.1,
+            60.0 if start and weights else 0.2,
+            why="a layer with weights gives zeros only where they are all zero" if start and weights else "",
+            remedies=(FAN_IN,),
+        ),
+        suspect(
+            "learning_rate_too_high",
+            0.4,
+            0.2 if start else 2.0,
+            3.0 if step > 0.1 else 0.7,
+            0.2 if begun > 1 else 1.0,
+            why=f"the largest early relative update of a layer was {step:.2g}" if step > 0 else "",
+            remedies=(rate(0.3), LEAKY),
+        ),
+        suspect(
+            "initialisation_too_large",
+            0.1,
+            15.0 if begun > 1 else 0.5,
+            0.2 if scale > 5 else 1.0,
+            why=f"the model began {begun:.3g} nats worse than a guess" if begun > 1 else "",
+            remedies=(FAN_IN,),
+        ),
+        suspect(
+            "inputs_not_normalised",
+            0.1,
+            5.0 if scale > 30 else 0.3 if scale < 5 else 1.0,
+            why=f"the inputs have a scale of {scale:.3g}" if np.isfinite(scale) else "",
+            remedies=(STANDARDISE,),
+        ),
     )

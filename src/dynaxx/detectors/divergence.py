@@ -6,7 +6,8 @@ from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Severi
 from dynaxx.detectors._acts import advice, clip, roll_back, scale_rate, stop
 from dynaxx.detectors._blocks import Blocks, blocks
 from dynaxx.detectors._dynamics import dynamics, lagging, lengthened, raised, too_high
-from dynaxx.detectors._read import LOSS, Track, group, optional, unbroken
+from dynaxx.detectors._facts import group
+from dynaxx.detectors._read import LOSS, Track, optional, unbroken
 from dynaxx.detectors._spikes import sudden
 from dynaxx.detectors._weigh import Suspect, ranked
 from dynaxx.numerics.cusum import cusum

@@ -5,7 +5,8 @@ import math
 import numpy as np
 
 from dynaxx.core.findings import Detector, Evidence, Finding, Log, Remedy, Test, Threshold
-from dynaxx.detectors._reading import QUIETLY, end_of, rows, suspect, weighed
+from dynaxx.detectors._read import QUIETLY, end_of, rows
+from dynaxx.detectors._weigh import ranked, suspect
 from dynaxx.errors import NotApplicable
 
 NORMALISED = Threshold(
@@ -79,23 +80,21 @@ class DoubleSoftmax(Detector):
                     threshold=low,
                 ),
             ),
-            causes=weighed(
-                (
-                    suspect(
-                        "double_softmax",
-                        0.8,
-                        5.0 if inside else 2.0,
-                        2.0 if near else 1.0,
-                        why="the loss stays in the band of a second softmax",
-                        remedies=(Remedy(text="Give the loss logits: take the softmax out of the model."),),
-                    ),
-                    suspect(
-                        "learning_rate_too_low",
-                        0.2,
-                        0.1 if near else 1.0,
-                        why="the loss has not left the neighbourhood of ln C",
-                    ),
-                )
+            causes=ranked(
+                suspect(
+                    "double_softmax",
+                    0.8,
+                    5.0 if inside else 2.0,
+                    2.0 if near else 1.0,
+                    why="the loss stays in the band of a second softmax",
+                    remedies=(Remedy(text="Give the loss logits: take the softmax out of the model."),),
+                ),
+                suspect(
+                    "learning_rate_too_low",
+                    0.2,
+                    0.1 if near else 1.0,
+                    why="the loss has not left the neighbourhood of ln C",
+                ),
             ),
             test=Test(
                 text="Fit one batch on a copy: a loss that stops at the lower end of the band is normalised twice.",

@@ -3,21 +3,11 @@
 import numpy as np
 
 from dynaxx.core.findings import Detector, Evidence, Finding, Log, Remedy, Test, Threshold
-from dynaxx.detectors._read import Track
-from dynaxx.detectors._reading import (
-    QUIETLY,
-    end_of,
-    fallen,
-    groups,
-    layer_facts,
-    matching,
-    moving_mean,
-    rows,
-    stretches,
-    suspect,
-    weighed,
-)
+from dynaxx.detectors._facts import groups, layer_facts
+from dynaxx.detectors._read import QUIETLY, Track, end_of, fallen, matching, rows
 from dynaxx.detectors._remedies import rate
+from dynaxx.detectors._spans import moving_mean, stretches
+from dynaxx.detectors._weigh import ranked, suspect
 
 SHARE = Threshold(
     value=0.5,
@@ -76,24 +66,22 @@ class EpsilonDominates(Detector):
                 ),
                 Evidence(text=f"ε is {epsilon:g}; {USUAL:g} is usual", value=epsilon, threshold=USUAL),
             ),
-            causes=weighed(
-                (
-                    suspect(
-                        "epsilon_too_large",
-                        0.5,
-                        12.0 if large else 0.2,
-                        why=f"ε = {epsilon:g}",
-                        remedies=(Remedy(text=f"Lower ε to {USUAL:g}."), rate(3.0)),
-                    ),
-                    suspect(
-                        "vanishing_gradients",
-                        0.4,
-                        0.3 if large else 3.0,
-                        why=f"gradients are below {max(epsilon, USUAL):g} in most coordinates",
-                        remedies=(Remedy(text="Scale the loss up, or lower ε further."),),
-                    ),
-                    suspect("converged", 0.2, 6.0 if gone > 0.95 else 0.2, why=f"the loss has fallen by {gone:.0%}"),
-                )
+            causes=ranked(
+                suspect(
+                    "epsilon_too_large",
+                    0.5,
+                    12.0 if large else 0.2,
+                    why=f"ε = {epsilon:g}",
+                    remedies=(Remedy(text=f"Lower ε to {USUAL:g}."), rate(3.0)),
+                ),
+                suspect(
+                    "vanishing_gradients",
+                    0.4,
+                    0.3 if large else 3.0,
+                    why=f"gradients are below {max(epsilon, USUAL):g} in most coordinates",
+                    remedies=(Remedy(text="Scale the loss up, or lower ε further."),),
+                ),
+                suspect("converged", 0.2, 6.0 if gone > 0.95 else 0.2, why=f"the loss has fallen by {gone:.0%}"),
             ),
             test=Test(text="Train a copy some steps at ε = 1e-12: if the loss falls faster, ε was too large."),
         )

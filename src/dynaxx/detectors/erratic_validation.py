@@ -5,7 +5,8 @@ import numpy as np
 from dynaxx.core.findings import Detector, Evidence, Finding, Log, Severity, Test, Threshold
 from dynaxx.detectors._acts import advice, scale_rate
 from dynaxx.detectors._dynamics import dynamics, too_high
-from dynaxx.detectors._read import LOSS, VALIDATION, checked
+from dynaxx.detectors._facts import checked
+from dynaxx.detectors._read import LOSS, VALIDATION
 from dynaxx.detectors._validation import need_fall, validation
 from dynaxx.detectors._weigh import Suspect, ranked
 from dynaxx.errors import NotApplicable

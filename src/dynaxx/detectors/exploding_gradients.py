@@ -7,11 +7,13 @@ import numpy as np
 from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Severity, Test, Threshold
 from dynaxx.detectors._acts import skip
 from dynaxx.detectors._depth import depth
+from dynaxx.detectors._facts import adaptive
 from dynaxx.detectors._inputs import scale_of_inputs
-from dynaxx.detectors._read import adaptive, track
-from dynaxx.detectors._reading import QUIETLY, end_of, fallen, rows, stretches, suspect, weighed
+from dynaxx.detectors._read import QUIETLY, end_of, fallen, rows, track
 from dynaxx.detectors._remedies import FAN_IN, NORMALISE, STANDARDISE, clip, rate
+from dynaxx.detectors._spans import stretches
 from dynaxx.detectors._start import excess
+from dynaxx.detectors._weigh import ranked, suspect
 from dynaxx.errors import NotApplicable
 
 GROWTH = Threshold(
@@ -143,52 +145,50 @@ def _causes(run: Log, found: _Symptom) -> tuple[Cause, ...]:
     early, begun = onset <= BASELINE, excess(run)
     clipped = clip(2 * found.level, "twice its median at the start")
     lower = rate(0.3)
-    return weighed(
-        (
-            suspect(
-                "learning_rate_too_high",
-                0.5,
-                _odds(ratio, 0.03, 0.3),
-                0.5 if not found.over_steps else 1.3,
-                0.2 if begun > 1 else 1.0,
-                why=f"before it the largest relative update of a step was {ratio:.2g}"
-                if np.isfinite(ratio)
-                else "the updates before it were not measured",
-                remedies=(lower, clipped),
-            ),
-            suspect(
-                "corrupted_batch",
-                0.15,
-                8.0 if found.sudden else 0.2,
-                why=f"the norm jumped from one step to the next at step {onset}" if found.sudden else "",
-                remedies=(skip("outlier", "one batch's gradient is far outside of what it was"),),
-            ),
-            suspect(
-                "exploding_gradients",
-                0.3,
-                0.5 if found.over_steps else 6.0,
-                why="the first layers have the larger gradients"
-                if not found.over_steps
-                else "the norm grew over the steps",
-                remedies=(clipped, NORMALISE),
-            ),
-            suspect(
-                "initialisation_too_large",
-                0.15,
-                3.0 if early and not found.over_steps else 0.4,
-                12.0 if begun > 1 else 0.5,
-                0.2 if scale > 5 else 1.0,
-                why=f"it holds since step {onset}",
-                remedies=(FAN_IN, lower),
-            ),
-            suspect(
-                "inputs_not_normalised",
-                0.1,
-                _odds(scale, 3.0, 30.0),
-                why=f"the inputs have a scale of {scale:.3g}" if np.isfinite(scale) else "",
-                remedies=(STANDARDISE,),
-            ),
-        )
+    return ranked(
+        suspect(
+            "learning_rate_too_high",
+            0.5,
+            _odds(ratio, 0.03, 0.3),
+            0.5 if not found.over_steps else 1.3,
+            0.2 if begun > 1 else 1.0,
+            why=f"before it the largest relative update of a step was {ratio:.2g}"
+            if np.isfinite(ratio)
+            else "the updates before it were not measured",
+            remedies=(lower, clipped),
+        ),
+        suspect(
+            "corrupted_batch",
+            0.15,
+            8.0 if found.sudden else 0.2,
+            why=f"the norm jumped from one step to the next at step {onset}" if found.sudden else "",
+            remedies=(skip("outlier", "one batch's gradient is far outside of what it was"),),
+        ),
+        suspect(
+            "exploding_gradients",
+            0.3,
+            0.5 if found.over_steps else 6.0,
+            why="the first layers have the larger gradients"
+            if not found.over_steps
+            else "the norm grew over the steps",
+            remedies=(clipped, NORMALISE),
+        ),
+        suspect(
+            "initialisation_too_large",
+            0.15,
+            3.0 if early and not found.over_steps else 0.4,
+            12.0 if begun > 1 else 0.5,
+            0.2 if scale > 5 else 1.0,
+            why=f"it holds since step {onset}",
+            remedies=(FAN_IN, lower),
+        ),
+        suspect(
+            "inputs_not_normalised",
+            0.1,
+            _odds(scale, 3.0, 30.0),
+            why=f"the inputs have a scale of {scale:.3g}" if np.isfinite(scale) else "",
+            remedies=(STANDARDISE,),
+        ),
     )
 
 

@@ -3,8 +3,9 @@
 import numpy as np
 
 from dynaxx.core.findings import Detector, Evidence, Finding, Log, Remedy, Test, Threshold
-from dynaxx.detectors._read import Track
-from dynaxx.detectors._reading import QUIETLY, end_of, matching, moving_mean, rows, stretches, suspect, weighed, within
+from dynaxx.detectors._read import QUIETLY, Track, end_of, matching, rows
+from dynaxx.detectors._spans import moving_mean, stretches, within
+from dynaxx.detectors._weigh import ranked, suspect
 from dynaxx.errors import NotApplicable
 
 COSINE = Threshold(
@@ -98,29 +99,27 @@ class GradientsNotCleared(Detector):
             severity="critical" if excess >= EXCESS.value else "warning",
             spans=spans,
             evidence=tuple(evidence),
-            causes=weighed(
-                (
-                    suspect(
-                        "gradients_not_cleared",
-                        0.7,
-                        10.0 if excess >= EXCESS.value else 1.5,
-                        2.0 if grown >= GROWTH.value else 1.0,
-                        why="a running sum turns slowly and grows",
-                        remedies=(Remedy(text="Call optimizer.zero_grad() once per step, after the update."),),
-                    ),
-                    suspect(
-                        "repeated_batch",
-                        0.15,
-                        0.1 if excess >= EXCESS.value else 1.0,
-                        why="one batch again and again gives gradients that agree, of the size of one batch's",
-                    ),
-                    suspect(
-                        "learning_rate_too_low",
-                        0.1,
-                        0.1 if grown >= GROWTH.value else 2.0,
-                        why="steps so short that the gradient hardly turns",
-                    ),
-                )
+            causes=ranked(
+                suspect(
+                    "gradients_not_cleared",
+                    0.7,
+                    10.0 if excess >= EXCESS.value else 1.5,
+                    2.0 if grown >= GROWTH.value else 1.0,
+                    why="a running sum turns slowly and grows",
+                    remedies=(Remedy(text="Call optimizer.zero_grad() once per step, after the update."),),
+                ),
+                suspect(
+                    "repeated_batch",
+                    0.15,
+                    0.1 if excess >= EXCESS.value else 1.0,
+                    why="one batch again and again gives gradients that agree, of the size of one batch's",
+                ),
+                suspect(
+                    "learning_rate_too_low",
+                    0.1,
+                    0.1 if grown >= GROWTH.value else 2.0,
+                    why="steps so short that the gradient hardly turns",
+                ),
             ),
             test=Test(
                 text="Compute the batch's gradient anew: its norm is far below the one that the optimizer was given.",

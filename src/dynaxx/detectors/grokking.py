@@ -4,8 +4,9 @@ import numpy as np
 
 from dynaxx.core.findings import Detector, Evidence, Finding, Log, Threshold
 from dynaxx.detectors._acts import advice
+from dynaxx.detectors._facts import group
 from dynaxx.detectors._progress import opening
-from dynaxx.detectors._read import LOSS, VALIDATION, group, track, unbroken
+from dynaxx.detectors._read import LOSS, VALIDATION, track, unbroken
 from dynaxx.detectors._validation import validation
 from dynaxx.detectors._weigh import Suspect, ranked
 

@@ -6,10 +6,12 @@ import numpy as np
 
 from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Remedy, Severity, Test, Threshold
 from dynaxx.detectors._depth import depth
+from dynaxx.detectors._facts import matrices
 from dynaxx.detectors._inputs import scale_of_inputs
-from dynaxx.detectors._reading import QUIETLY, end_of, matrices, rows, suspect, weighed
+from dynaxx.detectors._read import QUIETLY, end_of, rows
 from dynaxx.detectors._remedies import FAN_IN, STANDARDISE
 from dynaxx.detectors._start import LATEST, start
+from dynaxx.detectors._weigh import ranked, suspect
 from dynaxx.errors import NotApplicable
 
 EXCESS = Threshold(
@@ -190,37 +192,35 @@ def _causes(run: Log, faults: set[str]) -> tuple[Cause, ...]:
     scale = scale_of_inputs(run)
     large = "initialisation_too_large" in faults
     inputs = 20.0 if scale > 5 else 0.2 if scale < 3 else 1.0
-    return weighed(
-        (
-            suspect(
-                "initialisation_symmetric",
-                0.9,
-                3.0,
-                why="equal units receive equal gradients and stay equal",
-                remedies=(Remedy(text="Initialise weights at random; only the last layer may begin at zero."),),
-            )
-            if "initialisation_symmetric" in faults
-            else None,
-            suspect(
-                "initialisation_too_large",
-                0.7,
-                1 / inputs if inputs > 1 else 2.0,
-                why=f"the inputs have a scale of {scale:.3g}" if np.isfinite(scale) else "the outputs are far from 0",
-                remedies=(FAN_IN,),
-            )
-            if large
-            else None,
-            suspect(
-                "inputs_not_normalised",
-                0.3,
-                inputs,
-                why=f"the inputs have a scale of {scale:.3g}" if np.isfinite(scale) else "",
-                remedies=(STANDARDISE,),
-            )
-            if large
-            else None,
-            suspect("initialisation_too_small", 0.8, 2.0, why="what goes in does not come out", remedies=(FAN_IN,))
-            if "initialisation_too_small" in faults
-            else None,
+    return ranked(
+        suspect(
+            "initialisation_symmetric",
+            0.9,
+            3.0,
+            why="equal units receive equal gradients and stay equal",
+            remedies=(Remedy(text="Initialise weights at random; only the last layer may begin at zero."),),
         )
+        if "initialisation_symmetric" in faults
+        else None,
+        suspect(
+            "initialisation_too_large",
+            0.7,
+            1 / inputs if inputs > 1 else 2.0,
+            why=f"the inputs have a scale of {scale:.3g}" if np.isfinite(scale) else "the outputs are far from 0",
+            remedies=(FAN_IN,),
+        )
+        if large
+        else None,
+        suspect(
+            "inputs_not_normalised",
+            0.3,
+            inputs,
+            why=f"the inputs have a scale of {scale:.3g}" if np.isfinite(scale) else "",
+            remedies=(STANDARDISE,),
+        )
+        if large
+        else None,
+        suspect("initialisation_too_small", 0.8, 2.0, why="what goes in does not come out", remedies=(FAN_IN,))
+        if "initialisation_too_small" in faults
+        else None,
     )

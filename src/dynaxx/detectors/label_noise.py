@@ -4,10 +4,10 @@ import numpy as np
 
 from dynaxx.core.findings import Detector, Evidence, Finding, Log, Remedy, Test, Threshold
 from dynaxx.detectors._depth import drop
-from dynaxx.detectors._read import checked
-from dynaxx.detectors._reading import QUIETLY, end_of, matrices, rows, suspect, weighed
+from dynaxx.detectors._facts import checked, matrices
+from dynaxx.detectors._read import QUIETLY, end_of, rows
 from dynaxx.detectors._start import Start, start, weights_left
-from dynaxx.detectors._weigh import Suspect
+from dynaxx.detectors._weigh import Suspect, ranked, suspect
 from dynaxx.errors import NotApplicable
 
 STUCK = Threshold(
@@ -168,7 +168,7 @@ class LabelNoise(Detector):
             severity="warning",
             spans=((int(run["loss"].steps[0]), end_of(run)),),
             evidence=evidence,
-            causes=weighed(causes),
+            causes=ranked(*causes),
             test=Test(
                 text="The loss on batches with permuted labels: equal to the loss now, labels carry no information.",
                 check="label_shuffle",

@@ -5,22 +5,12 @@ from typing import NamedTuple
 import numpy as np
 
 from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Remedy, Severity, Test, Threshold
-from dynaxx.detectors._read import checked
-from dynaxx.detectors._reading import (
-    QUIETLY,
-    end_of,
-    entries,
-    fallen,
-    layer_facts,
-    matching,
-    rows,
-    suspect,
-    weighed,
-    within,
-)
+from dynaxx.detectors._facts import checked, layer_facts
+from dynaxx.detectors._read import QUIETLY, end_of, fallen, matching, rows
 from dynaxx.detectors._remedies import LEAKY
+from dynaxx.detectors._spans import entries, within
 from dynaxx.detectors._start import weights_left
-from dynaxx.detectors._weigh import Suspect
+from dynaxx.detectors._weigh import Suspect, ranked, suspect
 from dynaxx.errors import NotApplicable
 
 PERSIST = Threshold(
@@ -252,7 +242,7 @@ def _causes(run: Log, still: _Still) -> tuple[Cause, ...]:
         if still.unused and not still.disconnected
         else None,
     ]
-    return weighed(causes)
+    return ranked(*causes)
 
 
 def _blocked(run: Log, still: _Still) -> bool:

@@ -5,7 +5,8 @@ import numpy as np
 from dynaxx.core.findings import Detector, Evidence, Finding, Log, Severity, Test, Threshold
 from dynaxx.detectors._acts import advice, clip, raise_epsilon, roll_back, scale_rate, skip
 from dynaxx.detectors._dynamics import dynamics, lagging, lengthened, raised, too_high
-from dynaxx.detectors._read import LOSS, Track, checked, optional, unbroken
+from dynaxx.detectors._facts import checked
+from dynaxx.detectors._read import LOSS, Track, optional, unbroken
 from dynaxx.detectors._spikes import Spike, spikes, sudden
 from dynaxx.detectors._weigh import Suspect, ranked
 from dynaxx.errors import NotApplicable

@@ -3,9 +3,10 @@
 import numpy as np
 
 from dynaxx.core.findings import Detector, Evidence, Finding, Log, Remedy, Test, Threshold
-from dynaxx.detectors._read import checked
-from dynaxx.detectors._reading import QUIETLY, end_of, fallen, rows, suspect, weighed
+from dynaxx.detectors._facts import checked
+from dynaxx.detectors._read import QUIETLY, end_of, fallen, rows
 from dynaxx.detectors._remedies import rate
+from dynaxx.detectors._weigh import ranked, suspect
 from dynaxx.errors import NotApplicable
 
 SMALL = Threshold(
@@ -80,31 +81,29 @@ class NoiseDominated(Detector):
                 ),
                 Evidence(text=f"successive gradients have the cosine {cosine:.2f}", columns=("gradient_agreement",)),
             ),
-            causes=weighed(
-                (
-                    suspect(
-                        cause,
-                        0.6,
-                        2.0 if not small or flat else 0.8,
-                        2.0 if halves else 1.0,
-                        why=f"the noise scale is {ratio:.2g} batches",
-                        remedies=(
-                            Remedy(text=f"Accumulate towards {min(wanted, 32 * batch):.3g} examples an update."),
-                            rate(0.5),
-                        )
-                        if small
-                        else (Remedy(text=f"A batch of {max(1.0, wanted):.3g} examples takes next to as few steps."),),
-                    ),
-                    suspect(
-                        "noise_floor",
-                        0.3,
-                        3.0 if flat and abs(cosine) < 0.1 else 0.5,
-                        why="steps bounce in the noise",
-                        remedies=(rate(0.3),),
+            causes=ranked(
+                suspect(
+                    cause,
+                    0.6,
+                    2.0 if not small or flat else 0.8,
+                    2.0 if halves else 1.0,
+                    why=f"the noise scale is {ratio:.2g} batches",
+                    remedies=(
+                        Remedy(text=f"Accumulate towards {min(wanted, 32 * batch):.3g} examples an update."),
+                        rate(0.5),
                     )
                     if small
-                    else None,
+                    else (Remedy(text=f"A batch of {max(1.0, wanted):.3g} examples takes next to as few steps."),),
+                ),
+                suspect(
+                    "noise_floor",
+                    0.3,
+                    3.0 if flat and abs(cosine) < 0.1 else 0.5,
+                    why="steps bounce in the noise",
+                    remedies=(rate(0.3),),
                 )
+                if small
+                else None,
             ),
             test=Test(
                 text="Gradients of two halves of a batch: their cosine near 0 is noise.", check="half_batch_noise"

@@ -6,7 +6,8 @@ import numpy as np
 
 from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Test, Threshold
 from dynaxx.detectors._acts import advice, clip, roll_back, scale_rate, skip
-from dynaxx.detectors._read import LOSS, Track, checked, optional, track
+from dynaxx.detectors._facts import checked
+from dynaxx.detectors._read import LOSS, Track, optional, track
 from dynaxx.detectors._weigh import Suspect, ranked
 from dynaxx.errors import NotApplicable
 

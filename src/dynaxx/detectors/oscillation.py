@@ -5,8 +5,9 @@ import numpy as np
 from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Test, Threshold
 from dynaxx.detectors._acts import advice, clip, roll_back, scale_rate
 from dynaxx.detectors._dynamics import LARGE, dynamics
+from dynaxx.detectors._facts import checked, group, planned
 from dynaxx.detectors._progress import ceiling, opening, progress
-from dynaxx.detectors._read import LOSS, Track, checked, group, optional, planned, unbroken
+from dynaxx.detectors._read import LOSS, Track, optional, unbroken
 from dynaxx.detectors._weigh import Sign, Suspect, ranked
 from dynaxx.errors import NotApplicable
 

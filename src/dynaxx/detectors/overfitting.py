@@ -4,8 +4,9 @@ import numpy as np
 
 from dynaxx.core.findings import Detector, Evidence, Finding, Log, Severity, Test, Threshold
 from dynaxx.detectors._acts import advice, scale_rate, stop
+from dynaxx.detectors._facts import checked, group
 from dynaxx.detectors._progress import opening
-from dynaxx.detectors._read import LOSS, VALIDATION, checked, group, unbroken
+from dynaxx.detectors._read import LOSS, VALIDATION, unbroken
 from dynaxx.detectors._validation import Validation, accuracy, need_fall, still_better, validation
 from dynaxx.detectors._weigh import Suspect, ranked
 from dynaxx.numerics.two_sample import rank_shift

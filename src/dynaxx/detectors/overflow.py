@@ -6,9 +6,11 @@ import numpy as np
 
 from dynaxx.core.findings import Detector, Evidence, Finding, Log, Remedy, Test, Threshold
 from dynaxx.detectors._acts import clip
-from dynaxx.detectors._reading import QUIETLY, end_of, moving_mean, rows, stretches, suspect, weighed
+from dynaxx.detectors._read import QUIETLY, end_of, rows
 from dynaxx.detectors._remedies import rate
 from dynaxx.detectors._rounding import grid
+from dynaxx.detectors._spans import moving_mean, stretches
+from dynaxx.detectors._weigh import ranked, suspect
 from dynaxx.errors import NotApplicable
 
 SKIPPED = Threshold(
@@ -76,37 +78,33 @@ class Overflow(Detector):
                     value=grown,
                 ),
             ),
-            causes=weighed(
-                (
-                    suspect(
-                        "overflow",
-                        0.5,
-                        2.0 if grown > 3 else 1.0,
-                        1.5 if scaled and not lost.stuck else 0.8,
-                        why="gradients overflow whatever the scale"
-                        if lost.stuck
-                        else "the scale is halved over and over",
-                        remedies=(
-                            Remedy(text="Compute in bfloat16, which has the range of float32."),
-                            clip("gradients overflow"),
-                            rate(0.5),
-                        ),
+            causes=ranked(
+                suspect(
+                    "overflow",
+                    0.5,
+                    2.0 if grown > 3 else 1.0,
+                    1.5 if scaled and not lost.stuck else 0.8,
+                    why="gradients overflow whatever the scale" if lost.stuck else "the scale is halved over and over",
+                    remedies=(
+                        Remedy(text="Compute in bfloat16, which has the range of float32."),
+                        clip("gradients overflow"),
+                        rate(0.5),
                     ),
-                    suspect(
-                        "loss_scale_stuck",
-                        0.4,
-                        4.0 if lost.stuck else 2.5 if not scaled else 0.5,
-                        why=f"the scale stays at {lost.scale:g}" if scaled else "most steps bring no gradient at all",
-                        remedies=(Remedy(text="Compute in bfloat16, or let the scaler lower its scale."),),
-                    ),
-                    suspect(
-                        "learning_rate_too_high",
-                        0.2,
-                        4.0 if grown > 10 else 0.3,
-                        why=f"gradients grew {grown:.3g}-fold",
-                        remedies=(rate(0.3),),
-                    ),
-                )
+                ),
+                suspect(
+                    "loss_scale_stuck",
+                    0.4,
+                    4.0 if lost.stuck else 2.5 if not scaled else 0.5,
+                    why=f"the scale stays at {lost.scale:g}" if scaled else "most steps bring no gradient at all",
+                    remedies=(Remedy(text="Compute in bfloat16, or let the scaler lower its scale."),),
+                ),
+                suspect(
+                    "learning_rate_too_high",
+                    0.2,
+                    4.0 if grown > 10 else 0.3,
+                    why=f"gradients grew {grown:.3g}-fold",
+                    remedies=(rate(0.3),),
+                ),
             ),
             test=Test(
                 text="Replay the batch: the first tensor that is not finite says where it overflows.",

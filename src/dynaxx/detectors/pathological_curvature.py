@@ -4,9 +4,11 @@ import numpy as np
 
 from dynaxx.core.findings import Detector, Evidence, Finding, Log, Remedy, Test, Threshold
 from dynaxx.detectors._depth import Depth, depth
-from dynaxx.detectors._read import adaptive
-from dynaxx.detectors._reading import QUIETLY, end_of, fallen, rows, stretches, suspect, weighed, within
+from dynaxx.detectors._facts import adaptive
+from dynaxx.detectors._read import QUIETLY, end_of, fallen, rows
 from dynaxx.detectors._remedies import NORMALISE
+from dynaxx.detectors._spans import stretches, within
+from dynaxx.detectors._weigh import ranked, suspect
 from dynaxx.errors import NotApplicable
 
 DIP = Threshold(
@@ -71,26 +73,24 @@ class PathologicalCurvature(Detector):
             spans=spans,
             layers=middle,
             evidence=tuple(evidence),
-            causes=weighed(
-                (
-                    suspect(
-                        "ill_conditioned",
-                        0.6,
-                        2.0 if condition > 1e3 else 1.0,
-                        why=f"λ₁/λ̄ = {condition:.3g}" if np.isfinite(condition) else "layers differ in their gradients",
-                        remedies=(
-                            Remedy(text="Use an optimizer that adaptive by layer or coordinate (AdamW, SOAP)."),
-                            NORMALISE,
-                        ),
+            causes=ranked(
+                suspect(
+                    "ill_conditioned",
+                    0.6,
+                    2.0 if condition > 1e3 else 1.0,
+                    why=f"λ₁/λ̄ = {condition:.3g}" if np.isfinite(condition) else "layers differ in their gradients",
+                    remedies=(
+                        Remedy(text="Use an optimizer that adaptive by layer or coordinate (AdamW, SOAP)."),
+                        NORMALISE,
                     ),
-                    suspect(
-                        "vanishing_gradients",
-                        0.25,
-                        2.0 if size > 2 else 0.7,
-                        why="the middle passes little on",
-                        remedies=(NORMALISE,),
-                    ),
-                )
+                ),
+                suspect(
+                    "vanishing_gradients",
+                    0.25,
+                    2.0 if size > 2 else 0.7,
+                    why="the middle passes little on",
+                    remedies=(NORMALISE,),
+                ),
             ),
             test=Test(text="Spectrum of the Hessian by layer: `dynaxx probe spectrum --by-layer` on a checkpoint."),
         )

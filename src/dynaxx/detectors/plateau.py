@@ -5,8 +5,9 @@ import numpy as np
 from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Test, Threshold
 from dynaxx.detectors._acts import advice, scale_rate, stop
 from dynaxx.detectors._dynamics import AGREE, LARGE, SMALL, Dynamics, dynamics, too_high
+from dynaxx.detectors._facts import checked, planned
 from dynaxx.detectors._progress import Progress, opening, progress
-from dynaxx.detectors._read import LOSS, Track, checked, optional, planned, unbroken
+from dynaxx.detectors._read import LOSS, Track, optional, unbroken
 from dynaxx.detectors._structure import structural
 from dynaxx.detectors._weigh import Suspect, ranked
 

@@ -3,8 +3,9 @@
 import numpy as np
 
 from dynaxx.core.findings import Detector, Evidence, Finding, Log, Remedy, Test, Threshold
-from dynaxx.detectors._read import checked
-from dynaxx.detectors._reading import QUIETLY, end_of, rows, suspect, weighed
+from dynaxx.detectors._facts import checked
+from dynaxx.detectors._read import QUIETLY, end_of, rows
+from dynaxx.detectors._weigh import ranked, suspect
 from dynaxx.errors import NotApplicable
 
 DISTINCT = Threshold(
@@ -61,23 +62,21 @@ class RepeatedBatch(Detector):
                     threshold=DISTINCT.value,
                 ),
             ),
-            causes=weighed(
-                (
-                    suspect(
-                        "repeated_batch",
-                        0.8,
-                        4.0 if sure else 0.5,
-                        3.0 if again else 1.0,
-                        why="the inputs are equal bit for bit",
-                        remedies=(
-                            Remedy(text="Look at the sampler, the worker seeds and what caches the batch."),
-                            Remedy(text="Let the loop ask its loader for the next batch, not a new iterator's first."),
-                        ),
+            causes=ranked(
+                suspect(
+                    "repeated_batch",
+                    0.8,
+                    4.0 if sure else 0.5,
+                    3.0 if again else 1.0,
+                    why="the inputs are equal bit for bit",
+                    remedies=(
+                        Remedy(text="Look at the sampler, the worker seeds and what caches the batch."),
+                        Remedy(text="Let the loop ask its loader for the next batch, not a new iterator's first."),
                     ),
-                    suspect(
-                        "overfitting", 0.3, 1.5 if distinct > 1 else 0.5, why=f"the model sees {distinct} batches only"
-                    ),
-                )
+                ),
+                suspect(
+                    "overfitting", 0.3, 1.5 if distinct > 1 else 0.5, why=f"the model sees {distinct} batches only"
+                ),
             ),
             test=Test(text="Hash the batches as they come and count how many are alike.", check="input_statistics"),
         )

@@ -4,9 +4,11 @@ import numpy as np
 
 from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Remedy, Test, Threshold
 from dynaxx.detectors._inputs import scale_of_inputs
-from dynaxx.detectors._reading import QUIETLY, end_of, entries, moving_mean, rows, suspect, weighed
+from dynaxx.detectors._read import QUIETLY, end_of, rows
 from dynaxx.detectors._remedies import FAN_IN, STANDARDISE, rate
+from dynaxx.detectors._spans import entries, moving_mean
 from dynaxx.detectors._start import largest_step
+from dynaxx.detectors._weigh import ranked, suspect
 from dynaxx.errors import NotApplicable
 
 SHARE = Threshold(
@@ -78,38 +80,36 @@ class Saturation(Detector):
 def _causes(run: Log, start: float, *, first: bool) -> tuple[Cause, ...]:
     scale, step = scale_of_inputs(run), largest_step(run)
     began = start >= SHARE.value
-    return weighed(
-        (
-            suspect(
-                "saturated_activations",
-                0.5,
-                1.5,
-                why="a saturated unit passes next to no gradient on",
-                remedies=(Remedy(text="Normalise before the activation, or use one that is not bounded."),),
-            ),
-            suspect(
-                "initialisation_too_large",
-                0.3,
-                6.0 if began else 0.15,
-                0.3 if scale > 5 else 1.0,
-                why=f"{start:.0%} were saturated in the first steps already",
-                remedies=(FAN_IN,),
-            ),
-            suspect(
-                "inputs_not_normalised",
-                0.15,
-                20.0 if scale > 5 else 0.2 if scale < 3 else 1.0,
-                2.0 if first else 0.5,
-                why=f"the inputs have a scale of {scale:.3g}" if np.isfinite(scale) else "the first layer saturates",
-                remedies=(STANDARDISE,),
-            ),
-            suspect(
-                "learning_rate_too_high",
-                0.3,
-                0.15 if began else 1.5,
-                3.0 if step > 0.1 else 0.7,
-                why=f"it rose from {start:.0%} at the start; early updates were {step:.2g} of the weights",
-                remedies=(rate(0.3),),
-            ),
-        )
+    return ranked(
+        suspect(
+            "saturated_activations",
+            0.5,
+            1.5,
+            why="a saturated unit passes next to no gradient on",
+            remedies=(Remedy(text="Normalise before the activation, or use one that is not bounded."),),
+        ),
+        suspect(
+            "initialisation_too_large",
+            0.3,
+            6.0 if began else 0.15,
+            0.3 if scale > 5 else 1.0,
+            why=f"{start:.0%} were saturated in the first steps already",
+            remedies=(FAN_IN,),
+        ),
+        suspect(
+            "inputs_not_normalised",
+            0.15,
+            20.0 if scale > 5 else 0.2 if scale < 3 else 1.0,
+            2.0 if first else 0.5,
+            why=f"the inputs have a scale of {scale:.3g}" if np.isfinite(scale) else "the first layer saturates",
+            remedies=(STANDARDISE,),
+        ),
+        suspect(
+            "learning_rate_too_high",
+            0.3,
+            0.15 if began else 1.5,
+            3.0 if step > 0.1 else 0.7,
+            why=f"it rose from {start:.0%} at the start; early updates were {step:.2g} of the weights",
+            remedies=(rate(0.3),),
+        ),
     )

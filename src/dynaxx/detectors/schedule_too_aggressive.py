@@ -5,8 +5,9 @@ import numpy as np
 from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Test, Threshold
 from dynaxx.detectors._acts import advice, roll_back, scale_rate
 from dynaxx.detectors._dynamics import dynamics, too_high
+from dynaxx.detectors._facts import planned
 from dynaxx.detectors._progress import opening
-from dynaxx.detectors._read import LOSS, Track, planned, track, unbroken
+from dynaxx.detectors._read import LOSS, Track, track, unbroken
 from dynaxx.detectors._weigh import Suspect, ranked
 from dynaxx.errors import NotApplicable
 from dynaxx.numerics.trend import trend

@@ -5,8 +5,9 @@ import numpy as np
 from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Test, Threshold
 from dynaxx.detectors._acts import advice, scale_rate
 from dynaxx.detectors._dynamics import AGREE, Dynamics, dynamics
+from dynaxx.detectors._facts import adaptive, checked, group, planned
 from dynaxx.detectors._progress import Progress, progress
-from dynaxx.detectors._read import LOSS, adaptive, checked, group, optional, planned, unbroken
+from dynaxx.detectors._read import LOSS, optional, unbroken
 from dynaxx.detectors._structure import structural
 from dynaxx.detectors._weigh import Sign, Suspect, ranked
 from dynaxx.errors import NotApplicable

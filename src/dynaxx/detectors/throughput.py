@@ -3,8 +3,8 @@
 import numpy as np
 
 from dynaxx.core.findings import Detector, Evidence, Finding, Log, Remedy, Test, Threshold
-from dynaxx.detectors._read import Track
-from dynaxx.detectors._reading import QUIETLY, end_of, rows, suspect, weighed
+from dynaxx.detectors._read import QUIETLY, Track, end_of, rows
+from dynaxx.detectors._weigh import ranked, suspect
 from dynaxx.errors import NotApplicable
 
 WAITING = Threshold(
@@ -75,30 +75,26 @@ class Throughput(Detector):
             severity="warning",
             spans=spans,
             evidence=tuple(evidence),
-            causes=weighed(
-                (
-                    suspect(
-                        "data_starvation",
-                        0.8,
-                        2.0 if share > 0.7 else 1.0,
-                        why=f"{share:.0%} of a step",
-                        remedies=(
-                            Remedy(
-                                text="Raise DataLoader(num_workers=…), prefetch, pin memory, or cache decoded data."
-                            ),
-                        ),
-                    )
-                    if starved
-                    else None,
-                    suspect(
-                        "memory_pressure",
-                        0.8,
-                        why=f"{column} grew by {grown / 2**30:.2f} GiB",
-                        remedies=(Remedy(text="Look for tensors that keep their graph: log loss.detach(), not loss."),),
-                    )
-                    if grown >= LEAK.value
-                    else None,
+            causes=ranked(
+                suspect(
+                    "data_starvation",
+                    0.8,
+                    2.0 if share > 0.7 else 1.0,
+                    why=f"{share:.0%} of a step",
+                    remedies=(
+                        Remedy(text="Raise DataLoader(num_workers=…), prefetch, pin memory, or cache decoded data."),
+                    ),
                 )
+                if starved
+                else None,
+                suspect(
+                    "memory_pressure",
+                    0.8,
+                    why=f"{column} grew by {grown / 2**30:.2f} GiB",
+                    remedies=(Remedy(text="Look for tensors that keep their graph: log loss.detach(), not loss."),),
+                )
+                if grown >= LEAK.value
+                else None,
             ),
             test=Test(text="Run 50 steps on one batch that is kept: what is left is the computing."),
         )

@@ -6,8 +6,9 @@ import numpy as np
 
 from dynaxx.core.findings import Detector, Evidence, Finding, Log, Test, Threshold
 from dynaxx.detectors._acts import advice
+from dynaxx.detectors._facts import checked
 from dynaxx.detectors._progress import opening
-from dynaxx.detectors._read import LOSS, VALIDATION, checked, unbroken
+from dynaxx.detectors._read import LOSS, VALIDATION, unbroken
 from dynaxx.detectors._validation import need_fall, validation
 from dynaxx.detectors._weigh import Suspect, ranked
 from dynaxx.errors import NotApplicable

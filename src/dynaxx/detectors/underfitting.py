@@ -5,8 +5,9 @@ import numpy as np
 from dynaxx.core.findings import Detector, Evidence, Finding, Log, Severity, Test, Threshold
 from dynaxx.detectors._acts import advice, scale_rate
 from dynaxx.detectors._dynamics import dynamics
+from dynaxx.detectors._facts import checked, group, planned
 from dynaxx.detectors._progress import progress
-from dynaxx.detectors._read import LOSS, VALIDATION, checked, group, optional, planned, unbroken
+from dynaxx.detectors._read import LOSS, VALIDATION, optional, unbroken
 from dynaxx.detectors._validation import need_fall, validation
 from dynaxx.detectors._weigh import Suspect, ranked
 from dynaxx.errors import NotApplicable

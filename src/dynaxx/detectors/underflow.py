@@ -3,19 +3,11 @@
 import numpy as np
 
 from dynaxx.core.findings import Detector, Evidence, Finding, Log, Remedy, Test, Threshold
-from dynaxx.detectors._read import Track, adaptive
-from dynaxx.detectors._reading import (
-    QUIETLY,
-    end_of,
-    matching,
-    matrices,
-    moving_mean,
-    rows,
-    stretches,
-    suspect,
-    weighed,
-)
+from dynaxx.detectors._facts import adaptive, matrices
+from dynaxx.detectors._read import QUIETLY, Track, end_of, matching, rows
 from dynaxx.detectors._rounding import LEVELS, grid
+from dynaxx.detectors._spans import moving_mean, stretches
+from dynaxx.detectors._weigh import ranked, suspect
 from dynaxx.errors import NotApplicable
 
 SHARE = Threshold(
@@ -91,32 +83,28 @@ class Underflow(Detector):
             spans=spans,
             layers=tuple(axis.labels[places[i]] for i in order if by_layer[i] >= SHARE.value),
             evidence=tuple(evidence),
-            causes=weighed(
-                (
-                    suspect(
-                        "underflow",
-                        0.75,
-                        1.5 if scale < 1024 else 1.0,
-                        3.0 if unit > 0 else 1.0,
-                        why="gradients are below what the format holds",
-                        remedies=(
-                            Remedy(text="Compute in bfloat16, or scale the loss up (GradScaler, at least 2¹⁶)."),
-                        ),
-                    ),
-                    suspect(
-                        "loss_scale_stuck",
-                        0.3,
-                        5.0 if scaled and scale < 1024 else 0.5,
-                        why=f"the loss scale is {scale:g}" if scaled else "no gradient scaler is known",
-                        remedies=(Remedy(text="Let the scaler grow, or start it at 2¹⁶."),),
-                    ),
-                    suspect(
-                        "vanishing_gradients",
-                        0.2,
-                        0.7 if adaptive(run) else 1.0,
-                        why="small gradients in float32 would be harmless",
-                    ),
-                )
+            causes=ranked(
+                suspect(
+                    "underflow",
+                    0.75,
+                    1.5 if scale < 1024 else 1.0,
+                    3.0 if unit > 0 else 1.0,
+                    why="gradients are below what the format holds",
+                    remedies=(Remedy(text="Compute in bfloat16, or scale the loss up (GradScaler, at least 2¹⁶)."),),
+                ),
+                suspect(
+                    "loss_scale_stuck",
+                    0.3,
+                    5.0 if scaled and scale < 1024 else 0.5,
+                    why=f"the loss scale is {scale:g}" if scaled else "no gradient scaler is known",
+                    remedies=(Remedy(text="Let the scaler grow, or start it at 2¹⁶."),),
+                ),
+                suspect(
+                    "vanishing_gradients",
+                    0.2,
+                    0.7 if adaptive(run) else 1.0,
+                    why="small gradients in float32 would be harmless",
+                ),
             ),
             test=Test(text="Compute one gradient in float32 on the same batch and count what is below 2⁻²⁴."),
         )

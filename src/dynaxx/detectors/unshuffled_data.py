@@ -4,7 +4,8 @@ import numpy as np
 
 from dynaxx.core.findings import Detector, Evidence, Finding, Log, Remedy, Test, Threshold
 from dynaxx.detectors._inputs import few_batches
-from dynaxx.detectors._reading import QUIETLY, end_of, rows, suspect, weighed
+from dynaxx.detectors._read import QUIETLY, end_of, rows
+from dynaxx.detectors._weigh import ranked, suspect
 from dynaxx.errors import NotApplicable
 
 PERIODIC = Threshold(
@@ -87,20 +88,18 @@ class UnshuffledData(Detector):
             severity="warning" if drifts else "note",
             spans=(span,),
             evidence=tuple(evidence),
-            causes=weighed(
-                (
-                    suspect(
-                        "unshuffled_data",
-                        0.7,
-                        5.0 if drifts else 2.0,
-                        2.0 if repeats else 1.0,
-                        why="batches of one class by turns" if pure else "the loss has the epoch's period",
-                        remedies=(Remedy(text="Shuffle: DataLoader(shuffle=True), or a larger shuffle buffer."),),
-                    ),
-                    suspect(
-                        "repeated_batch", 0.1, 2.0 if repeats and not drifts else 0.5, why="the same batches come back"
-                    ),
-                )
+            causes=ranked(
+                suspect(
+                    "unshuffled_data",
+                    0.7,
+                    5.0 if drifts else 2.0,
+                    2.0 if repeats else 1.0,
+                    why="batches of one class by turns" if pure else "the loss has the epoch's period",
+                    remedies=(Remedy(text="Shuffle: DataLoader(shuffle=True), or a larger shuffle buffer."),),
+                ),
+                suspect(
+                    "repeated_batch", 0.1, 2.0 if repeats and not drifts else 0.5, why="the same batches come back"
+                ),
             ),
             test=Test(text="Count the labels of successive batches.", check="input_statistics"),
         )

@@ -6,8 +6,10 @@ import numpy as np
 
 from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Remedy, Test, Threshold
 from dynaxx.core.records import Action
-from dynaxx.detectors._read import adaptive
-from dynaxx.detectors._reading import QUIETLY, end_of, entries, matrices, moving_mean, rows, suspect, weighed
+from dynaxx.detectors._facts import adaptive, matrices
+from dynaxx.detectors._read import QUIETLY, end_of, rows
+from dynaxx.detectors._spans import entries, moving_mean
+from dynaxx.detectors._weigh import ranked, suspect
 from dynaxx.errors import NotApplicable
 
 APART = Threshold(
@@ -95,38 +97,36 @@ def _causes(run: Log, labels: list[str], size: list[float]) -> tuple[Cause, ...]
         action=Action(name="layer_rates", arguments={"factors": factors}),
     )
     why = f"its gradients per parameter are {10**gradients:.2g} of the median layer's" if np.isfinite(gradients) else ""
-    return weighed(
-        (
-            suspect(
-                "ill_conditioned",
-                0.4,
-                3.0 if follows and not adaptive(run) else 0.7,
-                why=why,
-                remedies=(balance, Remedy(text="Use an optimizer that adaptive by layer or coordinate.")),
-            ),
-            suspect(
-                "vanishing_gradients" if slow else "exploding_gradients",
-                0.25,
-                2.0 if follows else 0.4,
-                why=why,
-                remedies=(balance,),
-            ),
-            suspect(
-                "initialisation_too_small" if not slow else "initialisation_too_large",
-                0.2,
-                0.5 if follows else 2.0,
-                why="weights that are small move far relative to their size"
-                if not slow
-                else "weights that are large hardly move relative to their size",
-                remedies=(balance,),
-            ),
-            suspect(
-                "frozen_parameters",
-                0.05,
-                4.0 if slow and not follows else 0.3,
-                why="its rate or its group holds it back although its gradients do not" if slow else "",
-            ),
-        )
+    return ranked(
+        suspect(
+            "ill_conditioned",
+            0.4,
+            3.0 if follows and not adaptive(run) else 0.7,
+            why=why,
+            remedies=(balance, Remedy(text="Use an optimizer that adaptive by layer or coordinate.")),
+        ),
+        suspect(
+            "vanishing_gradients" if slow else "exploding_gradients",
+            0.25,
+            2.0 if follows else 0.4,
+            why=why,
+            remedies=(balance,),
+        ),
+        suspect(
+            "initialisation_too_small" if not slow else "initialisation_too_large",
+            0.2,
+            0.5 if follows else 2.0,
+            why="weights that are small move far relative to their size"
+            if not slow
+            else "weights that are large hardly move relative to their size",
+            remedies=(balance,),
+        ),
+        suspect(
+            "frozen_parameters",
+            0.05,
+            4.0 if slow and not follows else 0.3,
+            why="its rate or its group holds it back although its gradients do not" if slow else "",
+        ),
     )
 
 

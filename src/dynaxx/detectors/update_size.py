@@ -4,22 +4,12 @@ import numpy as np
 
 from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Remedy, Test, Threshold
 from dynaxx.detectors._depth import drop
-from dynaxx.detectors._read import Track
-from dynaxx.detectors._reading import (
-    QUIETLY,
-    end_of,
-    fallen,
-    groups,
-    matrices,
-    moving_mean,
-    rows,
-    stretches,
-    suspect,
-    weighed,
-    within,
-)
+from dynaxx.detectors._facts import groups, matrices
+from dynaxx.detectors._read import QUIETLY, Track, end_of, fallen, rows
 from dynaxx.detectors._remedies import FAN_IN, rate
+from dynaxx.detectors._spans import moving_mean, stretches, within
 from dynaxx.detectors._start import elasticity, excess, weights_left
+from dynaxx.detectors._weigh import ranked, suspect
 from dynaxx.errors import NotApplicable
 
 LARGE = Threshold(
@@ -125,38 +115,36 @@ def _full_rate(run: Log, steps: np.ndarray) -> np.ndarray:
 def _too_large(run: Log, level: float, gone: float) -> tuple[Cause, ...]:
     beta = max((float(g.get("momentum") or 0.0) for g in groups(run)), default=0.0)
     small_weights, begun = weights_left(run), excess(run)
-    return weighed(
-        (
-            suspect(
-                "learning_rate_too_high",
-                0.7,
-                3.0 if level > LARGE.value + 0.5 else 1.0,
-                2.0 if not gone > 0.2 else 0.7,
-                0.3 if begun > 1 else 1.0,
-                why=f"a step of {10**level:.2g} of the weights, and the loss has fallen by {gone:.0%}",
-                remedies=(rate(0.1 if level > 0 else 0.3),),
-            ),
-            suspect(
-                "momentum_too_high",
-                0.1,
-                8.0 if beta > 0.97 else 0.3,
-                why=f"momentum {beta:g} multiplies a steady gradient's step {1 / (1 - min(beta, 0.999)):.0f}-fold",
-                remedies=(rate(0.3),),
-            ),
-            suspect(
-                "initialisation_too_large",
-                0.1,
-                15.0 if begun > 1 else 0.5,
-                why=f"the model began {begun:.3g} nats worse than a guess" if begun > 1 else "",
-                remedies=(FAN_IN,),
-            ),
-            suspect(
-                "weight_decay_too_high",
-                0.1,
-                20.0 if small_weights < 0.2 else 0.4,
-                why=f"the weights have shrunk to {small_weights:.0%} of their size at the start",
-            ),
-        )
+    return ranked(
+        suspect(
+            "learning_rate_too_high",
+            0.7,
+            3.0 if level > LARGE.value + 0.5 else 1.0,
+            2.0 if not gone > 0.2 else 0.7,
+            0.3 if begun > 1 else 1.0,
+            why=f"a step of {10**level:.2g} of the weights, and the loss has fallen by {gone:.0%}",
+            remedies=(rate(0.1 if level > 0 else 0.3),),
+        ),
+        suspect(
+            "momentum_too_high",
+            0.1,
+            8.0 if beta > 0.97 else 0.3,
+            why=f"momentum {beta:g} multiplies a steady gradient's step {1 / (1 - min(beta, 0.999)):.0f}-fold",
+            remedies=(rate(0.3),),
+        ),
+        suspect(
+            "initialisation_too_large",
+            0.1,
+            15.0 if begun > 1 else 0.5,
+            why=f"the model began {begun:.3g} nats worse than a guess" if begun > 1 else "",
+            remedies=(FAN_IN,),
+        ),
+        suspect(
+            "weight_decay_too_high",
+            0.1,
+            20.0 if small_weights < 0.2 else 0.4,
+            why=f"the weights have shrunk to {small_weights:.0%} of their size at the start",
+        ),
     )
 
 
@@ -169,41 +157,39 @@ def _too_small(run: Log, level: float, gone: float) -> tuple[Cause, ...]:
     if "clip_coefficient" in run.columns:
         clipped = float(np.median(rows(run, "clip_coefficient").values))
     missing, sloped, vanished = SMALL.value - level, elasticity(run), drop(run)
-    return weighed(
-        (
-            suspect(
-                "learning_rate_too_low",
-                0.7,
-                1.5 if missing > 0.5 else 1.0,
-                0.2 if epsilon > 0.5 else 1.2,
-                0.2 if sloped < FLAT or vanished >= 2 else 1.0,
-                why=f"a step of {10**level:.2g} of the weights, and the loss has fallen by {gone:.0%}",
-                remedies=(rate(10.0 if missing > 1 else 3.0),),
-            ),
-            suspect(
-                "weight_decay_too_high",
-                0.1,
-                20.0 if weights_left(run) < 0.1 else 0.2,
-                why="the weights have all but gone",
-                remedies=(Remedy(text="Lower the weight decay tenfold."),),
-            ),
-            suspect(
-                "epsilon_too_large",
-                0.1,
-                30.0 if epsilon > 0.5 else 0.3,
-                why=f"ε outweighs the second moments in {epsilon:.0%} of the coordinates",
-            ),
-            suspect(
-                "vanishing_gradients",
-                0.15,
-                6.0 if sloped < FLAT or vanished >= 2 else 0.3,
-                why=f"‖g‖‖θ‖/L began at {sloped:.2g}, gradients fall by {vanished:.1f} decades over the depth",
-            ),
-            suspect(
-                "clipping_too_tight",
-                0.1,
-                10.0 if clipped < 0.1 else 0.3,
-                why=f"clipping multiplies the gradient by {clipped:.2g}",
-            ),
-        )
+    return ranked(
+        suspect(
+            "learning_rate_too_low",
+            0.7,
+            1.5 if missing > 0.5 else 1.0,
+            0.2 if epsilon > 0.5 else 1.2,
+            0.2 if sloped < FLAT or vanished >= 2 else 1.0,
+            why=f"a step of {10**level:.2g} of the weights, and the loss has fallen by {gone:.0%}",
+            remedies=(rate(10.0 if missing > 1 else 3.0),),
+        ),
+        suspect(
+            "weight_decay_too_high",
+            0.1,
+            20.0 if weights_left(run) < 0.1 else 0.2,
+            why="the weights have all but gone",
+            remedies=(Remedy(text="Lower the weight decay tenfold."),),
+        ),
+        suspect(
+            "epsilon_too_large",
+            0.1,
+            30.0 if epsilon > 0.5 else 0.3,
+            why=f"ε outweighs the second moments in {epsilon:.0%} of the coordinates",
+        ),
+        suspect(
+            "vanishing_gradients",
+            0.15,
+            6.0 if sloped < FLAT or vanished >= 2 else 0.3,
+            why=f"‖g‖‖θ‖/L began at {sloped:.2g}, gradients fall by {vanished:.1f} decades over the depth",
+        ),
+        suspect(
+            "clipping_too_tight",
+            0.1,
+            10.0 if clipped < 0.1 else 0.3,
+            why=f"clipping multiplies the gradient by {clipped:.2g}",
+        ),
     )

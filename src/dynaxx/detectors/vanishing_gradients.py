@@ -4,8 +4,10 @@ import numpy as np
 
 from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Remedy, Test, Threshold
 from dynaxx.detectors._depth import WINDOW, depth
-from dynaxx.detectors._read import adaptive
-from dynaxx.detectors._reading import QUIETLY, end_of, fallen, matrices, rows, stretches, suspect, weighed, within
+from dynaxx.detectors._facts import adaptive, matrices
+from dynaxx.detectors._read import QUIETLY, end_of, fallen, rows
+from dynaxx.detectors._spans import stretches, within
+from dynaxx.detectors._weigh import ranked, suspect
 
 DROP = Threshold(
     value=2.0,
@@ -117,43 +119,41 @@ def _causes(run: Log, level: np.ndarray, spans: tuple[tuple[int, int], ...]) -> 
     scale = Remedy(
         text="Initialise by fan-in (Kaiming for ReLU, Xavier for tanh) or put a normalisation between layers."
     )
-    return weighed(
-        (
-            suspect(
-                "vanishing_gradients",
-                0.6,
-                2.0 if steady >= 0.6 else 0.7,
-                1.5 if at_once else 1.0,
-                0.4 if max(saturated, dead) >= 0.5 or shrinking >= 2 else 1.0,
-                why=f"{steady:.0%} of the layers have smaller gradients than the next one",
-                remedies=(
-                    Remedy(text="Replace sigmoid or tanh by ReLU or GELU, add skip connections or normalisation."),
-                    scale,
-                ),
+    return ranked(
+        suspect(
+            "vanishing_gradients",
+            0.6,
+            2.0 if steady >= 0.6 else 0.7,
+            1.5 if at_once else 1.0,
+            0.4 if max(saturated, dead) >= 0.5 or shrinking >= 2 else 1.0,
+            why=f"{steady:.0%} of the layers have smaller gradients than the next one",
+            remedies=(
+                Remedy(text="Replace sigmoid or tanh by ReLU or GELU, add skip connections or normalisation."),
+                scale,
             ),
-            suspect(
-                "saturated_activations",
-                0.15,
-                12.0 if saturated >= 0.5 else 0.4,
-                why=f"up to {saturated:.0%} of a layer's outputs are saturated",
-                remedies=(Remedy(text="Lower the initial scale or the rate; normalise before the activation."),),
-            ),
-            suspect(
-                "initialisation_too_small",
-                0.15,
-                12.0 if shrinking >= 2 else 0.5,
-                1.5 if at_once else 0.3,
-                why=f"the spread of outputs shrinks by {shrinking:.1f} decades over the depth at the start",
-                remedies=(scale,),
-            ),
-            suspect(
-                "dead_units",
-                0.1,
-                12.0 if dead >= 0.5 else 0.3,
-                why=f"up to {dead:.0%} of a layer's units are dead",
-                remedies=(Remedy(text="Use a leaky activation and re-initialise the dead layers."),),
-            ),
-        )
+        ),
+        suspect(
+            "saturated_activations",
+            0.15,
+            12.0 if saturated >= 0.5 else 0.4,
+            why=f"up to {saturated:.0%} of a layer's outputs are saturated",
+            remedies=(Remedy(text="Lower the initial scale or the rate; normalise before the activation."),),
+        ),
+        suspect(
+            "initialisation_too_small",
+            0.15,
+            12.0 if shrinking >= 2 else 0.5,
+            1.5 if at_once else 0.3,
+            why=f"the spread of outputs shrinks by {shrinking:.1f} decades over the depth at the start",
+            remedies=(scale,),
+        ),
+        suspect(
+            "dead_units",
+            0.1,
+            12.0 if dead >= 0.5 else 0.3,
+            why=f"up to {dead:.0%} of a layer's units are dead",
+            remedies=(Remedy(text="Use a leaky activation and re-initialise the dead layers."),),
+        ),
     )
 
 

@@ -5,8 +5,9 @@ import numpy as np
 from dynaxx.core.findings import Detector, Evidence, Finding, Log, Test, Threshold
 from dynaxx.detectors._acts import advice, clip, scale_rate
 from dynaxx.detectors._dynamics import LARGE
+from dynaxx.detectors._facts import adaptive, planned
 from dynaxx.detectors._progress import ceiling, opening
-from dynaxx.detectors._read import LOSS, adaptive, optional, planned, track, unbroken
+from dynaxx.detectors._read import LOSS, optional, track, unbroken
 from dynaxx.detectors._weigh import Suspect, ranked
 from dynaxx.errors import NotApplicable
 

@@ -3,8 +3,10 @@
 import numpy as np
 
 from dynaxx.core.findings import Detector, Evidence, Finding, Log, Remedy, Test, Threshold
-from dynaxx.detectors._reading import QUIETLY, end_of, groups, rows, suspect, weighed
+from dynaxx.detectors._facts import groups
+from dynaxx.detectors._read import QUIETLY, end_of, rows
 from dynaxx.detectors._start import start
+from dynaxx.detectors._weigh import ranked, suspect
 from dynaxx.errors import NotApplicable
 
 MIRROR = Threshold(
@@ -67,23 +69,21 @@ class WrongLossSign(Detector):
                     threshold=RISEN.value,
                 ),
             ),
-            causes=weighed(
-                (
-                    suspect(
-                        "wrong_loss_sign",
-                        0.8,
-                        5.0 if falls else 2.0,
-                        2.0 if grown > 3 else 1.0,
-                        why=text,
-                        remedies=(Remedy(text="Minimise the loss itself: take out the minus sign, or maximize=True."),),
-                    ),
-                    suspect(
-                        "learning_rate_too_high",
-                        0.1,
-                        0.3 if falls else 1.0,
-                        why="a loss can run away at a rate too high as well",
-                    ),
-                )
+            causes=ranked(
+                suspect(
+                    "wrong_loss_sign",
+                    0.8,
+                    5.0 if falls else 2.0,
+                    2.0 if grown > 3 else 1.0,
+                    why=text,
+                    remedies=(Remedy(text="Minimise the loss itself: take out the minus sign, or maximize=True."),),
+                ),
+                suspect(
+                    "learning_rate_too_high",
+                    0.1,
+                    0.3 if falls else 1.0,
+                    why="a loss can run away at a rate too high as well",
+                ),
             ),
             test=Test(
                 text="Fit one batch on a copy: predictions that get worse while the loss falls have the wrong sign.",

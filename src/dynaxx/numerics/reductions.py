@@ -14,6 +14,8 @@ from torch import Tensor
 from dynaxx.core.events import StepView
 from dynaxx.core.parameters import Layout, flat_real, is_sharded, widest
 
+_foreach_norm = cast(Any, torch._foreach_norm)  # pyright: ignore[reportPrivateUsage]
+
 CHUNK = 1 << 20
 """Entries handled at a time where a temporary is unavoidable: 4 MB in float32, whatever the size of the model."""
 
@@ -207,12 +209,17 @@ def gradient_tensor_norms(step: StepView) -> Float[Tensor, " parameters"] | list
 
     def compute() -> Tensor | list[float]:
         gradients, factor = step.gradients, step.gradient_factor
-        if step.layout.device.type == "cpu":
-            scale = 1.0 if factor is None else factor.item()
-            norms = iter(_present_norms(gradients, step.layout))
-            return [0.0 if g is None else scale * next(norms).item() for g in gradients]
-        norms = tensor_norms(gradients, step.layout)
-        return norms if factor is None else norms * factor.to(norms)
+        if step.layout.device.type != "cpu":
+            norms = tensor_norms(gradients, step.layout)
+            return norms if factor is None else norms * factor.to(norms)
+        numbers = [norm.item() for norm in _present_norms(gradients, step.layout)]
+        if factor is not None:
+            scale = factor.item()
+            numbers = [scale * number for number in numbers]
+        if len(numbers) == len(gradients):
+            return numbers
+        present = iter(numbers)
+        return [0.0 if g is None else next(present) for g in gradients]
 
     return step.memo("gradient_tensor_norms", compute)
 
@@ -273,7 +280,7 @@ def _norms(tensors: Sequence[Tensor], order: float) -> Sequence[Tensor]:
         return []
     dtypes = {t.dtype for t in tensors}
     dtype = torch.float64 if torch.float64 in dtypes else torch.float32
-    return cast(Any, torch._foreach_norm)(tensors, order, dtype=None if dtypes == {dtype} else dtype)  # pyright: ignore[reportPrivateUsage]
+    return _foreach_norm(tensors, order, dtype=None if dtypes == {dtype} else dtype)
 
 
 def _vector(norms: Sequence[Tensor], device: torch.device) -> Tensor:

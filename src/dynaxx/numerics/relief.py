@@ -1,6 +1,7 @@
 """The relief of a line or a plane of losses in numbers: roughness, convexity, asymmetry, cliffs, canyons."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float
@@ -57,6 +58,7 @@ def line_relief(at: Float[np.ndarray, " points"], values: Float[np.ndarray, " po
         return LineRelief(
             roughness=np.nan, residual=np.nan, convexity=np.nan, asymmetry=np.nan, slope=np.nan, walls=walls
         )
+    roughness, residual = _unevenness(at, values)
     floor = ROUNDING * float(np.abs(values[good]).max())
     steps = np.diff(values)
     spread = float(np.ptp(values[good]))
@@ -67,13 +69,26 @@ def line_relief(at: Float[np.ndarray, " points"], values: Float[np.ndarray, " po
     odd = np.abs(values - values[::-1])
     odd = odd[np.isfinite(odd)]
     return LineRelief(
-        roughness=0.0 if flat else _roughness(values[good], floor),
-        residual=0.0 if flat else _residual(at[good], values[good]) / spread,
+        roughness=roughness,
+        residual=residual,
         convexity=float((second >= -2 * floor).mean()) if second.size else np.nan,
         asymmetry=0.0 if flat or not odd.size else float(odd.mean()) / spread,
         slope=float(np.nanmax(slopes)) if np.isfinite(slopes).any() else np.nan,
         walls=walls,
     )
+
+
+def _unevenness(at: np.ndarray, values: np.ndarray) -> tuple[float, float]:
+    """Roughness and residual of a line; NaN where fewer than three values are finite."""
+    good = np.isfinite(values)
+    if not good.all():
+        at, values = at[good], values[good]
+    if len(values) < 3:
+        return np.nan, np.nan
+    floor, spread = ROUNDING * float(np.abs(values).max()), float(np.ptp(values))
+    if spread <= floor:
+        return 0.0, 0.0
+    return _roughness(values, floor), _residual(at, values) / spread
 
 
 def _roughness(values: np.ndarray, floor: float) -> float:
@@ -84,10 +99,16 @@ def _roughness(values: np.ndarray, floor: float) -> float:
 
 
 def _residual(at: np.ndarray, values: np.ndarray) -> float:
-    degree = min(DEGREE, len(at) - 1)
-    scaled = 2 * (at - at[0]) / (at[-1] - at[0]) - 1
-    basis, _ = np.linalg.qr(np.polynomial.chebyshev.chebvander(scaled, degree))
+    basis = _polynomials(tuple(at.tolist()))
     return float(np.sqrt(np.mean((values - basis @ (basis.T @ values)) ** 2)))
+
+
+@lru_cache(maxsize=4)
+def _polynomials(at: tuple[float, ...]) -> np.ndarray:
+    """An orthonormal basis of the polynomials at points; all lines of a plane share it."""
+    places = np.array(at)
+    scaled = 2 * (places - places[0]) / (places[-1] - places[0]) - 1
+    return np.linalg.qr(np.polynomial.chebyshev.chebvander(scaled, min(DEGREE, len(at) - 1)))[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +159,7 @@ def plane_relief(
         >>> found.convexity, found.canyons, round(found.roughness, 6)
         (1.0, 1.0, 0.0)
     """
-    lines = [line_relief(x, row) for row in values] + [line_relief(y, column) for column in values.T]
+    lines = [_unevenness(x, row) for row in values] + [_unevenness(y, column) for column in values.T]
     good = np.isfinite(values)
     if not good.any():
         nothing = float("nan")
@@ -154,8 +175,8 @@ def plane_relief(
     spread = float(np.ptp(values[good]))
     odd = np.abs(values - values[::-1, ::-1])
     return PlaneRelief(
-        roughness=_mean([line.roughness for line in lines]),
-        residual=_mean([line.residual for line in lines]),
+        roughness=_mean([roughness for roughness, _ in lines]),
+        residual=_mean([residual for _, residual in lines]),
         convexity=float((low >= -noise).mean()) if low.size else np.nan,
         asymmetry=0.0 if spread <= floor else float(np.nanmean(odd)) / spread if np.isfinite(odd).any() else np.nan,
         slope=_steepest(x, y, values, gram),

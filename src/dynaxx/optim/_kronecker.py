@@ -166,7 +166,7 @@ class KroneckerEigen(Transportable, Precise):
         """New eigenbases; returns the last ones by side, and which old axis each new one continues where QR tells."""
         last: dict[str, tuple[Tensor, Tensor | None]] = {}
         for side in stack.sides:
-            factors, old = stack.all(side), stack.all(f"{side}_basis")
+            factors, old = stack.all(side), stack.basis(side)
             if exact or group["decomposition"] == "eigh":
                 _, new, done = eigenpairs(factors)
                 order = None
@@ -179,7 +179,7 @@ class KroneckerEigen(Transportable, Precise):
                     order = None
                 new = torch.where(done[:, None, None], new, old)
             self._tolerate(stack, done)
-            stack.replace(f"{side}_basis", new)
+            stack.turn(side, new)
             last[side] = old, order
         return last
 
@@ -229,7 +229,7 @@ class KroneckerEigen(Transportable, Precise):
                 if turned:
                     state[f"{side}_{i}"] = torch.zeros(tile.blocks, size, size, dtype=dtype, device=device)
                     unit = torch.eye(size, dtype=dtype, device=device)
-                    state[f"{side}_basis_{i}"] = unit.expand(tile.blocks, size, size).clone()
+                    state[f"{side}_axes_{i}"] = unit.expand(tile.blocks, size, size).clone()
             for key, shape in self._extra(tile).items():
                 state[f"{key}_{i}"] = torch.zeros(shape, dtype=dtype, device=device)
             state[f"failures_{i}"] = torch.zeros((), dtype=torch.int64, device=state["step"].device)

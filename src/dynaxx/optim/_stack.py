@@ -95,23 +95,34 @@ class Stack:
         """
         return joined(self.each(key))
 
-    def replace(self, key: str, blocks: Tensor) -> None:
-        """Put new blocks in the place of a state tensor; what `all` returned before stays as it was.
+    def basis(self, side: str) -> Tensor:
+        """Q of a side that is rotated; the state holds its axes as rows, as a QR decomposition leaves them in memory.
 
         Args:
-            key: Without the rectangle's number.
-            blocks: Shape (blocks, …); not to be used afterwards.
+            side: "left" or "right".
+
+        Returns:
+            Shape (blocks, m, m), axes as columns; not to be written to.
         """
+        return self.all(f"{side}_axes").mT
+
+    def turn(self, side: str, basis: Tensor) -> None:
+        """Put a new basis in place; what `basis` returned before stays as it was.
+
+        Args:
+            side: "left" or "right".
+            basis: Q, shape (blocks, m, m); not to be used afterwards.
+        """
+        axes, key = basis.mT, f"{side}_axes"
         if len(self.pieces) == 1:
-            self.pieces[0].work.state[f"{key}_{self.pieces[0].number}"] = blocks.contiguous()
+            self.pieces[0].work.state[f"{key}_{self.pieces[0].number}"] = axes.contiguous()
             return
-        for kept, part in zip(self.each(key), blocks.split(self.counts), strict=True):
+        for kept, part in zip(self.each(key), axes.split(self.counts), strict=True):
             kept.copy_(part)
 
     def bases(self) -> tuple[Tensor | None, Tensor | None]:
         """Q_L and Q_R of all blocks; None for a side that is not rotated."""
-        left = self.all("left_basis") if self.tile.rows else None
-        return left, self.all("right_basis") if self.tile.columns else None
+        return self.basis("left") if self.tile.rows else None, self.basis("right") if self.tile.columns else None
 
     def entries(self, key: str) -> Tensor:
         """The blocks of a parameter-shaped state tensor; not to be written to.

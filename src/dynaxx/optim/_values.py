@@ -59,7 +59,7 @@ def measure_values(stack: Stack, factor: float = 1.0) -> None:
         factor: What they are multiplied by.
     """
     for side in stack.sides:
-        found = quotients(stack.all(side), stack.all(f"{side}_basis")) * factor
+        found = quotients(stack.all(side), stack.basis(side)) * factor
         for kept, part in zip(stack.each(f"{side}_values"), found.split(stack.counts), strict=True):
             kept.copy_(part)
 

@@ -100,7 +100,7 @@ class KLShampoo(KroneckerEigen):
             spectrum = spectra[other]
             if basis is not None and spectrum is not None:
                 rows = torch.bmm(rows, basis) * spectrum.rsqrt()[:, None, :]
-            own = stack.all(f"{side}_basis")
+            own = stack.basis(side)
             seen = torch.bmm(own.mT, rows).square().sum(-1) / size
             for i, (part, new) in enumerate(zip(rows.split(stack.counts), seen.split(stack.counts), strict=True)):
                 stack.each(side)[i].baddbmm_(part, part.mT, beta=1 - weight, alpha=weight / size)
@@ -111,7 +111,7 @@ class KLShampoo(KroneckerEigen):
         share = mean.pow(1 / len(stack.sides))
         for side in stack.sides:
             for i, part in enumerate(share.split(stack.counts)):
-                stack.each(side)[i].copy_(stack.each(f"{side}_basis")[i] * part[:, None, None])
+                stack.each(side)[i].copy_(stack.each(f"{side}_axes")[i] * part[:, None, None])
                 stack.each(f"{side}_values")[i].copy_(part[:, None])
 
     def _second(self, stack: Stack, group: dict[str, Any], steps: int) -> Tensor:

@@ -125,7 +125,7 @@ class SOAP(KroneckerEigen):
         last = self._refresh(stack, group, exact=False)
         second = stack.entries("exp_avg_sq")
         if group["carry"] == "hadamard":
-            turns = {side: old.mT @ stack.all(f"{side}_basis") for side, (old, _) in last.items()}
+            turns = {side: old.mT @ stack.basis(side) for side, (old, _) in last.items()}
             second = carried(second, turns.get("left"), turns.get("right"))
         else:
             orders = {side: order for side, (_, order) in last.items() if order is not None}

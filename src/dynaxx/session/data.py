@@ -37,6 +37,7 @@ class Data:
         self._calls = 0
         self._began: dict[str, Any] | None = None
         self._resume: RandomState | None = None
+        self._loader: Any = ()
         self._source_now: Iterator[Any] = iter(())
         self._ahead: deque[Any] = deque()
 
@@ -76,14 +77,13 @@ class Data:
         if resume is None:
             self.index = 0
         self._begin(loader, resume)
+        self._loader = loader
         self.length = len(loader) if hasattr(loader, "__len__") else None
         while True:
             self.between()
             if self._stopping():
                 return
-            if self._resume is not None:  # the run has gone back, and the data with it
-                resume, self._resume = self._resume, None
-                self._begin(loader, resume)
+            self._follow()
             start = time.perf_counter()
             try:
                 batch = self._ahead.popleft() if self._ahead else next(self._source_now)
@@ -107,6 +107,7 @@ class Data:
         Returns:
             As many as there are.
         """
+        self._follow()
         self._ahead.extend(islice(self._source_now, max(0, count - len(self._ahead))))
         return list(islice(self._ahead, count))
 
@@ -122,6 +123,12 @@ class Data:
         """
         self.epoch, self.index, self._began = state["epoch"], state["index"], state["began"]
         self._resume = RandomState.capture()
+
+    def _follow(self) -> None:
+        """Go back with the run, where it has gone back in between."""
+        if self._resume is not None:
+            resume, self._resume = self._resume, None
+            self._begin(self._loader, resume)
 
     def _begin(self, loader: Any, resume: RandomState | None) -> None:
         self._source_now = self._source(loader, resume)

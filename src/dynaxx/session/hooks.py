@@ -5,6 +5,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Generator, Sequence
+from types import MethodType
 from typing import Any, Protocol, cast
 
 import torch
@@ -254,12 +255,13 @@ def _weakly(method: Callable[..., None]) -> Callable[..., None]:
     For hooks in torch's own table, which lives as long as the process, and on parameters, whose hooks are outside the
     reach of Python's collector of cycles.
     """
-    reference = weakref.WeakMethod(method)
+    bound = cast(MethodType, method)
+    reference, function = weakref.ref(bound.__self__), bound.__func__  # a WeakMethod is Python, at every step
 
     def call(*args: Any) -> None:
-        bound = reference()
-        if bound is not None:
-            bound(*args)
+        owner = reference()
+        if owner is not None:
+            function(owner, *args)
 
     return call
 

@@ -194,7 +194,8 @@ class Instruments:
             except Exception as error:  # a broken instrument must never stop a training
                 self._retire(instrument, error)
                 continue
-            self._pending.append((instrument, before, instrument.stream, view.step, values))
+            if values or instrument.state is not before:
+                self._pending.append((instrument, before, instrument.stream, view.step, values))
             if not self.calibrated:
                 instrument.seconds.append(0.0)
                 self._charge(instrument, time.perf_counter() - start)

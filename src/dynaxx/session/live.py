@@ -14,8 +14,10 @@ from dynaxx.core.task import first_tensor
 from dynaxx.numerics.flops import CountFlops
 from dynaxx.numerics.reductions import accumulated_square
 from dynaxx.runlog.recorder import Recorder
+from dynaxx.session.counted import count
 from dynaxx.session.instruments import Instruments
 from dynaxx.session.no_grad import NoGrad
+from dynaxx.session.trace import Trace
 
 _COUNTED = 2
 """The forward whose operations are counted: the first may compile, pad or initialise lazily."""
@@ -66,6 +68,8 @@ class Live:
         self.scaler_unseen = False
         """Whether a forward ran under float16 autocast while no gradient scaler could be seen."""
         self.had_gradient: set[int] = set()
+        self.trace = Trace(())
+        """What the batches leave in the model's buffers; of none until they are given."""
         self.after_calibration: Callable[[], None] = lambda: None
         self.after_step: Callable[[int], None] = lambda left_out: None
         """Called at the end of each step, with 0, and of each update left out, with how many were in a row."""
@@ -150,7 +154,10 @@ class Live:
             view.times.data = self._data if self._data else start - self._last_end - self._pause
             self._looking, _ = self.instruments.needs(self.step + 1)
         self.forwards_seen += 1
-        samples = self._samples = self._count(view.batch, inputs, keywords)
+        first = first_tensor((inputs, keywords))
+        samples = self._samples = count(view.batch, first, self.layout, again=self._evaluated)
+        if self.actuator.leaves_out:
+            self.trace.begins(view.batch, first)
         self.instruments.forward_begins(view, samples)
         watch = self.instruments.forward
         if watch is not None and self._looking:
@@ -214,9 +221,9 @@ class Live:
             self._abandon()
         self._stepping = True
         self._strange = 0
-        if self.scaler is None and getattr(self.optimizer, "found_inf", None) is None:
-            half = self._view.batch.compute_dtype is torch.float16
-            self.scaler_unseen |= half and self.layout.parameters[0].dtype is not torch.float16
+        if self._view.batch.compute_dtype is torch.float16 and self.scaler is None:
+            scaled = getattr(self.optimizer, "found_inf", None) is not None
+            self.scaler_unseen |= not scaled and self.layout.parameters[0].dtype is not torch.float16
         if closure is None and not self._measured:
             self._grads_ready(unscaled=True)
         if not self.actuator.idle:
@@ -237,6 +244,8 @@ class Live:
         view.times.optimizer += start - self._mark
         with self._no_grad:
             why = _ASKED if self.actuator.after(view) else None
+            if why is not None:
+                self.trace.put_back()
             found = getattr(self.optimizer, "found_inf", None)  # set by a GradScaler on fused optimizers
             if why is None and found is not None and bool(found):  # a host sync point: it is said nowhere else
                 why = _OVERFLOW
@@ -366,21 +375,6 @@ class Live:
             return True
         stage = self.scaler._per_optimizer_states[id(self.optimizer)]["stage"]
         return stage.name == "UNSCALED"
-
-    def _count(self, batch: StepBatch, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> int:
-        first = inputs[0] if inputs else None
-        tensor = first if isinstance(first, torch.Tensor) else first_tensor((inputs, keywords))
-        batch.forwards += 1
-        samples = 0 if tensor is None or tensor.dim() == 0 or self._evaluated else tensor.shape[0]
-        batch.samples += samples  # a closure's further evaluations see the same examples again
-        if tensor is not None and tensor.dim() == 2 and not tensor.is_floating_point():
-            batch.tokens += tensor.numel()
-        kind = self.layout.device.type
-        if torch.is_autocast_enabled(kind):
-            batch.compute_dtype = torch.get_autocast_dtype(kind)
-        else:
-            batch.compute_dtype = self.layout.parameters[0].dtype
-        return samples
 
     def _new_view(self) -> StepView:
         return StepView(

@@ -23,7 +23,7 @@ class Logged:
         self.refused: dict[str, int] = {}
         """Values that were left out, by name."""
         self._recorder, self._reserved, self._warn = recorder, reserved, warn
-        self._names: set[str] = set()
+        self._columns: dict[str, str] = {}
 
     def take(self, step: int, values: Mapping[str, Any]) -> None:
         """Take values.
@@ -36,18 +36,22 @@ class Logged:
             BadInput: A name cannot be one, or its first value is not a single number.
         """
         for name, value in values.items():
-            if not name or not name.isprintable():
-                raise BadInput(f"run.log({name!r}=...): the name of a column must be printable and not empty.")
             number = _number(value)
             if number is None:
                 self._refuse(name, value)
-                continue
-            self._names.add(name)
-            taken = name in self._reserved or name in ("step", "wall")
-            self._recorder.log(step, f"user.{name}" if taken else name, number)
+            else:
+                self._recorder.log(step, self._columns.get(name) or self._admit(name), number)
+
+    def _admit(self, name: str) -> str:
+        """The column of a name that is logged for the first time."""
+        if not name or not name.isprintable():
+            raise BadInput(f"run.log({name!r}=...): the name of a column must be printable and not empty.")
+        taken = name in self._reserved or name in ("step", "wall")
+        column = self._columns[name] = f"user.{name}" if taken else name
+        return column
 
     def _refuse(self, name: str, value: Any) -> None:
-        if name not in self._names and name not in self.refused:
+        if name not in self._columns and name not in self.refused:
             what = (
                 f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor | np.ndarray) else type(value).__name__
             )

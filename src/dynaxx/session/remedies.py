@@ -14,6 +14,10 @@ from dynaxx.session.hooks import quietly
 from dynaxx.session.live import Live
 
 
+class NotYet(Exception):
+    """A remedy has to wait for the next epoch."""
+
+
 class Remedies:
     """Remedies waiting for the next batch, where the loop stands between two steps and its gradients are clear.
 
@@ -21,7 +25,7 @@ class Remedies:
         live: The loop's hooks.
         point: The live run for a check; raises `NotApplicable` where there is no loss or no batch.
         rollback: Goes back: `(before, findings, data, then)`.
-        trial: Tries arms: `(arms, steps)`.
+        trial: Tries arms: `(arms, steps, scale)`.
         event: Writes an event at the present step.
         receipt: Writes the receipt of a remedy that could not be carried out.
         first: Whether this is the first rank, the only one that checks.
@@ -64,12 +68,16 @@ class Remedies:
         if not self._waiting or self._live.partial:
             return
         self._live.pause()
-        waiting, self._waiting = self._waiting, []
-        for action in waiting:
+        later: list[Action] = []
+        while self._waiting:  # a rollback may ask for a trial, before the first step is taken anew
+            action = self._waiting.pop(0)
             try:
                 self._one(action)
+            except NotYet:
+                later.append(action)
             except DynaxxError as error:
                 self._receipt(Receipt(action=action, step=self._live.step, status="refused", detail=str(error)))
+        self._waiting = later
 
     def check(self, name: str, **arguments: Any) -> Mapping[str, Any]:
         """Look at the live run; what is found goes to the log as an event of kind "check".
@@ -134,7 +142,8 @@ class Remedies:
                 self._rollback(int(given["before"]), self.findings(), data=data, then=then, reason=action.reason)
             case _:
                 arms = {arm: [Action(**each) for each in actions] for arm, actions in given["arms"].items()}
-                self._trial(arms, int(given["steps"]), reason=action.reason)
+                scale = float(given.get("scale", 1.0))
+                self._trial(arms, int(given["steps"]), scale=scale, reason=action.reason)
 
 
 def plain(action: Action) -> dict[str, Any]:

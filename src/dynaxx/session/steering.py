@@ -13,13 +13,14 @@ from dynaxx.checkpoints.health import PROBATION
 from dynaxx.checkpoints.save_policy import Reason
 from dynaxx.core.chosen import bare_model
 from dynaxx.core.findings import Finding
-from dynaxx.core.navigation import LivePoint, Mode
+from dynaxx.core.navigation import REMEDIES, LivePoint, Mode
 from dynaxx.core.objective import LossFunction
 from dynaxx.core.records import Action, Receipt
 from dynaxx.core.task import leading
 from dynaxx.errors import BadInput, DynaxxError, NotApplicable
 from dynaxx.runlog import LogWriter, open_run
 from dynaxx.runlog.recorder import Recorder
+from dynaxx.session.arms import divided, scaled
 from dynaxx.session.data import Data
 from dynaxx.session.hooks import Hooks
 from dynaxx.session.instruments import Instruments
@@ -33,7 +34,9 @@ from dynaxx.session.training import Training
 from dynaxx.session.trial import HELD, NOTHING, Trials
 
 GUARD = Action(
-    name="skip", arguments={"when": "non_finite"}, reason="the first rung: no update that is not finite is ever taken"
+    name="skip",
+    arguments={"when": "gross"},
+    reason="the first rung: no update that is not finite, or grossly too large, is ever taken",
 )
 """In force from the start of a run that acts for itself."""
 NO_BATCHES = "the loop does not take its batches from run.batches(loader)"
@@ -350,7 +353,10 @@ class Steering:
     ) -> None:
         del reason  # it is in the decision, and in the actions that follow
         self._parts.saving.settle(wait=True)
-        self.rollbacks.to(before, findings, data=data, then=then)
+        self.rollbacks.to(before, findings, data=data, then=[action for action in then if action.name not in REMEDIES])
+        for action in then:
+            if action.name in REMEDIES:
+                self.remedies.ask(action)
         self.recent.clear()
         if self.navigator is not None:
             self.navigator.go_back()
@@ -358,17 +364,13 @@ class Steering:
         # So that a resume goes on with the new course and not with the old.
         self._save(keep=self._parts.saving.keep, rolled_back=True)
 
-    def _try(self, arms: Mapping[str, Sequence[Action]], steps: int, *, reason: str) -> None:
+    def _try(self, arms: Mapping[str, Sequence[Action]], steps: int, *, scale: float, reason: str) -> None:
         parts, each = self._parts, self.batches_per_update
         if self.trials.why_not is None and not self.trials.affordable(len(arms) + 1, steps, parts.live.step, each):
             raise NotApplicable(f"a trial of {len(arms) + 1} arms over {steps} steps is beyond the share for trials")
-        batches = parts.data.ahead(steps * each + HELD)
-        held = batches[steps * each :] or list(self.recent.batches)
-        if len(batches) < steps * each or not held:
-            raise NotApplicable(f"{len(batches)} batches are left in this epoch: too few for {steps} steps of a trial")
-        winner, tried, seconds = self.trials.compare(
-            arms, batches[: steps * each], held, parts.actuator.state_dict(), parts.live.step
-        )
+        ahead = parts.data.ahead(steps * each + HELD)
+        batches, held = divided(ahead, steps * each, self.recent.batches, parts.data.length)
+        winner, tried, seconds = self.trials.compare(arms, batches, held, parts.actuator.state_dict(), parts.live.step)
         parts.live.spent(seconds)
         parts.event(
             "trial",
@@ -381,7 +383,7 @@ class Steering:
             reason=reason,
         )
         for action in arms.get(winner, ()) if winner != NOTHING else ():
-            parts.actuator.begin(action, parts.live.step)
+            parts.actuator.begin(scaled(action, scale), parts.live.step)
 
     @property
     def batches_per_update(self) -> int:

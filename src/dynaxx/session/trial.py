@@ -25,7 +25,7 @@ HELD = 8
 """Batches that arms are judged on: the sign-flip test over 8 pairs can reach p = 1/256, enough for 12 arms at 5 %."""
 LEVEL = 0.05
 """Chance of preferring an arm that is no better, over all arms of a trial (Bonferroni)."""
-SHARE = 0.05
+SHARE = 0.2
 """Share of the run's batches that all its trials may take."""
 NOTHING = "do nothing"
 Steps = Callable[[Sequence[Any]], Iterable[Any]]

@@ -27,6 +27,7 @@ from dynaxx.session.instruments import Instruments
 from dynaxx.session.live import Live
 from dynaxx.session.probe_loss import ProbeLoss
 from dynaxx.session.run import Run
+from dynaxx.session.trace import Trace
 from dynaxx.session.training import Training
 
 OPTIONAL = frozenset({"exact_trajectory"})
@@ -172,6 +173,7 @@ def watch(
         left_out=left_out,
         warn=warn,
     )
+    live.trace = Trace(model.buffers())
     run = Run(
         training=training,
         writer=writer,

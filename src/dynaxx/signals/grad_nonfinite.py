@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from dynaxx.core.contracts import Signal
 from dynaxx.core.events import Event, StepView
@@ -36,11 +36,10 @@ class GradNonfinite(Signal[Column]):
 
     def measure(self, state: Column, step: StepView) -> tuple[Column, Sequence[Measurement]]:
         """Count where there is something to count."""
-        if step.layout.device.type == "cpu":
-            norms = gradient_norms(step).tolist() if step.layout.sharded else gradient_tensor_norms(step)
-            if all(map(math.isfinite, norms)):
-                return state, ()
-        elif step.step % EVERY:
+        norms = gradient_norms(step) if step.layout.sharded else gradient_tensor_norms(step)
+        if isinstance(norms, Tensor) and step.layout.device.type == "cpu":
+            norms = norms.tolist()
+        if all(map(math.isfinite, norms)) if isinstance(norms, list) else step.step % EVERY:
             return state, ()
         counts = [count(g, "nonfinite") for g in step.gradients]
         return state, (Measurement(column=state, value=layer_sums(counts, step.layout)),)

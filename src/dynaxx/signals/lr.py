@@ -9,7 +9,7 @@ from torch import nn
 from dynaxx.core.contracts import Signal
 from dynaxx.core.events import Event, StepView
 from dynaxx.core.parameters import Layout, widest
-from dynaxx.core.rates import RateFactors
+from dynaxx.core.rates import NEUTRAL, RateFactors
 from dynaxx.core.records import Axis, Column, Cost, Measurement
 from dynaxx.phases import Phased
 
@@ -55,12 +55,13 @@ class LearningRate(Signal[_Columns]):
             rates = [rate * factor for rate, factor in zip(rates, optimizer.rates, strict=True)]
         if state.rates.axis is None or len(state.rates.axis) != len(rates):
             state = replace(state, rates=_rates(len(rates)))
-        factor = step.rates.group
+        in_force = rates
         if any(isinstance(rate, torch.Tensor) for rate in rates):
-            value = torch.stack(_on_one_device(rates)) * factor
-        else:
-            value = rates if factor == 1.0 else [rate * factor for rate in rates]
-        return state, (Measurement(column=state.rates, value=value), *_factors(state, step.rates))
+            in_force = torch.stack(_on_one_device(rates)) * step.rates.group
+        elif step.rates is not NEUTRAL:
+            in_force = [rate * step.rates.group for rate in rates]
+        found = Measurement(column=state.rates, value=in_force)
+        return state, (found,) if step.rates is NEUTRAL else (found, *_factors(state, step.rates))
 
 
 def _factors(columns: _Columns, rates: RateFactors) -> list[Measurement]:

@@ -1,0 +1,191 @@
+"""The contenders of `methods.py`: tuned peers and our hybrids, and one training of any of them."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import nn
+
+from dynaxx import catalog
+from dynaxx.averaging import recompute_batch_norm
+from dynaxx.core.isolation import isolated_random
+from dynaxx.core.loop import epoch_seed, evaluate, train_steps, validation_seed
+from dynaxx.core.task import Task, derive_seed
+from dynaxx.phases import read_phases
+from dynaxx.schedules import as_scheduler
+from dynaxx.schedules.constant import Constant
+from dynaxx.schedules.linear_decay import LinearDecay
+from dynaxx.session.recipe import Recipe
+
+WARMUP = 0.04
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contender:
+    """A method.
+
+    Args:
+        rates: The grid of peak learning rates, a factor of 2 apart.
+        make: What makes the optimizer of a peer, of model, rate and decay.
+        words: Else a recipe of ours, as on the command line; LR and WD are filled in.
+        peer: Whether it is of another package.
+    """
+
+    rates: tuple[float, ...]
+    make: Callable[[nn.Module, float, float], Any] | None = None
+    words: dict[str, str] | None = None
+    peer: bool = False
+
+
+class Both:
+    """Two optimizers that step together, as Muon's authors use it: one for hidden matrices, one for the rest."""
+
+    def __init__(self, *parts: torch.optim.Optimizer) -> None:
+        self.parts = parts
+
+    def step(self) -> None:
+        """Both take their step."""
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Both clear their gradients."""
+        for part in self.parts:
+            part.zero_grad(set_to_none=set_to_none)
+
+
+def groups(parameters: list[nn.Parameter], decay: float) -> list[dict[str, Any]]:
+    """Decay on matrices only, for every peer alike."""
+    return [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+
+
+def adamw(model: nn.Module, rate: float, decay: float) -> torch.optim.Optimizer:
+    """torch's, with the momenta that language models are trained with."""
+    return torch.optim.AdamW(groups(list(model.parameters()), decay), lr=rate, betas=(0.9, 0.99), fused=True)
+
+
+def torch_muon(momentum: float) -> Callable[[nn.Module, float, float], Both]:
+    """torch.optim.Muon on hidden matrices at AdamW's scale, AdamW at the same rate on embeddings, head and vectors."""
+
+    def make(model: nn.Module, rate: float, decay: float) -> Both:
+        named = list(model.named_parameters())
+        # The last matrix is the head of every one of the tasks, biases behind it or not.
+        last = [n for n, p in named if p.dim() == 2][-1]
+        hidden = [p for n, p in named if p.dim() == 2 and n != last and "embed" not in n]
+        chosen = {id(p) for p in hidden}
+        rest = groups([p for _, p in named if id(p) not in chosen], decay)
+        return Both(
+            torch.optim.Muon(
+                hidden, lr=rate, weight_decay=decay, momentum=momentum, adjust_lr_fn="match_rms_adamw"
+            ),
+            torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.99), fused=True),
+        )  # fmt: skip
+
+    return make
+
+
+def peer_soap(model: nn.Module, rate: float, decay: float) -> torch.optim.Optimizer:
+    """pytorch_optimizer's SOAP at its defaults: refreshed every 10 steps."""
+    from pytorch_optimizer import SOAP
+
+    return SOAP(groups(list(model.parameters()), decay), lr=rate, precondition_frequency=10)
+
+
+def schedule_free(model: nn.Module, rate: float, decay: float, steps: int) -> torch.optim.Optimizer:
+    """pytorch_optimizer's schedule-free AdamW; evaluated at its average."""
+    from pytorch_optimizer import ScheduleFreeAdamW
+
+    warmup = max(1, round(WARMUP * steps))
+    return ScheduleFreeAdamW(
+        groups(list(model.parameters()), decay), lr=rate, weight_decay=decay, warmup_steps=warmup
+    )  # fmt: skip
+
+
+def rates(middle: float) -> tuple[float, ...]:
+    """Powers of two around a rate."""
+    return tuple(middle * 2.0**k for k in range(-2, 3))
+
+
+CONTENDERS: dict[str, Contender] = {
+    "adamw": Contender(rates=rates(5e-3), peer=True, make=adamw),
+    "torch_muon": Contender(rates=rates(1e-2), peer=True, make=torch_muon(0.95)),
+    "peer_soap": Contender(rates=rates(6e-3), peer=True, make=peer_soap),
+    "schedule_free": Contender(rates=rates(1e-2), peer=True),
+}
+
+
+class Endless:
+    """A task's training batches, epoch after epoch.
+
+    Args:
+        task: Whose.
+        seed: The run's.
+    """
+
+    def __init__(self, task: Task, seed: int) -> None:
+        self.task, self.seed = task, seed
+
+    def __iter__(self) -> Iterator[Any]:
+        epoch = 0
+        while True:
+            yield from self.task.batches("train", epoch_seed(self.seed, epoch))
+            epoch += 1
+
+
+def recipe(words: dict[str, str], rate: float, decay: float) -> Recipe:
+    """Ours, from words."""
+    filled = {key: text.replace("LR", repr(rate)).replace("WD", repr(decay)) for key, text in words.items()}
+    phases = read_phases(filled.pop("phases")) if "phases" in filled else ()
+    return Recipe(**filled, phases=phases)  # pyright: ignore[reportArgumentType]
+
+
+def trained(name: str, who: str, rate: float, decay: float, steps: int, seed: int) -> dict[str, float]:
+    """One training: final validation loss, of the averaged model where there is one, and what it took."""
+    contender, task = CONTENDERS[who], catalog.task(name, None)
+    if task.threads is not None:
+        torch.set_num_threads(task.threads)
+    task.steps = steps
+    with isolated_random():
+        torch.manual_seed(derive_seed(seed, "global"))
+        model = task.model()
+    free = who == "schedule_free"
+    curve: Any = Constant(steps=steps) if free else LinearDecay(steps=steps, warmup=WARMUP)
+    method = None
+    if contender.words is not None:
+        method = recipe(contender.words, rate, decay).method(task, model, steps)
+        optimizer: Any = method.optimizer
+        if method.own_averager is not None:
+            method.own_averager.attach(optimizer)
+    elif free:
+        optimizer = schedule_free(model, rate, decay, steps)
+        optimizer.train()
+    else:
+        assert contender.make is not None
+        optimizer = contender.make(model, rate, decay)
+    schedulers = [as_scheduler(part, curve) for part in (optimizer.parts if isinstance(optimizer, Both) else [optimizer])]
+    torch.manual_seed(derive_seed(seed, "global"))
+    model.train()
+    began = time.process_time()
+    for loss in train_steps(task, model, optimizer, islice(Endless(task, seed), steps)):
+        for scheduler in schedulers:
+            scheduler.step()
+        if not math.isfinite(loss.item()):
+            return {"loss": math.inf, "seconds": time.process_time() - began}
+    seconds = time.process_time() - began
+    if free:
+        optimizer.eval()
+    averager = None if method is None else method.averager
+    averaged = averager is not None and averager.ready
+    with averager.swapped() if averager is not None and averaged else nullcontext():
+        if averaged or free:
+            recompute_batch_norm(model, islice(Endless(task, seed), 16), task.loss)
+        final = evaluate(task, model, task.batches("validation", validation_seed(seed)))["loss"]
+    return {"loss": final if math.isfinite(final) else math.inf, "seconds": seconds}
