@@ -1,6 +1,7 @@
 """What watching costs a training loop, in time and memory, beside other tools on the same loops.
 
-`python benchmarks/overhead.py` prints the table; `--quick` is a glance, `--json FILE` keeps every figure.
+`python benchmarks/overhead.py` prints the table; `--quick` is a glance, `--json FILE` keeps every figure. On a loop
+whose steps take a second the table is made in pieces: `--only NAME` takes one row, `--seconds S` ends it by the clock.
 
 Each row is measured in a process of its own. It holds two copies of one training (model, optimizer, data order), one
 bare and one watched, and lets them take turns of a few steps, so that what else the machine does meets both alike. The
@@ -16,6 +17,7 @@ its own, then by calibrated cadences.
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import tempfile
@@ -40,6 +42,8 @@ T = TypeVar("T")
 
 GROUPS, RESAMPLES = 16, 2000
 """Pairs are resampled for the interval of the total in 16 runs of neighbours, so that periods stay together."""
+FEWEST = 8
+"""Pairs that a row has, however long they take: the 95 % interval of a median of fewer is their whole range."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,22 +76,28 @@ MEMORY = CASES[1]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """What was measured of one contender on one loop. Times are in seconds, intervals hold the ratio with 95 %."""
+    """What was measured of one contender on one loop. Times are in seconds, intervals hold the ratio with 95 %.
+
+    Without a total, the row ended before everything that is measured rarely had its turn.
+    """
 
     name: str
     steps: int
     bare: float
     median: float
     median_interval: tuple[float, float]
-    total: float
-    total_interval: tuple[float, float]
+    total: float | None
+    total_interval: tuple[float, float] | None
     cpu: float
 
 
-def turns(loops: Sequence[Step], pairs: int, turn: int) -> tuple[np.ndarray, np.ndarray]:
-    """Wall and processor seconds of both loops' turns, each of shape (pairs, 2)."""
+def turns(loops: Sequence[Step], pairs: int, turn: int, seconds: float = math.inf) -> tuple[np.ndarray, np.ndarray]:
+    """Wall and processor seconds of both loops' turns, each of shape (pairs, 2); fewer where the time is over."""
     wall, cpu = np.zeros((pairs, 2)), np.zeros((pairs, 2))
+    end = time.perf_counter() + seconds
     for pair in range(pairs):
+        if pair >= FEWEST and time.perf_counter() > end:
+            return wall[:pair], cpu[:pair]
         for which in (0, 1) if pair % 2 else (1, 0):
             step = loops[which]
             began, used = time.perf_counter(), time.process_time()
@@ -97,22 +107,23 @@ def turns(loops: Sequence[Step], pairs: int, turn: int) -> tuple[np.ndarray, np.
     return wall, cpu
 
 
-def row(name: str, turn: int, wall: np.ndarray, cpu: np.ndarray) -> Row:
-    """Both estimates, each with its bootstrap interval."""
+def row(name: str, turn: int, wall: np.ndarray, cpu: np.ndarray, period: int = 1) -> Row:
+    """Both estimates, each with its bootstrap interval; the total of whole periods only."""
     draw = np.random.default_rng(0)
     ratios = wall[:, 1] / wall[:, 0]
     medians = np.median(draw.choice(ratios, (RESAMPLES, len(ratios))), axis=1)
     groups = np.stack([part.sum(axis=0) for part in np.array_split(wall, min(GROUPS, len(wall)))])
     sums = groups[draw.integers(len(groups), size=(RESAMPLES, len(groups)))].sum(axis=1)
     bare, watched = wall.sum(axis=0)
+    whole = turn * len(wall) >= period
     return Row(
         name=name,
         steps=turn * len(wall),
         bare=float(np.median(wall[:, 0])) / turn,
         median=float(np.median(ratios)),
         median_interval=interval(medians),
-        total=float(watched / bare),
-        total_interval=interval(sums[:, 1] / sums[:, 0]),
+        total=float(watched / bare) if whole else None,
+        total_interval=interval(sums[:, 1] / sums[:, 0]) if whole else None,
         cpu=float(cpu[:, 1].sum() / cpu[:, 0].sum()),
     )
 
@@ -122,7 +133,7 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def compare(case: Case, contender: Contender, steps: int) -> list[Row]:
+def compare(case: Case, contender: Contender, steps: int, seconds: float) -> list[Row]:
     """The rows of one contender on one loop; for Dynaxx the first steps, measured in full, are a row of their own."""
     warnings.simplefilter("ignore")
     a, b = prepared(case, steps), prepared(case, steps)
@@ -133,7 +144,8 @@ def compare(case: Case, contender: Contender, steps: int) -> list[Row]:
             # Turns of ten: the calibration must see steps that follow one another, as they do outside a benchmark.
             first = turns(pair, CALIBRATION // 10, 10)
             rows.append(row(f"{contender.name}, first {CALIBRATION}", 10, *first))
-        rows.append(row(contender.name, case.turn, *turns(pair, steps // case.turn, case.turn)))
+        taken = turns(pair, steps // case.turn, case.turn, seconds)
+        rows.append(row(contender.name, case.turn, *taken, period=contender.period))
     return rows
 
 
@@ -187,18 +199,18 @@ def fresh(call: Callable[..., T], *arguments: Any) -> T:
         return pool.submit(call, *arguments).result()
 
 
-def measure(case: Case, contenders: Sequence[Contender], quick: bool) -> Iterator[Row | str]:
+def measure(case: Case, contenders: Sequence[Contender], quick: bool, seconds: float) -> Iterator[Row | str]:
     """The rows of one loop as they come, or why there is none."""
     for contender in contenders:
         wanted = (case.steps if contender.name == DYNAXX.name else case.peer_steps) // (16 if quick else 1)
         steps = max(wanted, contender.period) // contender.period * contender.period // case.turn * case.turn
         if not contender.installed:
             yield f"{contender.name}: not installed"
-        elif steps > 4 * wanted:
+        elif steps > 4 * wanted and seconds == math.inf:
             yield f"{contender.name}: left out, repeats itself only every {contender.period} steps"
         else:
             try:
-                yield from fresh(compare, case, contender, steps)
+                yield from fresh(compare, case, contender, steps, seconds)
             except Exception as error:
                 yield f"{contender.name}: does not run here: {type(error).__name__}: {error}"
 
@@ -207,8 +219,12 @@ HEAD = f"{'':28}{'steps':>6}{'bare ms':>9}{'median ratio':>22}{'ratio of totals'
 
 
 def line(row: Row) -> str:
-    def ratio(value: float, between: tuple[float, float]) -> str:
-        return f"{value:7.3f} ({between[0]:.3f}-{between[1]:.3f})"
+    def ratio(value: float | None, between: tuple[float, float] | None) -> str:
+        return (
+            "no whole period"
+            if value is None or between is None
+            else f"{value:7.3f} ({between[0]:.3f}-{between[1]:.3f})"
+        )
 
     ratios = f"{ratio(row.median, row.median_interval):>22}{ratio(row.total, row.total_interval):>22}"
     return f"{row.name:28}{row.steps:6}{row.bare * 1e3:9.2f}{ratios}{row.cpu:7.3f}"
@@ -218,18 +234,22 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     arguments.add_argument("--quick", action="store_true", help="a sixteenth of the steps, no peers: a glance")
     arguments.add_argument("--task", choices=[case.task for case in CASES], help="one loop only")
+    arguments.add_argument("--only", metavar="NAME", help="rows whose names hold this; 'memory' for the memory")
+    arguments.add_argument("--seconds", type=float, default=math.inf, help="end every row by the clock")
     arguments.add_argument("--json", type=Path, metavar="FILE", help="write every figure here as well")
     given = arguments.parse_args()
     found: dict[str, Any] = {"load": os.getloadavg(), "cores": os.cpu_count(), "torch": torch.__version__}
-    for case in CASES:
+    contenders = (DYNAXX,) if given.quick else (DYNAXX, *PEERS)
+    contenders = [c for c in contenders if given.only is None or given.only in c.name]
+    for case in CASES if contenders else ():
         if given.task in (None, case.task):
             print(f"\n{case.task} {case.size}, one thread; Dynaxx must keep to {case.limit:.2f}\n{HEAD}", flush=True)
             rows = found[case.task] = []
-            for result in measure(case, (DYNAXX,) if given.quick else (DYNAXX, *PEERS), given.quick):
+            for result in measure(case, contenders, given.quick, given.seconds):
                 print(result if isinstance(result, str) else line(result), flush=True)
                 rows.append(result if isinstance(result, str) else asdict(result))
             print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
-    if given.task in (None, MEMORY.task):
+    if given.task in (None, MEMORY.task) and given.only in (None, "memory"):
         found["memory"] = memory()
     if given.json is not None:
         given.json.write_text(json.dumps(found, indent=2))

@@ -43,5 +43,13 @@ def test_a_gradient_spike_before_accuses_the_rate_and_dead_units_themselves(make
 
 def test_no_gradient_ever(make_log):
     log = {"loss": np.ones(100), "grad_norm": (np.arange(1, 101), np.zeros((100, 2)), ("a", "b"))}
-    with pytest.raises(NotApplicable, match="ever had"):
+    with pytest.raises(NotApplicable, match="quarter"):
+        GradientCollapse().detect(make_log(log))
+
+
+def test_gradients_that_are_rarely_there(make_log):
+    norms = np.zeros((100, 2))
+    norms[::10] = 1.0
+    log = {"loss": np.ones(100), "grad_norm": (np.arange(1, 101), norms, ("a", "b"))}
+    with pytest.raises(NotApplicable, match="quarter"):
         GradientCollapse().detect(make_log(log))

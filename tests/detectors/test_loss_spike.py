@@ -88,3 +88,15 @@ def test_what_cannot_be_judged_says_so(make_log, rng):
         look(make_log({"loss": (np.r_[np.arange(1, 101), np.arange(1, 101)], stream(rng, 200))}))
     with pytest.raises(NotApplicable, match="no rows between the steps 200 and 5000"):
         look(make_log({"loss": (np.r_[np.arange(1, 201), np.arange(5000, 5010)], stream(rng, 210))}))
+
+
+def test_a_loss_out_of_nowhere_accuses_the_batch_whatever_it_set_off(make_log, rng):
+    loss = stream(rng)
+    loss[700:705] *= (30, 3_000, 100_000, 10_000, 1_000)  # only the first was the batch's own
+    loss[705:720] *= 30
+    found = look(make_log({"loss": loss, "lr": np.full(1200, 0.1)}))
+    assert found.causes[0].name == "corrupted_batch"
+    climb = stream(rng)
+    climb[700:712] *= 2.0 ** np.arange(1, 13)
+    found = look(make_log({"loss": climb, "lr": np.full(1200, 0.1)}))
+    assert found.causes[0].name == "learning_rate_too_high"

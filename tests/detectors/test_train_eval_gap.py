@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from dynaxx.detectors.overfitting import Overfitting
 from dynaxx.detectors.train_eval_gap import TrainEvalGap
 from dynaxx.errors import NotApplicable
 
@@ -44,3 +45,21 @@ def test_few_evaluations(make_log, rng):
     columns["val_loss"] = (AT[:4], np.ones(4))
     with pytest.raises(NotApplicable, match="at least"):
         TrainEvalGap().detect(make_log(columns))
+
+
+def test_a_leap_between_two_evaluations_is_the_statistics_and_no_overfitting(make_log, rng):
+    columns = log(rng, 1.0, floor=0.5)
+    columns["val_loss"][1][15:] *= 40
+    found = TrainEvalGap().detect(make_log(columns))
+    assert (found.onset, found.severity) == (320, "warning")
+    assert found.causes[0].name == "train_eval_mismatch"
+    assert Overfitting().detect(make_log(columns)) is None
+    columns["loss"][310:] *= 40  # where training leaps too it is another matter
+    found = TrainEvalGap().detect(make_log(columns))
+    assert found is None or "leapt" not in found.title
+
+
+def test_one_strange_evaluation_that_passes_is_no_leap(make_log, rng):
+    columns = log(rng, 1.0, floor=0.5)
+    columns["val_loss"][1][10] *= 40
+    assert TrainEvalGap().detect(make_log(columns)) is None

@@ -7,11 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dynaxx.core.chart import Estimate
 from dynaxx.errors import BadInput
 from dynaxx.report import write_map
 from dynaxx.survey.advice import Approach, Circumstances, choose, composed
-from dynaxx.survey.comparison import lead
 from dynaxx.survey.engines import Engine, Job
 from dynaxx.survey.engines._engine import work
 from dynaxx.survey.map import map_task
@@ -151,11 +149,6 @@ def test_the_approach_follows_terrain_and_circumstances():
     assert choose(ravine, Circumstances(), parameters=small, ahead=False).name == "Explorer"
     assert choose(ravine, Circumstances(), parameters=small, ahead=True).name == "Sculptor, then Explorer"
     assert name(Terrain(name=None, confidence=0.0)) == "Explorer"
-
-
-def test_a_lead_needs_seeds():
-    assert lead(Estimate(value=2.0), Estimate(value=1.0)) == 0
-    assert lead(Estimate(value=1.0, error=0.1), Estimate(value=2.0, error=0.1)) == 0
 
 
 def test_every_approach_is_composed_of_methods_that_exist():

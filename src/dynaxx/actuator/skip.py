@@ -33,10 +33,10 @@ class Skip(Actuation):
     """The optimizer's step changes neither parameters nor moments nor step counts.
 
     Args:
-        when: "non_finite": where the gradient's norm is NaN or infinite; "outlier": there, and where it is more than
-            `limit` standard deviations above the mean of the last `window` norms, once half of them were seen;
-            "gross": there, and where the norm before clipping, or the largest magnitude in the batch, is not finite or
-            more than 10 times the largest of the last `window` ones; "always".
+        when: "non_finite": where the gradient's norm is NaN or infinite; "gross": where the norm before clipping, or
+            the largest magnitude in the batch, is not finite or more than 10 times the largest of the last `window`
+            ones; "outlier": there, and where the norm is more than `limit` standard deviations above the mean of the
+            last `window`, once half of them were seen; "always".
         limit: 6, and the window of 128, are those of OLMo's training code (2024). A norm beyond the limit enters the
             statistics as the limit: one spike hides no other, and a lasting change of level stops being an outlier.
         window: Norms that mean and deviation are taken of.
@@ -57,7 +57,7 @@ class Skip(Actuation):
         self.when = when
         self.limit = limit
         self._size = window
-        self._window, self._extents = Window(window), Window(window)
+        self._window, self._norms, self._extents = Window(window), Window(window), Window(window)
         self._skip: bool | Tensor = False
 
     def __str__(self) -> str:
@@ -72,19 +72,21 @@ class Skip(Actuation):
         elif self.when == "gross":
             self._skip = step.memo("skip", lambda: self._gross(step))
         else:
-            self._skip = step.memo("skip", lambda: self._outlier(total_norm(step)))
+            self._skip = step.memo("skip", lambda: self._gross(step) | self._outlier(total_norm(step)))
 
     def state_dict(self) -> dict[str, Any]:
         """What outliers are judged by."""
-        if self.when == "gross":
-            return {**self._window.state_dict(), "extents": self._extents.state_dict()}
-        return self._window.state_dict() if self.when == "outlier" else {}
+        if self.when not in ("gross", "outlier"):
+            return {}
+        own = self._window.state_dict() if self.when == "outlier" else {}
+        return {**own, "norms": self._norms.state_dict(), "extents": self._extents.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
-        if state:
+        if "values" in state:
             self._window.load_state_dict(state)
-        if "extents" in state:
+        if "norms" in state:  # older checkpoints have none
+            self._norms.load_state_dict(state["norms"])
             self._extents.load_state_dict(state["extents"])
 
     @property
@@ -102,7 +104,7 @@ class Skip(Actuation):
         return far | ~finite
 
     def _gross(self, step: StepView) -> Tensor:
-        skip = self._beyond(self._window, torch.linalg.vector_norm(gradient_norms(step)))
+        skip = self._beyond(self._norms, torch.linalg.vector_norm(gradient_norms(step)))
         if step.batch.extent is None:
             return skip
         # Each rank has seen batches of its own, and all must decide alike; norms are equal on all of them already.

@@ -68,7 +68,13 @@ def plain(diagnosis: "Diagnosis", path: str) -> dict[str, Any]:
             "steps": diagnosis.steps,
             "findings": [finding.as_dict() for finding in diagnosis],
             "causes": [
-                {"name": cause.name, "confidence": cause.confidence, "findings": list(cause.findings)}
+                {
+                    "name": cause.name,
+                    "confidence": cause.confidence,
+                    "findings": list(cause.findings),
+                    "onset": cause.onset,
+                    "symptom_of": cause.symptom_of,
+                }
                 for cause in diagnosis.causes
             ],
             "silent": list(diagnosis.silent),
@@ -92,12 +98,15 @@ def show(diagnosis: "Diagnosis", path: str, everything: bool) -> None:
     asked = len(diagnosis) + len(diagnosis.silent)
     counted = f"{alarms} alarm{'s' * (alarms != 1)}, {notes} note{'s' * (notes != 1)}"
     click.echo(f"{path}: {diagnosis.steps:,} steps, {counted}; {asked} detectors spoke.")
-    for cause in diagnosis.causes[:3] if alarms else ():
-        remedy = f"\n      {cause.remedies[0].text}" if cause.remedies else ""
+    for cause in diagnosis.roots[:3] if alarms else ():
         seen = ", ".join(cause.findings)
-        click.echo(f"  {cause.confidence:4.0%}  {click.style(CAUSES[cause.name], bold=True)} ({seen}){remedy}")
+        click.echo(f"  {cause.confidence:4.0%}  {click.style(CAUSES[cause.name], bold=True)} ({seen})")
+        for remedy in cause.remedies[:1]:
+            click.echo(f"      → {remedy.text}")
+        for symptom in diagnosis.symptoms(cause.name):
+            click.echo(f"      brings about: {CAUSES[symptom.name]} ({symptom.confidence:.0%}, step {symptom.onset:,})")
     for finding in diagnosis:
-        _finding(finding)
+        _finding(finding, diagnosis)
     for name, error in diagnosis.failed.items():
         click.echo(f"\n{name} failed, which is a defect of Dynaxx; the others spoke. {error}", err=True)
     silent = len(diagnosis.not_applicable)
@@ -112,7 +121,7 @@ def show(diagnosis: "Diagnosis", path: str, everything: bool) -> None:
 _COLOURS = {"note": "blue", "warning": "yellow", "critical": "red"}
 
 
-def _finding(finding: Any) -> None:
+def _finding(finding: Any, diagnosis: "Diagnosis") -> None:
     from dynaxx.core.causes import CAUSES
 
     head = click.style(f"{finding.severity:<8}", fg=_COLOURS[finding.severity], bold=True)
@@ -124,9 +133,13 @@ def _finding(finding: Any) -> None:
         click.echo(f"    layers: {', '.join(finding.layers[:4])}{rest}")
     for evidence in finding.evidence:
         click.echo(f"    · {evidence.text}")
+    above = {cause.name: cause.symptom_of for cause in diagnosis.causes}
     for cause in finding.causes[:3]:
         why = f": {cause.why}" if cause.why else ""
         click.echo(f"    because {CAUSES[cause.name]} ({cause.confidence:.0%}){why}")
+        if above[cause.name]:
+            click.echo(f"        which may follow from this: {CAUSES[above[cause.name]]}")
+            continue
         for remedy in cause.remedies[:2]:
             click.echo(f"        → {remedy.text}")
     if finding.test is not None:
@@ -138,4 +151,4 @@ def _news(before: "Diagnosis", now: "Diagnosis") -> None:
     known = {(finding.name, finding.onset, finding.severity) for finding in before}
     for finding in now:
         if (finding.name, finding.onset, finding.severity) not in known:
-            _finding(finding)
+            _finding(finding, now)

@@ -119,6 +119,19 @@ def unharmed(situation: Situation) -> Promise | None:
     return found.promise(found.now - found.gain(SPEED) + ERRORS * found.error)
 
 
+def steady(situation: Situation) -> Promise | None:
+    """The loss does not rise over its present level, within the noise: what an act promises that may slow the descent.
+
+    Args:
+        situation: Where the run is.
+
+    Returns:
+        The promise; None where no level is known.
+    """
+    found = descent(situation)
+    return None if found is None else found.promise(found.now + ERRORS * found.error)
+
+
 def faster(situation: Situation, speed: float) -> Promise | None:
     """The loss falls at least `speed` times as fast.
 

@@ -58,13 +58,14 @@ def can_begin(situation: Situation) -> bool:
     return near and tried < TRIES and "rollback" in situation.able and situation.healthy[:1] == (0,)
 
 
-def start(situation: Situation, bounds: Limits, left: int) -> Start | None:
-    """A rate for a run that begins anew.
+def start(situation: Situation, bounds: Limits, left: int, *, anew: bool = True) -> Start | None:
+    """A rate to begin anew with, or to go on with.
 
     Args:
         situation: Where the run is.
         bounds: Its bounds.
         left: Updates that trials may still spend.
+        anew: Whether it is to hold from step 0 on; else from here on.
 
     Returns:
         Guess and search; None where neither rates nor updates are logged.
@@ -73,7 +74,9 @@ def start(situation: Situation, bounds: Limits, left: int) -> Start | None:
     per_rate = _per_rate(situation)
     if plan is None or per_rate is None:
         return None
-    peak = float(plan.rate.max())
+    peak = float(plan.rate.max() if anew else plan.rate[-1])
+    if not peak > 0:
+        return None
     middle = LARGE / (per_rate * peak)
     factor = round_figure(min(MOST_RATE, max(LEAST_RATE, middle / MARGIN)))
     why = f"the learning rate × {factor:g}, as one update was {per_rate * peak:.2g} of the weights at the planned one"
@@ -81,8 +84,9 @@ def start(situation: Situation, bounds: Limits, left: int) -> Start | None:
     if steps < LEAST or "trial" not in situation.able:
         return Start(factor, why, None)
     # A warm-up lowers the trial's rates: its arms make up for that, and the winner is taken back to the peak.
-    warm = float(np.mean(plan.rate[plan.steps <= steps])) / peak if (plan.steps <= steps).any() else 1.0
-    warm = warm if warm * WARM < 1 else 1.0
+    head = plan.rate[plan.steps <= steps]
+    warm = float(np.mean(head)) / peak if anew and len(head) else 1.0
+    warm = warm if 0 < warm < 1 / WARM else 1.0
     arms = {f"× {f:.3g}": _rate(f / warm) for f in (each * middle for each in ARMS) if LEAST_RATE <= f <= MOST_RATE}
     reason = f"which rate? {len(arms) + 1} of them, each for {steps} steps from the same start on the same batches"
     trial = Action(name="trial", arguments={"arms": arms, "steps": steps, "scale": warm / MARGIN}, reason=reason)

@@ -43,7 +43,7 @@ class Converge(Controller[Plain]):
 
     def init(self) -> Plain:
         """No end in sight."""
-        return {"clock": started(), "began": None, "stretch": 0, "levels": [], "not_before": 0}
+        return {"clock": started(), "began": None, "since": None, "stretch": 0, "levels": [], "not_before": 0}
 
     def decide(self, state: Plain, situation: Situation) -> tuple[Plain, Sequence[Proposal]]:
         """Advise, probe, stop."""
@@ -53,11 +53,11 @@ class Converge(Controller[Plain]):
             finding = _converged(situation)
             if finding is None or level_now is None or now < state["not_before"] or not _at_rest(situation, budget):
                 return state, ()
-            begun = {"began": now, "stretch": 1, "levels": [level_now]}
+            begun = {"began": now, "since": situation.step, "stretch": 1, "levels": [level_now]}
             return {**state, **begun}, _last_look(finding, situation, budget)
         if standing(situation) or level_now is None:
             rest = round(REST * limits(situation).steps)
-            return {**state, "began": None, "not_before": now + rest}, ()
+            return {**state, "began": None, "since": None, "not_before": now + rest}, ()
         if now - state["began"] < state["stretch"] * budget:
             return state, ()
         levels = [*state["levels"], level_now]

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from dynaxx.controllers._limits import Limits, limits
 from dynaxx.controllers._past import acts
-from dynaxx.controllers._promise import unharmed
+from dynaxx.controllers._promise import steady
 from dynaxx.controllers._rates import Jump, jump
 from dynaxx.controllers._reading import own_factor, round_figure
 from dynaxx.controllers._suspects import Suspect, accused
@@ -76,7 +76,7 @@ def _spent(situation: Situation, found: Jump) -> bool:
 
 def _lifted(found: Jump, situation: Situation) -> Sequence[Proposal]:
     """The cut, less what the loop has taken back by itself."""
-    promise = unharmed(situation)
+    promise = steady(situation)
     factor = round_figure(min(1.0, own_factor(situation) * found.before / found.after))
     if promise is None or factor <= own_factor(situation):
         return ()
@@ -115,6 +115,6 @@ def _held(found: Jump, suspect: Suspect, situation: Situation, bounds: Limits) -
         action=action,
         finding=suspect.finding,
         cause=suspect.cause,
-        promise=unharmed(situation),
+        promise=steady(situation),
         level=LEVEL,
     )

@@ -7,7 +7,7 @@ from dynaxx.controllers._clock import started, tick
 from dynaxx.controllers._limits import Limits, limits
 from dynaxx.controllers._past import acts, waiting
 from dynaxx.controllers._promise import faster, unharmed
-from dynaxx.controllers._rates import AIM, CUTS, LARGE, lower, rising, room, ruinous
+from dynaxx.controllers._rates import AIM, CUTS, LARGE, jump, lower, rising, room, ruinous
 from dynaxx.controllers._reading import own_factor, round_figure
 from dynaxx.controllers._suspects import Suspect, accused, standing
 from dynaxx.controllers._usual import usual
@@ -58,6 +58,8 @@ class RateDown(Controller[Plain]):
             suspect = None  # a rate that has decayed too early is no rate that is too high: `level_schedule` answers it
         if suspect is not None and usual(situation, suspect) is not None:
             suspect = None  # the momentum multiplies the rate, and `usual_setting` lowers that
+        if suspect is not None and _thrown(situation):
+            suspect = None  # half of a rate that has jumped tenfold is no cure: `level_schedule` holds it where it was
         factor = own_factor(situation)
         lowered = suspect is not None or factor < state["factor"]
         state = {"clock": clock, "accused": clock["updates"] if lowered else state["accused"], "factor": factor}
@@ -70,6 +72,12 @@ class RateDown(Controller[Plain]):
                 return state, ()  # the ladder's business, or nobody's any more
             return state, _cut(suspect, situation)
         return state, _raise(state, situation, limits(situation))
+
+
+def _thrown(situation: Situation) -> bool:
+    """Whether the loop's own rate has jumped up, and nothing holds it."""
+    found = jump(situation)
+    return found is not None and found.after > found.before and "rate_band" not in situation.in_force
 
 
 def _in_vain(suspect: Suspect, situation: Situation) -> bool:

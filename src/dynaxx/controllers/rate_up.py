@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from dynaxx.controllers._past import judged, same, waiting
+from dynaxx.controllers._limits import limits
+from dynaxx.controllers._past import acts, judged, same, waiting
 from dynaxx.controllers._promise import faster, unharmed
 from dynaxx.controllers._rates import LARGE, annealed, planned, rising, room
 from dynaxx.controllers._reading import latest, own_factor, rate_factor, round_figure
+from dynaxx.controllers._search import can_begin, start
 from dynaxx.controllers._suspects import accused, standing
 from dynaxx.core.navigation import Controller, Proposal, Situation
 from dynaxx.core.records import Action
@@ -57,6 +59,17 @@ class RateUp(Controller[Plain]):
             return state, ()
         if suspect is None and not climbing:
             return state, _question(situation)
+        if suspect is not None and can_begin(situation):
+            return state, ()  # `begin_anew` loses no step to the rate that was too low
+        if suspect is not None and (search := _search(situation)) is not None:
+            proposal = Proposal(
+                controller="rate_up",
+                action=search,
+                finding=suspect.finding,
+                cause="learning_rate_too_low",
+                level=3,
+            )
+            return state, (proposal,)
         step, why = _step(situation)
         promise = faster(situation, FASTER)
         if promise is None and (suspect is not None or _tiny(situation) or _bears(situation)):
@@ -80,6 +93,16 @@ class RateUp(Controller[Plain]):
             level=3,
         )
         return state, (proposal,)
+
+
+def _search(situation: Situation) -> Action | None:
+    """A search for the rate from here, once: quicker than raises one after another, each with its own proof."""
+    bounds = limits(situation)
+    trials = [d for d in situation.decisions if d.proposal.action.name == "trial"]
+    if trials or acts(situation, "begin_anew") or acts(situation, "rate_up"):
+        return None
+    found = start(situation, bounds, bounds.trial, anew=False)
+    return None if found is None or found.factor <= 1 else found.trial
 
 
 def _step(situation: Situation) -> tuple[float, str]:

@@ -16,6 +16,7 @@ from dynaxx.controllers._rates import AIM, CUTS, LARGE, lower, ruinous
 from dynaxx.controllers._reading import (
     LOSS,
     NORMAL,
+    VALIDATION,
     column_of,
     latest,
     own_factor,
@@ -54,6 +55,8 @@ RATES = frozenset({"learning_rate_too_high", "momentum_too_high", "warmup_missin
 """Causes that `rate_down` answers while they are no more than a warning, and its cuts help."""
 PATIENT = RATES | {"inputs_not_normalised", "initialisation_too_large"}
 """Causes that are left to others, or to a person, while they are no more than a warning."""
+_LEFT_OUT = frozenset({"non_finite_data", "overflow"})
+"""Causes that every kind of `skip` answers whole."""
 _STRICTER = ("non_finite", "gross", "outlier", "always")
 """What `skip` may leave out, the least first."""
 HARM = 6.0
@@ -167,6 +170,8 @@ def _next(state: Plain, suspect: Suspect, situation: Situation, bounds: Limits) 
         rungs = [rung for rung in rungs if rung > RATE]
     elif not hurt and not critical:
         rungs = [rung for rung in rungs if rung < ROLLBACK]
+    if not hurt and suspect.cause in _LEFT_OUT and "skip" in situation.in_force:
+        return None  # what is in force has left it out already, and nothing of it stayed
     levels = [rung["level"] for rung in state["tried"]]
     wanted = (rung for rung in rungs if levels.count(rung) < MOST_TRIES.get(rung, 1))
     proposals = (_rung(rung, state, suspect, situation, bounds) for rung in wanted)
@@ -320,7 +325,17 @@ def _harmed(situation: Situation, onset: int) -> bool:
     """Whether the loss has not come back: it is not finite, or far above its level before the incident."""
     now = _now(situation, onset)
     before = _baseline(situation, onset)
-    return not math.isfinite(now) or before is None or now > before[0] + HARM * before[1]
+    return not math.isfinite(now) or before is None or now > before[0] + HARM * before[1] or _unusable(situation, onset)
+
+
+def _unusable(situation: Situation, onset: int) -> bool:
+    """Whether the model cannot be evaluated any more: running statistics that are lost do not show while it trains."""
+    column = column_of(situation.run, VALIDATION)
+    if column is None:
+        return False
+    steps, values = rows(situation.run, column, 0, situation.step)
+    before = values[steps < onset]
+    return len(values) > 0 and steps[-1] >= onset and not np.isfinite(values[-1]) and bool(np.isfinite(before).any())
 
 
 def _now(situation: Situation, since: int = 0) -> float:

@@ -52,6 +52,8 @@ CAUSES: dict[str, str] = {
     "overfitting": "the training set is being memorised",
     "regularisation_too_strong": "dropout, decay or noise keeps the model from fitting what it could",
     "forgetting": "what was learned before is being overwritten",
+    # state
+    "weights_overwritten": "weights changed by more than any step: a flipped bit, or code that writes to them",
     # precision
     "overflow": "values exceed what the number format holds",
     "underflow": "gradients are below what the number format holds",
@@ -83,7 +85,7 @@ STATES = frozenset((*_OVERSHOT, *_STANDSTILL))
 """Causes that nobody sets: states of a model or of a run, which have a cause themselves if one is found."""
 
 BRINGS_ABOUT: dict[str, tuple[str, ...]] = {
-    "learning_rate_too_high": (*_OVERSHOT, *_STANDSTILL, "loss_disconnected"),
+    "learning_rate_too_high": (*_OVERSHOT, *_STANDSTILL, "loss_disconnected", "unshuffled_data"),
     "learning_rate_too_low": (*_STANDSTILL, "batch_too_large"),
     "warmup_missing": ("learning_rate_too_high", *_OVERSHOT),
     "schedule_too_aggressive": ("learning_rate_too_high", "learning_rate_too_low", *_OVERSHOT, *_STANDSTILL),
@@ -98,18 +100,32 @@ BRINGS_ABOUT: dict[str, tuple[str, ...]] = {
         *_CUT_OFF,
     ),
     "weight_decay_coupled": ("learning_rate_too_high", "loss_disconnected", "shuffled_labels", "dead_units", *_CUT_OFF),
-    "gradients_not_cleared": ("learning_rate_too_high", "warmup_missing", "momentum_too_high", *_OVERSHOT),
+    "gradients_not_cleared": (
+        "learning_rate_too_high",
+        "warmup_missing",
+        "momentum_too_high",
+        "corrupted_batch",
+        *_OVERSHOT,
+    ),
     "corrupted_batch": ("learning_rate_too_high", "data_shift", *_OVERSHOT, *_STANDSTILL),
     "non_finite_data": ("corrupted_batch", *_OVERSHOT, *_STANDSTILL),
     "label_noise": ("overfitting", "too_little_capacity", *_STANDSTILL),
     "shuffled_labels": ("overfitting", "data_shift", "too_little_capacity", *_STANDSTILL),
-    "unshuffled_data": ("forgetting", "learning_rate_too_high", "corrupted_batch", "data_shift"),
+    "unshuffled_data": ("forgetting", "corrupted_batch", "data_shift"),
     "repeated_batch": ("overfitting", "unshuffled_data", "data_shift", "label_noise", *_STANDSTILL),
     "class_imbalance": ("overfitting", "data_shift", "corrupted_batch", "vanishing_gradients", "dead_units"),
     "inputs_not_normalised": ("initialisation_too_large", "warmup_missing", "learning_rate_too_high", *_OVERSHOT),
     "initialisation_too_large": ("warmup_missing", "learning_rate_too_high", "momentum_too_high", *_OVERSHOT),
     "initialisation_too_small": ("vanishing_gradients", "learning_rate_too_low", *_STANDSTILL),
     "initialisation_symmetric": ("loss_disconnected", "dead_units", "shuffled_labels", *_CUT_OFF),
+    "weights_overwritten": (
+        "learning_rate_too_high",
+        "corrupted_batch",
+        "data_shift",
+        "overfitting",
+        *_OVERSHOT,
+        *_STANDSTILL,
+    ),
     "exploding_gradients": ("overflow",),
     "saturated_activations": ("vanishing_gradients", "dead_units"),
     "dead_units": ("vanishing_gradients", "loss_disconnected", *_STANDSTILL),

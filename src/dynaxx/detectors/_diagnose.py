@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from dynaxx import catalog
 from dynaxx.core.findings import Detector, Finding, Log, by_urgency
-from dynaxx.core.ranking import RankedCause, rank
+from dynaxx.core.ranking import BELIEVED, RankedCause, rank
 from dynaxx.errors import NotApplicable, UnknownName
 
 
@@ -45,6 +45,27 @@ class Diagnosis(Sequence[Finding]):
     def causes(self) -> tuple[RankedCause, ...]:
         """The causes over all findings, most likely first; symptoms of others last."""
         return rank(self.findings)
+
+    @property
+    def roots(self) -> tuple[RankedCause, ...]:
+        """Those that nothing else explains."""
+        return tuple(cause for cause in self.causes if not cause.symptom_of)
+
+    def symptoms(self, name: str) -> tuple[RankedCause, ...]:
+        """What a cause brings about, directly or by another symptom, of what is likelier than not.
+
+        Args:
+            name: The cause.
+
+        Returns:
+            Most likely first.
+        """
+        causes = {cause.name: cause for cause in self.causes}
+
+        def root(cause: RankedCause) -> str:
+            return root(causes[cause.symptom_of]) if cause.symptom_of else cause.name
+
+        return tuple(c for c in causes.values() if c.symptom_of and c.confidence >= BELIEVED and root(c) == name)
 
 
 def diagnose_log(run: Log, only: Sequence[str] | None = None) -> Diagnosis:

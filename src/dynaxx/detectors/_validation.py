@@ -11,6 +11,8 @@ from dynaxx.numerics.robust_scale import CONSISTENT
 
 LEAST = 8
 """Fewest evaluations: a best one, its neighbours, and enough after it to see a rise that is not one evaluation's."""
+LEAP = 10.0
+"""From one evaluation to the next: overfitting takes many, and the noise of one is far below."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +70,27 @@ def validation(run: Log, least: int = LEAST) -> Validation:
     return Validation(
         track=track, smooth=smooth, best=int(np.argmin(smooth)), noise=noise, train=beside(loss, track.steps)
     )
+
+
+def leapt(found: Validation) -> int | None:
+    """The evaluation at which the validation leapt `LEAP`-fold and stayed, while the training loss did not move.
+
+    Weights that fit the training data as well as before do not lose what they knew between two evaluations: what
+    evaluation adds to them has changed, such as running statistics of a normalisation.
+
+    Args:
+        found: The evaluations.
+
+    Returns:
+        Its index; None where there is none.
+    """
+    values, train = found.track.values, found.train
+    if values.min() <= 0:
+        return None
+    at = int(np.argmax(values[1:] / values[:-1])) + 1
+    moved = train[at] > 2 * np.nanmedian(train[max(0, at - 3) : at])
+    stayed = float(np.median(values[at:])) > LEAP / 3 * values[at - 1]
+    return at if values[at] > LEAP * values[at - 1] and stayed and not moved else None
 
 
 def beside(loss: Track, steps: np.ndarray) -> np.ndarray:

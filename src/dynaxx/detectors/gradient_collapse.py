@@ -41,12 +41,12 @@ class GradientCollapse(Detector):
         if len(norms) < 3 * ROWS:
             raise NotApplicable(f"grad_norm has {len(norms)} finite rows; {3 * ROWS} are needed")
         values = norms.values if norms.values.ndim == 2 else norms.values[:, None]
-        alive = values[: len(values) - ROWS].max(axis=0, initial=0.0) > 0
-        if not alive.any():
-            raise NotApplicable("no layer ever had a gradient: nothing can collapse")
-        values = values[:, alive]
         stride = max(1, len(values) // 1000)
         usual = np.quantile(values[:-ROWS:stride], 0.75, axis=0)
+        alive = usual > 0
+        if not alive.any():
+            raise NotApplicable("no layer has a gradient in a quarter of the steps: nothing can collapse")
+        values, usual = values[:, alive], usual[alive]
         now = np.median(values[-ROWS:], axis=0)
         ratio = float(np.max(now / np.maximum(usual, 1e-300)))
         level = float(np.median(loss.values[-ROWS:]))

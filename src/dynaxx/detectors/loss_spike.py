@@ -23,6 +23,9 @@ AGAIN = Threshold(
 )
 ONCE = 0.6
 """Share of a rise in one step above which it came at once."""
+NOWHERE = 8.0
+"""The first high loss over the largest of the 64 before it, from which it came at once whatever followed: of the rescue
+suite's rates too high none begins above 1.6, of its batches scaled a hundredfold all do."""
 CLEAR = 2.0
 """Rises by less than this factor are too near to the noise to tell how they came."""
 BEFORE = 5
@@ -137,9 +140,13 @@ def _causes(run: Log, loss: Track, spike: Spike, found: list[Spike]):  # noqa: A
     lag = lagging(Suspect("preconditioner_lag", 0.2, (clip(why), raise_epsilon(why))), run, first - 20, last)
     lag.weigh(spike.lasting, 2, "the loss stays high after the batch has gone", against=0.3)
     share = sudden(loss.values, spike.first, spike.peak)
-    at_once = share > ONCE if spike.lasting and spike.ratio > CLEAR else None
-    corrupt.weigh(at_once, 2, f"{share:.0%} of the rise came in one step", against=0.3)
-    hard.weigh(at_once, 2, f"{share:.0%} of the rise came in one step", against=0.3)
+    leap = _leap(loss, spike)
+    at_once = leap > NOWHERE or share > ONCE if spike.lasting and spike.ratio > CLEAR else None
+    said = (
+        f"its first loss is {leap:.3g} times the largest before" if leap > NOWHERE else f"{share:.0%} came in one step"
+    )
+    corrupt.weigh(at_once, 2, said, against=0.3)
+    hard.weigh(at_once, 2, said, against=0.3)
     rate.weigh(
         None if at_once is None else not at_once,
         3,
@@ -160,6 +167,12 @@ def _causes(run: Log, loss: Track, spike: Spike, found: list[Spike]):  # noqa: A
     for suspect, data in ((hard, True), (corrupt, True), (rate, False), (lag, False), (plan, False), (shift, True)):
         suspect.weigh(None if again is None else bool(again) == data, 6, _said(again), against=0.15)
     return ranked(hard, corrupt, rate, plan, lag, shift)
+
+
+def _leap(loss: Track, spike: Spike) -> float:
+    """The first high loss over the largest of the 64 before it."""
+    before = loss.values[max(0, spike.first - 64) : spike.first]
+    return float(loss.values[spike.first] / before.max()) if len(before) and before.max() > 0 else 1.0
 
 
 def _said(again: bool | None) -> str:

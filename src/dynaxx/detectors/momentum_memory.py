@@ -26,7 +26,7 @@ class MomentumMemory(Detector):
     rate shows only after so many steps. In gradient descent with momentum it multiplies the rate as well.
     """
 
-    code = "D8"
+    code = "D38"
     title = "momentum remembers too long"
     reads = (LOSS,)
 

@@ -7,7 +7,7 @@ from dynaxx.detectors._acts import advice, scale_rate, stop
 from dynaxx.detectors._facts import checked, group
 from dynaxx.detectors._progress import opening
 from dynaxx.detectors._read import LOSS, VALIDATION, unbroken
-from dynaxx.detectors._validation import Validation, accuracy, need_fall, still_better, validation
+from dynaxx.detectors._validation import Validation, accuracy, leapt, need_fall, still_better, validation
 from dynaxx.detectors._weigh import Suspect, ranked
 from dynaxx.numerics.two_sample import rank_shift
 
@@ -59,6 +59,8 @@ class Overfitting(Detector):
         """Compare the last evaluations with the best, else with the training loss."""
         found = validation(run)
         need_fall(found)
+        if leapt(found) is not None:
+            return None  # nothing is memorised between two evaluations: `train_eval_gap` speaks of it
         apart = _apart(run, found)
         if apart is not None and apart.alarms:
             return apart

@@ -9,7 +9,7 @@ from dynaxx.detectors._acts import advice
 from dynaxx.detectors._facts import checked
 from dynaxx.detectors._progress import opening
 from dynaxx.detectors._read import LOSS, VALIDATION, unbroken
-from dynaxx.detectors._validation import need_fall, validation
+from dynaxx.detectors._validation import LEAP, Validation, leapt, need_fall, validation
 from dynaxx.detectors._weigh import Suspect, ranked
 from dynaxx.errors import NotApplicable
 
@@ -25,10 +25,10 @@ HIGH = Threshold(
     false_alarms="with BELOW",
 )
 HELD = Threshold(
-    value=0.3,
+    value=0.1,
     origin="an alarm only while the validation loss itself is above this share of its first value: strong dropout that "
     "generalises is a choice",
-    false_alarms="with BELOW",
+    false_alarms="0 of 99 healthy rescue runs at their ends: none passes BELOW and HIGH",
 )
 SAME = Threshold(
     value=1.5,
@@ -52,6 +52,9 @@ class TrainEvalGap(Detector):
             return self._same_batch(run, float(train), float(evaluation))
         found = validation(run)
         need_fall(found)
+        at = leapt(found)
+        if at is not None:
+            return self._leap(found, at)
         third = max(3, len(found.track) // 3)
         values, beside = found.track.values[-third:], found.train[-third:]
         if not np.isfinite(beside).all() or beside.min() <= 0:
@@ -87,6 +90,42 @@ class TrainEvalGap(Detector):
             test=Test(
                 text="Compute the loss of one batch in training and in evaluation mode: unlike, it is dropout or the "
                 "statistics; alike, the validation data are easier.",
+                check="eval_train_gap",
+            ),
+        )
+
+    def _leap(self, found: Validation, at: int) -> Finding:
+        step, last = int(found.track.steps[at]), int(found.track.steps[-1])
+        before, after = float(found.track.values[at - 1]), float(found.track.values[at])
+        why = (
+            f"validation went from {before:.4g} to {after:.4g} at step {step}, training stayed at {found.train[at]:.4g}"
+        )
+        modes = Suspect(
+            "train_eval_mismatch",
+            0.6,
+            (advice("Estimate the running statistics of the normalisation anew, by forward passes in training mode."),),
+        )
+        modes.why.append(why)
+        batch = Suspect("corrupted_batch", 0.35, (advice("Look at the inputs since the evaluation before."),))
+        shift = Suspect("data_shift", 0.15, (advice("Check that the validation data are the same as before."),))
+        return Finding(
+            code=self.code,
+            name="train_eval_gap",
+            title=f"the validation loss leapt {after / before:.3g}-fold at step {step}, and the training loss did not",
+            severity="warning",
+            spans=((step, last),),
+            evidence=(
+                Evidence(
+                    text=why,
+                    columns=(found.track.name, "loss"),
+                    steps=(step, last),
+                    value=after / before,
+                    threshold=LEAP,
+                ),
+            ),
+            causes=ranked(modes, batch, shift),
+            test=Test(
+                text="Compute the loss of one batch in both modes: unlike, it is the running statistics.",
                 check="eval_train_gap",
             ),
         )

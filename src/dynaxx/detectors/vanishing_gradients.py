@@ -6,6 +6,7 @@ from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Remedy
 from dynaxx.detectors._depth import WINDOW, depth
 from dynaxx.detectors._facts import adaptive, matrices
 from dynaxx.detectors._read import QUIETLY, end_of, fallen, rows
+from dynaxx.detectors._remedies import NORMALISE
 from dynaxx.detectors._spans import stretches, within
 from dynaxx.detectors._weigh import ranked, suspect
 
@@ -128,7 +129,9 @@ def _causes(run: Log, level: np.ndarray, spans: tuple[tuple[int, int], ...]) -> 
             0.4 if max(saturated, dead) >= 0.5 or shrinking >= 2 else 1.0,
             why=f"{steady:.0%} of the layers have smaller gradients than the next one",
             remedies=(
-                Remedy(text="Replace sigmoid or tanh by ReLU or GELU, add skip connections or normalisation."),
+                Remedy(text="Replace sigmoid or tanh by ReLU or GELU, add skip connections or normalisation.")
+                if _saturable(run)
+                else NORMALISE,
                 scale,
             ),
         ),
@@ -154,6 +157,13 @@ def _causes(run: Log, level: np.ndarray, spans: tuple[tuple[int, int], ...]) -> 
             why=f"up to {dead:.0%} of a layer's units are dead",
             remedies=(Remedy(text="Use a leaky activation and re-initialise the dead layers."),),
         ),
+    )
+
+
+def _saturable(run: Log) -> bool:
+    """Whether the model has activations with flat ends, as far as the log tells."""
+    return "activations.saturated" not in run.columns or bool(
+        np.isfinite(rows(run, "activations.saturated").values).any()
     )
 
 

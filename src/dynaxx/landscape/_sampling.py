@@ -25,8 +25,8 @@ class Sampler:
     """Losses on the slice that directions span at an objective's point.
 
     Each loss is that of all examples of the objective with the same random numbers; buffers that a forward changes are
-    put back before the next. The sums θ + Σ αₖ dₖ are taken anew for every point, so that nothing accumulates; where only
-    the last coordinate differs from the point before, that is one addition.
+    put back before the next. The sums θ + Σ αₖ dₖ are taken anew for every point, so that nothing accumulates; where
+    only the last coordinate differs from the point before, that is one addition.
 
     Args:
         objective: The loss and the point.

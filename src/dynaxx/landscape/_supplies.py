@@ -20,6 +20,7 @@ from dynaxx.core.snapshot import Snapshot
 from dynaxx.core.task import Task
 from dynaxx.errors import BadInput, CorruptData, DynaxxWarning
 from dynaxx.landscape._point import Point, fresh_model, read_checkpoint
+from dynaxx.landscape._run_names import run_names
 
 _SHOWN = 5
 
@@ -82,13 +83,14 @@ def _other(there: Point) -> Mapping[str, Tensor] | None:
 
 def _trajectory(there: Point) -> Sequence[Snapshot] | None:
     """Run by run, each oldest first. Every byte of a snapshot is checked when it is loaded, not before."""
-    runs = [folder for folder in (there.run, *there.along) if folder is not None]
+    runs = list(dict.fromkeys(folder for folder in (there.run, *there.along) if folder is not None))
     model = there.objective.model
 
     def snapshot(run: str, info: CheckpointInfo) -> Snapshot:
         return Snapshot(step=info.step, run=run, load=lambda: _weights(_loaded(info), model, str(info.path)))
 
-    return [snapshot(str(run), info) for run in runs for info in _checkpoints(run)] if runs else None
+    named = zip(run_names(runs), runs, strict=True)
+    return [snapshot(name, info) for name, run in named for info in _checkpoints(run)] if runs else None
 
 
 def _checkpoints(run: Path) -> Sequence[CheckpointInfo]:

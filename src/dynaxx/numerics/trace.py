@@ -196,7 +196,7 @@ def _xtrace(operator: Operator, budget: int, seed: int) -> tuple[Estimate, Estim
     matrices. In the basis Q, ωᵢ has coordinates W, Aωᵢ has R, and A has H; AQ has the Gram matrix G.
     """
     space, count = operator.space, budget // 2
-    omega = space.random(count, seed=seed)
+    omega = space.random(count, seed=seed, kind="rademacher")
     images = operator(omega)
     basis, r = orthonormal(space, images)
     second = operator(basis)
@@ -206,10 +206,8 @@ def _xtrace(operator: Operator, budget: int, seed: int) -> tuple[Estimate, Estim
     s = torch.linalg.inv(r).T if len(basis) == count else torch.zeros_like(r)
     s = torch.nn.functional.normalize(s, dim=0)
     v = w - s * (s * w).sum(0)
-    norms = space.norms(omega).double().cpu().square() - v.square().sum(0)
-    scale = (space.numel - len(basis) + (len(basis) == count)) / norms  # E‖(I − P)ω‖² over its value: less variance
     forms = space.gram(omega, images).double().cpu().diagonal() - 2 * (v * r).sum(0) + (v * (h @ v)).sum(0)
     lengths = r.square().sum(0) - 2 * (v * (h @ r)).sum(0) + (v * (g @ v)).sum(0)
     inside = h.trace() - (s * (h @ s)).sum(0)
     squares = g.trace() - (s * (g @ s)).sum(0)
-    return mean(inside + scale * forms, widen=SHARED), mean(squares + scale * lengths, widen=SHARED)
+    return mean(inside + forms, widen=SHARED), mean(squares + lengths, widen=SHARED)

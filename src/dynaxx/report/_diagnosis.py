@@ -54,11 +54,13 @@ def _causes(found: Diagnosis) -> Table:
             CAUSES[cause.name],
             f"{cause.confidence:.0%}",
             ", ".join(name.replace("_", " ") for name in cause.findings),
+            ", ".join(CAUSES[symptom.name] for symptom in found.symptoms(cause.name)),
             cause.remedies[0].text if cause.remedies else "",
         )
-        for cause in found.causes[:5]
+        for cause in found.roots[:5]
     )
-    return Table(title="Most likely causes", header=("because", "confidence", "seen in", "what to do"), rows=rows)
+    header = ("because", "confidence", "seen in", "which brings about", "what to do")
+    return Table(title="Most likely causes", header=header, rows=rows)
 
 
 def _findings(found: Diagnosis) -> Table:

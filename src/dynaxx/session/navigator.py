@@ -21,9 +21,10 @@ WINDOW = 20_000
 FIRST = 20
 """Steps between looks until the interval is set: a rate far too high has ruined a run within the first hundred."""
 NEAREST, FARTHEST = 10, 50
-"""Bounds of the interval in steps of a run that acts; the farther one is a fiftieth of the planned steps where that is
-more: fifty looks are what acting in time takes, also where they cost more than their share. One that only advises keeps
-to its share: at the end it is diagnosed in any case."""
+"""Smallest interval in steps, and the one where the time of a step is not known."""
+ACTING = 0.05
+"""Least share of the time that looks of a run that acts may take: what is found late costs more than that. The first
+hundred steps, with a look every twentieth, are exempt. A run that only advises keeps to its share of the budget."""
 STUCK = (3, 10, 30)
 """Updates left out in a row at which the navigator looks out of turn: the steps by which it is called stand still."""
 HOPELESS = 100
@@ -103,6 +104,12 @@ class Navigator:
         """All that was found at the last look, worst first."""
         return self._diagnosing.findings
 
+    @property
+    def ending(self) -> int | None:
+        """The step at which a run that acts began its last stretch; None while no end is in sight."""
+        state = self._state["controllers"].get("converge") if self.mode == "act" else None
+        return None if state is None else state["since"]
+
     def due(self, step: int) -> bool:
         """Whether this step is one of those at which it looks.
 
@@ -157,17 +164,15 @@ class Navigator:
 
         Args:
             step_seconds: Of a step without measuring.
-            share: Of it that diagnosing may take.
+            share: Of it that diagnosing may take; a run that acts may take 5 % at least.
 
         Returns:
-            Steps, at least 10; of a run that acts at most max(50, steps / 50), also where that takes more than the
-            share. A run that only advises waits longer after a look that took longer.
+            Steps, at least 10. A run that only advises waits longer after a look that took longer; one that acts keeps
+            the interval, so that a resumed run looks at the same steps.
         """
-        wanted = max(NEAREST, math.ceil(self.seconds / (share * step_seconds)) if step_seconds > 0 else FARTHEST)
-        if self.mode != "act":
-            self._afford = share * step_seconds if step_seconds > 0 else None
-            return wanted
-        return min(wanted, max(FARTHEST, (self._around.steps or 0) // FARTHEST))
+        afford = (max(share, ACTING) if self.mode == "act" else share) * step_seconds
+        self._afford = afford if afford > 0 and self.mode != "act" else None
+        return max(NEAREST, math.ceil(self.seconds / afford) if afford > 0 else FARTHEST)
 
     @property
     def seconds(self) -> float:

@@ -103,6 +103,8 @@ class Steering:
         self._parts = parts
         self._save = save
         self._begun = False
+        self.event = parts.event
+        """Writes an event at the present step."""
         self.recent = Recent(keep=mode != "off")
         self.rollbacks = Rollback(
             training=parts.training,
@@ -192,6 +194,11 @@ class Steering:
         """
         due = self._parts.saving.policy.due(self._parts.live.step, time.monotonic(), validation)
         return self._parts.training.from_first(due)
+
+    @property
+    def ending(self) -> int | None:
+        """The step at which the last stretch of a run that converges began; None while no end is in sight."""
+        return None if self.navigator is None else self._parts.training.from_first(self.navigator.ending)
 
     def finish(self) -> None:
         """Diagnose a last time, for the log."""

@@ -12,19 +12,17 @@ class Trace:
     """Looks at the scale of a step's batches, and keeps the buffers that forwards change from before them.
 
     A batch of NaN leaves NaN in the running statistics of a batch normalisation for good, and one a hundredfold too
-    large shifts them for dozens of steps, whatever becomes of its gradient. Kept are the buffers that a forward has
-    been seen to change in place: one copy of them a step, nothing for tables and masks. What a model keeps elsewhere
-    is not put back.
+    large shifts them for dozens of steps, whatever becomes of its gradient. Kept are the buffers that the first step
+    was seen to change, not tables and masks: one copy of them a step. What a model keeps elsewhere is not put back.
 
     Args:
         buffers: The model's, as they are now; one that is replaced by another tensor later on is none of them.
     """
 
     def __init__(self, buffers: Iterable[Tensor]) -> None:
-        self._still = list(buffers)
-        self._versions: list[int] | None = None
-        self._moving: list[Tensor] = []
+        self._buffers = list(buffers)
         self._kept: list[Tensor] = []
+        self._chosen = False
 
     def begins(self, batch: StepBatch, first: Tensor | None) -> None:
         """A training forward of a step begins.
@@ -41,20 +39,20 @@ class Trace:
 
     def put_back(self) -> None:
         """The step's update was left out: its batches leave no trace in the buffers."""
-        if self._moving:
+        if self._kept:
             with torch.no_grad():
-                torch._foreach_copy_(self._moving, self._kept)
+                torch._foreach_copy_(self._buffers, self._kept)
 
     def _keep(self) -> None:
-        versions = [buffer._version for buffer in self._still]
-        if self._versions is not None and versions != self._versions:
-            changed = [now != before for now, before in zip(versions, self._versions, strict=True)]
-            found = [buffer for buffer, moved in zip(self._still, changed, strict=True) if moved]
-            self._moving += found
-            self._kept += [torch.empty_like(buffer) for buffer in found]
-            self._still = [buffer for buffer, moved in zip(self._still, changed, strict=True) if not moved]
-            versions = [buffer._version for buffer in self._still]
-        self._versions = versions
-        if self._moving:
+        if not self._kept:
+            self._kept = [buffer.detach().clone() for buffer in self._buffers]
+            return
+        if not self._chosen:  # their versions do not tell: batch normalisation writes past them
+            self._chosen = True
+            pairs = zip(self._buffers, self._kept, strict=True)
+            moving = [(buffer, kept) for buffer, kept in pairs if not torch.equal(buffer, kept)]
+            self._buffers, self._kept = [b for b, _ in moving], [k for _, k in moving]
+        if self._kept:
             with torch.no_grad():
-                torch._foreach_copy_(self._kept, self._moving)
+                torch._foreach_copy_(self._kept, self._buffers)
+

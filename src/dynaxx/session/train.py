@@ -22,6 +22,7 @@ from dynaxx.core.navigation import Mode
 from dynaxx.core.task import Task, derive_seed
 from dynaxx.errors import BadInput
 from dynaxx.session.beginning import begin_from, best_of, finite_start, same_settings
+from dynaxx.session.ending import KEEP, end
 from dynaxx.session.interrupts import interruptible
 from dynaxx.session.moments import OFTEN, Due
 from dynaxx.session.recipe import Method, Recipe
@@ -72,6 +73,7 @@ class Outcome:
         best: The smallest val_loss and its step.
         overhead: Share of the step time that measuring took.
         why: Why the run stopped.
+        blend: Of a run that had converged: what became of the blend of its last checkpoints (`session.ending`).
     """
 
     run: str
@@ -84,6 +86,7 @@ class Outcome:
     best: Mapping[str, float] = field(default_factory=dict[str, float])
     overhead: float = 0.0
     why: str | None = None
+    blend: Mapping[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The outcome as plain data."""
@@ -209,6 +212,8 @@ def train(
         if outcome.status == "finished" and method.averager is not None and method.averager.ready:
             with averaged(task, model, method.averager, plan.order_seed):
                 save_model(model, str(run.dir / AVERAGED))
+        if outcome.status == "stopped" and (since := run.steering.ending) is not None:
+            outcome = replace(outcome, blend=end(task, run, since))
         run.close(outcome.status)
     return replace(outcome, best=best_of(run.dir))
 
@@ -289,10 +294,11 @@ def _loop(
                 run.log(**latest, **samples.take(model))
                 history.append((run.step, latest["val_loss"]))
             status = "interrupted" if interrupted.is_set() else "stopped" if run.stopping else status
-            why = plan.saves(run, history)
+            ending = run.steering.ending if fresh or run.stopping else None
+            why = "ending" if ending is not None else plan.saves(run, history)
             if why is not None or status != "finished":
-                beside = plan.checkpoints is None and status == "finished" and run.step < plan.steps
-                run.save(keep=plan.keep, wait=not beside, **latest)
+                beside = plan.checkpoints is None and ending is None and status == "finished" and run.step < plan.steps
+                run.save(keep=plan.keep if ending is None else max(KEEP, plan.keep), wait=not beside, **latest)
             progress(Progress(step=run.step, steps=plan.steps, loss=loss, rate=rate, validation=latest, fresh=fresh))
             rate = _rate(optimizer) * method.factor  # the scheduler has moved on: this is the next step's
             if run.step >= plan.steps or status != "finished":

@@ -22,7 +22,7 @@ from dynaxx.landscape.spectrum import Spectrum
 from dynaxx.landscape.trajectory_map import TrajectoryMap
 from dynaxx.survey._ground import Found, Ground, TooDear
 from dynaxx.survey.budget import SHARES, passes
-from dynaxx.survey.comparison import compare
+from dynaxx.survey.comparison import RATES, compare
 from dynaxx.survey.fleet import Fleet, member_steps, run_fleet
 from dynaxx.survey.member import Member, product
 from dynaxx.survey.proxies import scale_down, search
@@ -49,8 +49,6 @@ LONGEST = 0.25
 """Of the planned steps, for one training of a scan: a map of a short training has few, long ones."""
 SEEDS = 2
 """Of each optimizer that is compared: the least that shows a spread."""
-COMPARED = ("soap", "muon")
-"""Optimizers that a fleet tries beside the task's own: those that the field's yardsticks put first."""
 
 
 def granted(name: str, total: float) -> float:
@@ -112,23 +110,25 @@ def sensitivity(ground: Ground, total: float) -> Found:
 
 
 def fleet(ground: Ground, total: float) -> Found:
-    """Other optimizers at the best rate, against the task's own, over seeds; each with its whole schedule."""
-    factor, rate = _best_rate(ground)
+    """Other optimizers against the task's own, seed by seed, in trainings as long as those of the scan."""
     own = type(ground.task.optimizer(ground.task.model())).__name__.lower()
     if "adam" not in own:
         raise NotApplicable(
-            f"the task's optimizer is {own}, whose rates do not carry over to {' and '.join(COMPARED)}: "
+            f"the task's optimizer is {own}, whose rates do not carry over to {' and '.join(RATES)}: "
             "each would need a scan of its own."
         )
-    count = SEEDS * (1 + len(COMPARED))
-    steps = member_steps(ground.task.steps, count, total - _evaluations(ground, count, 2))
-    if steps < LONG:
-        needed = count * LONG + _evaluations(ground, count, 2)
-        raise TooDear(f"to compare optimizers takes about {needed:.0f} passes; {total:.0f} are left for it.")
-    common: dict[str, Any] = {"steps": steps, "seeds": range(SEEDS), "size": ground.task.size, "evaluations": 1}
+    yardstick = _yardstick(ground)
+    one, steps = yardstick[0].member, yardstick[0].steps
+    # Seeds that the scan has trained at this rate are the same members, and cost nothing.
+    fresh = len(set(range(SEEDS)) - {result.member.seed for result in yardstick})
+    names = _affordable(ground, steps, fresh, total)
+    rate = one.rate * _own_rate(ground)
+    common: dict[str, Any] = {"steps": steps, "seeds": range(SEEDS), "size": ground.task.size}
+    common |= {"signals": SIGNALS, "evaluations": 1}
+    words = tuple(f"{name}:lr={rate * RATES[name]:.6g}" for name in names)
     members = [
-        *product(ground.spec, rates=(factor,), **common),
-        *product(ground.spec, optimizers=tuple(f"{name}:lr={rate:.6g}" for name in COMPARED), **common),
+        *product(ground.spec, rates=(one.rate,), **common),
+        *product(ground.spec, optimizers=words, **common),
     ]
     done = run_fleet(members, ground.fleet, engine=ground.engine, progress=ground.progress)
     return Found(chart=compare(done, title=_title(ground, steps)), members=_folders(done))
@@ -272,12 +272,25 @@ def _own_rate(ground: Ground) -> float:
     return max(float(group["lr"]) for group in optimizer.param_groups)
 
 
-def _best_rate(ground: Ground) -> tuple[float, float]:
-    """The scan's best rate, as a factor on the task's own, and as it is."""
-    chart = ground.charts.get("sensitivity")
-    if chart is None:
+def _affordable(ground: Ground, steps: int, own: int, total: float) -> tuple[str, ...]:
+    """The optimizers that there are passes for, beside so many trainings of the task's own."""
+    each = steps + _evaluations(ground, 1, 2)
+    most = math.floor((total / each - own) / SEEDS)
+    if most < 1:
+        needed = (SEEDS + own) * each
+        raise TooDear(f"to compare {next(iter(RATES))} takes about {needed:.0f} passes; {total:.0f} are left for it.")
+    return tuple(RATES)[:most]
+
+
+def _yardstick(ground: Ground) -> list[Result]:
+    """The scan's trainings at the rate of its grid that ended lowest, by seed."""
+    by_rate: dict[float, list[Result]] = {}
+    for result in ground.results("sensitivity"):
+        by_rate.setdefault(result.member.rate, []).append(result)
+    good = {rate: each for rate, each in by_rate.items() if not any(result.diverged for result in each)}
+    if not good:
         raise NotApplicable("no scan of learning rates was made, so there is no rate to compare optimizers at.")
-    return chart["rate"], chart["learning_rate"]
+    return min(good.values(), key=lambda each: math.fsum(result.final for result in each) / len(each))
 
 
 def _evaluations(ground: Ground, members: int, each: int) -> float:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from dynaxx.core.chart import Chart
 from dynaxx.errors import BadInput
 from dynaxx.survey._ground import Ground
-from dynaxx.survey.comparison import CLEAR
+from dynaxx.survey.comparison import CHANCE, RATES
 from dynaxx.survey.plan import Plan, PlannedBatch, PlannedOptimizer, PlannedPhase, PlannedRate, PlannedTask
 from dynaxx.survey.terrain import EDGE, FLAT_VALLEY, RAVINE, RUGGED, SHARP, SMOOTH_BOWL, Reading, Terrain
 
@@ -91,6 +91,9 @@ def advise(
     evidence["approach"] = f"{approach.name}: {'; '.join(approach.why)}."
     optimizer, phases = composed(approach, circumstances, optimizer, task.steps)
     rate = _rate(charts, evidence, unknown)
+    if (times := RATES.get(optimizer.name, 1.0)) != 1.0:
+        rate = _scaled(rate, times)
+        evidence["learning_rate"] += f" For {optimizer.name} {times:g} times that, as it was compared."
     batch = _batch(task.batch_size, ground.weight / task.batch_size, charts, evidence, unknown)
     unknown.append("weight_decay: its effect shows late in a training; the task's own is kept.")
     return Plan(
@@ -193,6 +196,13 @@ def _rate(charts: Mapping[str, Chart], evidence: dict[str, str], unknown: list[s
     return PlannedRate()
 
 
+def _scaled(rate: PlannedRate, times: float) -> PlannedRate:
+    """The rate and its interval for an optimizer whose rates are a multiple of the task's own."""
+    parts = {name: None if part is None else part * times for name, part in
+             (("peak", rate.peak), ("low", rate.low), ("high", rate.high))}  # fmt: skip
+    return replace(rate, **parts)
+
+
 def _optimizer(charts: Mapping[str, Chart], evidence: dict[str, str], unknown: list[str]) -> PlannedOptimizer:
     """Another optimizer only where it was measured to be ahead."""
     chart = charts.get("fleet")
@@ -202,8 +212,11 @@ def _optimizer(charts: Mapping[str, Chart], evidence: dict[str, str], unknown: l
     finals = {name.partition(".")[2]: value.value for name, value in chart.values.items() if name.startswith("final.")}
     best = min(finals, key=lambda name: finals[name])
     said = ", ".join(f"{name} {value:.4g}" for name, value in finals.items())
-    if best != "task" and chart["lead"] >= CLEAR:
-        evidence["optimizer"] = f"{best} ends lowest by {chart['lead']:.1f} standard errors: {said}; {chart.title}."
+    if best != "task" and chart["chance"] <= CHANCE:
+        evidence["optimizer"] = (
+            f"{best} ends lowest, by {chart.values['ahead']} on the same seeds (by luck in {chart['chance']:.0%} of "
+            f"such comparisons): {said}; {chart.title}."
+        )
         return PlannedOptimizer(name=best)
     evidence["optimizer"] = f"none is clearly ahead of the task's own, which is kept: {said}; {chart.title}."
     return PlannedOptimizer()

@@ -206,8 +206,8 @@ class WeightFlip(Incident):
     """One weight jumps to a huge value between two steps, as a flipped bit of its exponent does."""
 
     name = "weight_flip"
-    codes = ("D6", "D7", "D5", "D2", "D23")
-    causes = ("corrupted_batch", "overflow", "exploding_gradients")
+    codes = ("D39", "D6", "D7", "D5", "D2", "D23")
+    causes = ("weights_overwritten",)
     repairable = True
 
     def __init__(self, random: Random) -> None:

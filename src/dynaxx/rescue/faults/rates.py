@@ -65,7 +65,7 @@ class MomentumTooHigh(Fault):
     """The momentum is so high that the weights overshoot."""
 
     name = "momentum_too_high"
-    codes = ("D8", "D7", "D5", "D6", "D10", "D12", "D9", "D30", "D37")
+    codes = ("D38", "D8", "D7", "D5", "D6", "D10", "D12", "D9", "D30", "D37")
     causes = ("momentum_too_high", "learning_rate_too_high")
     repairable = True
 
