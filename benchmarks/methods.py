@@ -20,6 +20,7 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
+from dynaxx.errors import NotApplicable
 from methods_contenders import CONTENDERS, trained
 from scipy.stats import t as student
 
@@ -146,7 +147,12 @@ def table(kept: Kept, name: str) -> None:
     targets = [row["loss"] for row in base]
     pace = statistics.median(row["seconds"] / STEPS[name] for row in base)
     print(f"\n{name}: AdamW, rate {rate:.3g}, decay {decay:g}, {STEPS[name]} steps: {interval(targets)} nats")
-    scores = [scored(kept, name, who, targets) for who in CONTENDERS if who != "adamw"]
+    scores: list[Score] = []
+    for who in [each for each in CONTENDERS if each != "adamw"]:
+        try:
+            scores.append(scored(kept, name, who, targets))
+        except NotApplicable as reason:
+            print(f"{who} is left out: {reason}.")
     peers = [s for s in scores if CONTENDERS[s.who].peer and not any(map(math.isnan, s.shares))]
     rival = min(peers, key=lambda s: statistics.fmean(s.shares)) if peers else None
     print(f"| method | rate | decay | steps to AdamW's loss / AdamW's | over {rival.who if rival else 'no peer'}'s | time per step | time |")

@@ -16,7 +16,8 @@ from dynaxx.averaging import recompute_batch_norm
 from dynaxx.core.isolation import isolated_random
 from dynaxx.core.loop import epoch_seed, evaluate, train_steps, validation_seed
 from dynaxx.core.task import Task, derive_seed
-from dynaxx.phases import read_phases
+from dynaxx.errors import NotApplicable
+from dynaxx.phases.phase import read_phases
 from dynaxx.schedules import as_scheduler
 from dynaxx.schedules.constant import Constant
 from dynaxx.schedules.linear_decay import LinearDecay
@@ -80,6 +81,8 @@ def torch_muon(momentum: float) -> Callable[[nn.Module, float, float], Both]:
         # The last matrix is the head of every one of the tasks, biases behind it or not.
         last = [n for n, p in named if p.dim() == 2][-1]
         hidden = [p for n, p in named if p.dim() == 2 and n != last and "embed" not in n]
+        if not hidden:
+            raise NotApplicable("torch.optim.Muon takes matrices only, and every hidden layer is a convolution")
         chosen = {id(p) for p in hidden}
         rest = groups([p for _, p in named if id(p) not in chosen], decay)
         return Both(
@@ -114,12 +117,20 @@ def rates(middle: float) -> tuple[float, ...]:
     return tuple(middle * 2.0**k for k in range(-2, 3))
 
 
+MUON = "optimizer=muon:lr=LR,weight_decay=WD,betas=(0.9,0.99),momentum="
 CONTENDERS: dict[str, Contender] = {
     "adamw": Contender(rates=rates(5e-3), peer=True, make=adamw),
     "torch_muon": Contender(rates=rates(1e-2), peer=True, make=torch_muon(0.95)),
+    "torch_muon_0.8": Contender(rates=rates(1e-2), peer=True, make=torch_muon(0.8)),
     "peer_soap": Contender(rates=rates(6e-3), peer=True, make=peer_soap),
     "schedule_free": Contender(rates=rates(1e-2), peer=True),
+    "muon_phases": Contender(
+        rates=rates(1e-2),
+        words={"phases": f"quick until=0.2 {MUON}0.7; middle until=0.45 {MUON}0.8; settle {MUON}0.9"},
+    ),
 }
+"""torch_muon_0.8 has had its momentum tuned besides, by the trainings that muon_phases was found with: it shows what
+phases add to a momentum that fits so short a training, which torch's 0.95 does not."""
 
 
 class Endless:

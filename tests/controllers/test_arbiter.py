@@ -80,11 +80,11 @@ def test_what_is_healthy_or_too_early_is_left_alone(nav, name, cause, step, seve
 @pytest.mark.parametrize(
     ("name", "arguments", "word"),
     [
-        ("learning_rate", {"factor": 30.1}, "outside"),
+        ("learning_rate", {"factor": 10_001}, "outside"),
         ("learning_rate", {"factor": 0.0009}, "outside"),
         ("learning_rate", {}, "cannot be read"),
-        ("accumulate", {"batches": 64, "rate": 64}, "outside"),
-        ("rollback", {"before": 100, "then": [{"name": "learning_rate", "arguments": {"factor": 31}}]}, "outside"),
+        ("accumulate", {"batches": 64, "rate": 10_001}, "outside"),
+        ("rollback", {"before": 100, "then": [{"name": "learning_rate", "arguments": {"factor": 10_001}}]}, "outside"),
         ("gradient_scale", {"factor": 2.0}, "not scaled up"),
         ("layer_rates", {"factors": {"a": 5.0, "b": 0.4}}, "more than 10"),
         ("layer_rates", {"factors": {"a": 11.0}}, "more than 10"),  # the others keep 1

@@ -54,8 +54,7 @@ def train(make, steps, *, every=50, width=100, exact=False):
             continue
         found = preconditioning(optimizer, hessian.space)
         tracker.operator = found.operator(hessian)
-        gradient = hessian.space.flatten([p.grad for p in model.parameters()])
-        value = float(tracker.measure((gradient * found.scale)[None]).values[0])
+        value = float(tracker.measure().values[0])
         ratios.append(value / found.threshold)
         if step == every:
             cold = tracker.products

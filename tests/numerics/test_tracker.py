@@ -63,7 +63,6 @@ def test_a_hint_shows_what_no_kept_vector_can():
     tracker = CurvatureTracker(operator)
     tracker.measure()
     operator.values[-1] = 9.0
-    tracker._hard = True  # as after an unsettled measurement
     found = tracker.measure(operator.basis[:, -1:].T + 0.01)
     assert float(found.values[0]) == pytest.approx(9.0, rel=1e-3)
 

@@ -9,7 +9,14 @@ from torch import nn
 from dynaxx import open_run
 from dynaxx.core.task import Task
 from dynaxx.session.ending import BLENDED
+from dynaxx.session.navigator import Navigator
 from dynaxx.session.train import train
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch):
+    """Steps of a millisecond would leave one look in thousands of them."""
+    monkeypatch.setattr(Navigator, "settle", lambda self, step_seconds, share: 20)
 
 
 class Floor(Task):
@@ -76,7 +83,7 @@ def test_a_run_that_falls_is_left_alone(tmp_path):
 
 @pytest.mark.slow
 def test_advice_changes_nothing(tmp_path):
-    outcome = train(Floor(), tmp_path / "run", name="floor", navigate="advise", checkpoints=1, quiet=True, budget=0.5)
+    outcome = train(Floor(), tmp_path / "run", name="floor", navigate="advise", checkpoints=1, quiet=True)
     assert outcome.status == "finished"
     said = [e for e in open_run(tmp_path / "run").events("decision") if e["proposal"]["controller"] == "converge"]
     assert {e["status"] for e in said} == {"advised"}

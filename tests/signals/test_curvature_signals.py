@@ -79,7 +79,7 @@ def test_trace_and_its_mean(bench, quadratic):
     found = bench(quadratic, sgd(quadratic, lr=0.0), "trace")
     steps = [stepped(found, quadratic) for _ in range(80)]
     errors = torch.stack([values["trace"] for values in steps]) - 15.5
-    assert len(set(errors.tolist())) == 80
+    assert len(set(errors.tolist())) > 70  # random signs: two draws may give the same number
     assert abs(float(errors.mean())) < 4 * float(errors.std()) / 80**0.5
     told = float(torch.stack([values["trace.error"] for values in steps]).square().mean().sqrt())
     assert told == pytest.approx(float(errors.square().mean().sqrt()), rel=0.4)

@@ -95,6 +95,11 @@ def test_an_interval_across_the_threshold_counts_in_proportion():
     assert below.score(Reading(value=11.0, low=9.0, high=13.0)) == pytest.approx(-0.5)
 
 
+def test_a_class_is_not_named_without_what_it_needs():
+    """A trace that is not positive has no anisotropy: smooth lines alone make no ravine."""
+    assert terrain({"roughness": Reading(value=0.0), "negative_share": Reading(value=0.9)}).name is None
+
+
 def test_nothing_measured_is_no_class():
     found = terrain({"anisotropy": Reading(value=float("nan"))})
     assert (found.name, found.confidence) == (None, 0.0)

@@ -1,6 +1,8 @@
 """Hold the learning rate within bounds for a while, wherever the loop's own schedule takes it."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from dynaxx.core.contracts import Actuation
 from dynaxx.core.events import StepView
@@ -12,12 +14,14 @@ class RateBand(Actuation):
     """η ← min(max(η, least), most) for the step; put back right after it.
 
     The largest group decides, and all groups keep their proportions. Where the schedule stays within the bounds nothing
-    changes, so a jump is undone without knowing when it ends. The scheduler never sees it. A rate that is a tensor on
+    changes, so a jump is undone without knowing when it comes. The scheduler never sees it. A rate that is a tensor on
     an accelerator is waited for.
 
     Args:
         least: Smallest rate of the largest group; 0: none. A rate of exactly 0 is left alone.
         most: Its largest rate; None: none.
+        shape: Whether the schedule keeps its shape after it has exceeded `most`: η ← η · most / (its highest η so far),
+            so that a decay still decays.
 
     Raises:
         BadInput: A bound is out of range.
@@ -28,19 +32,29 @@ class RateBand(Actuation):
 
     of_gradient = False
 
-    def __init__(self, least: float = 0.0, most: float | None = None) -> None:
+    def __init__(self, least: float = 0.0, most: float | None = None, shape: bool = False) -> None:
         if not (math.isfinite(least) and least >= 0):
             raise BadInput(f"apply('rate_band', least=...) must be at least 0 and finite. Got {least}.")
         if most is not None and not (math.isfinite(most) and most > 0 and most >= least):
             raise BadInput(f"apply('rate_band', most=...) must be positive, finite and at least {least:g}. Got {most}.")
-        self.least, self.most = float(least), None if most is None else float(most)
+        self.least, self.most, self.shape = float(least), math.inf if most is None else float(most), bool(shape)
+        self._highest = self.most
 
     def __str__(self) -> str:
-        return f"learning rate within [{self.least:g}, {'∞' if self.most is None else format(self.most, 'g')}]"
+        return f"learning rate within [{self.least:g}, {'∞' if self.most == math.inf else format(self.most, 'g')}]"
 
     def before(self, step: StepView) -> None:
         """Put the factor into the step; the actuator applies the product of all of them."""
         rate = max((float(group["lr"]) for group in step.optimizer.param_groups if "lr" in group), default=0.0)
         if rate > 0:
-            held = min(max(rate, self.least), math.inf if self.most is None else self.most)
-            step.rates = step.rates * RateFactors(reactive=held / rate)
+            self._highest = max(self._highest, rate)
+            above = rate * self.most / self._highest if self.shape and self._highest < math.inf else self.most
+            step.rates = step.rates * RateFactors(reactive=min(max(rate, self.least), above) / rate)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The highest rate so far; None where there is no upper bound."""
+        return {"highest": None if self._highest == math.inf else self._highest}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self._highest = math.inf if state.get("highest") is None else float(state["highest"])

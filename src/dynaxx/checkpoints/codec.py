@@ -132,29 +132,6 @@ class _Encoder:
         self.shards = shards
         self.tensors: dict[str, Tensor] = {}
         self.seen: dict[Any, dict[str, Any]] = {}
-        self.writers: dict[type, Callable[[Any, Path], Any]] = {
-            type(None): _itself,
-            bool: _itself,
-            int: lambda value, _: value if abs(value) < _EXACT_INT else {"$int": hex(value)},
-            float: lambda value, _: _float(value),
-            complex: lambda value, _: {"$complex": [_float(value.real), _float(value.imag)]},
-            str: lambda value, _: _string(value),
-            bytes: lambda value, _: {"$bytes": value.hex()},
-            bytearray: lambda value, _: {"$bytearray": value.hex()},
-            torch.dtype: lambda value, _: {"$dtype": str(value).removeprefix("torch.")},
-            torch.device: lambda value, _: {"$device": str(value)},
-            list: self.items,
-            tuple: lambda value, path: {"$tuple": self.items(value, path)},
-            torch.Size: lambda value, path: {"$size": self.items(value, path)},
-            # Sorted, so that equal states are equal files: a set's own order changes from process to process.
-            set: lambda value, path: {"$set": self.items(sorted(value, key=repr), path)},
-            frozenset: lambda value, path: {"$frozenset": self.items(sorted(value, key=repr), path)},
-            dict: self.mapping,
-            defaultdict: self.mapping,
-            OrderedDict: lambda value, path: {"$ordered": self.pairs(value, path)},
-            Counter: lambda value, path: {"$counter": self.pairs(value, path)},
-            np.ndarray: self.array,
-        }
 
     def node(self, value: Any, path: Path) -> Any:
         if len(path) > _DEPTH:
@@ -167,10 +144,10 @@ class _Encoder:
         if isinstance(value, np.generic) and value.dtype.names is None and not value.dtype.hasobject:
             return {"$scalar": value.tobytes().hex(), "dtype": value.dtype.str}
         # By exact type: a subclass (IntEnum, a named tuple, an EasyDict) would come back as something else.
-        writer = self.writers.get(type(value))
+        writer = _WRITERS.get(type(value))
         if writer is None:
             raise BadInput(f"{self.where(path)} is {_described(value)}: it cannot be stored. {_remedy(value)}")
-        return writer(value, path)
+        return writer(self, value, path)
 
     def items(self, values: Iterable[Any], path: Path) -> list[Any]:
         return [self.node(value, (*path, i)) for i, value in enumerate(values)]
@@ -261,9 +238,29 @@ class _Encoder:
         return self.root + "".join(f"[{key!r}]" for key in path)
 
 
-def _itself(value: Any, path: Path) -> Any:
-    del path
-    return value
+_WRITERS: dict[type, Callable[[_Encoder, Any, Path], Any]] = {
+    type(None): lambda encoder, value, path: value,
+    bool: lambda encoder, value, path: value,
+    int: lambda encoder, value, path: value if abs(value) < _EXACT_INT else {"$int": hex(value)},
+    float: lambda encoder, value, path: _float(value),
+    complex: lambda encoder, value, path: {"$complex": [_float(value.real), _float(value.imag)]},
+    str: lambda encoder, value, path: _string(value),
+    bytes: lambda encoder, value, path: {"$bytes": value.hex()},
+    bytearray: lambda encoder, value, path: {"$bytearray": value.hex()},
+    torch.dtype: lambda encoder, value, path: {"$dtype": str(value).removeprefix("torch.")},
+    torch.device: lambda encoder, value, path: {"$device": str(value)},
+    list: _Encoder.items,
+    tuple: lambda encoder, value, path: {"$tuple": encoder.items(value, path)},
+    torch.Size: lambda encoder, value, path: {"$size": encoder.items(value, path)},
+    # Sorted, so that equal states are equal files: a set's own order changes from process to process.
+    set: lambda encoder, value, path: {"$set": encoder.items(sorted(value, key=repr), path)},
+    frozenset: lambda encoder, value, path: {"$frozenset": encoder.items(sorted(value, key=repr), path)},
+    dict: _Encoder.mapping,
+    defaultdict: _Encoder.mapping,
+    OrderedDict: lambda encoder, value, path: {"$ordered": encoder.pairs(value, path)},
+    Counter: lambda encoder, value, path: {"$counter": encoder.pairs(value, path)},
+    np.ndarray: _Encoder.array,
+}
 
 
 def _float(value: float) -> Any:
@@ -303,23 +300,6 @@ class _Decoder:
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self.tensors = tensors
         self.made: dict[str, Tensor] = {}
-        self.readers: dict[str, Callable[[Any], Any]] = {
-            "$tuple": lambda body: tuple(self.items(body)),
-            "$set": lambda body: set(self.items(body)),
-            "$frozenset": lambda body: frozenset(self.items(body)),
-            "$size": lambda body: torch.Size(self.items(body)),
-            "$dict": lambda body: dict(self.pairs(body)),
-            "$ordered": lambda body: OrderedDict(self.pairs(body)),
-            "$counter": lambda body: Counter(dict(self.pairs(body))),
-            "$int": lambda body: int(body, 16),
-            "$float": lambda body: struct.unpack(">d", bytes.fromhex(body))[0],
-            "$complex": lambda body: complex(*self.items(body)),
-            "$str": lambda body: bytes.fromhex(body).decode("utf-8", "surrogatepass"),
-            "$bytes": bytes.fromhex,
-            "$bytearray": bytearray.fromhex,
-            "$dtype": lambda body: _DTYPES[body],
-            "$device": torch.device,
-        }
 
     def value(self, node: Any) -> Any:
         if isinstance(node, list):
@@ -334,7 +314,7 @@ class _Decoder:
             return self.tensor(node)
         if mark in ("$array", "$scalar"):
             return self.numpy(node)
-        return self.readers[mark](node[mark])
+        return _READERS[mark](self, node[mark])
 
     def items(self, body: list[Any]) -> list[Any]:
         return [self.value(item) for item in body]
@@ -364,6 +344,27 @@ class _Decoder:
             return np.ndarray((), dtype, buffer=data)[()]
         raw = self.tensors[node["$array"]].numpy()
         return np.ndarray(tuple(node["shape"]), dtype, buffer=raw.tobytes() or None).copy()
+
+
+# Outside the class: functions that an object holds of itself are a cycle, which keeps the tensors of a state alive until
+# the collector runs.
+_READERS: dict[str, Callable[[_Decoder, Any], Any]] = {
+    "$tuple": lambda decoder, body: tuple(decoder.items(body)),
+    "$set": lambda decoder, body: set(decoder.items(body)),
+    "$frozenset": lambda decoder, body: frozenset(decoder.items(body)),
+    "$size": lambda decoder, body: torch.Size(decoder.items(body)),
+    "$dict": lambda decoder, body: dict(decoder.pairs(body)),
+    "$ordered": lambda decoder, body: OrderedDict(decoder.pairs(body)),
+    "$counter": lambda decoder, body: Counter(dict(decoder.pairs(body))),
+    "$int": lambda _, body: int(body, 16),
+    "$float": lambda _, body: struct.unpack(">d", bytes.fromhex(body))[0],
+    "$complex": lambda decoder, body: complex(*decoder.items(body)),
+    "$str": lambda _, body: bytes.fromhex(body).decode("utf-8", "surrogatepass"),
+    "$bytes": lambda _, body: bytes.fromhex(body),
+    "$bytearray": lambda _, body: bytearray.fromhex(body),
+    "$dtype": lambda _, body: _DTYPES[body],
+    "$device": lambda _, body: torch.device(body),
+}
 
 
 def _described(value: Any) -> str:

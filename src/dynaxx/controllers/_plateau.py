@@ -12,6 +12,8 @@ from dynaxx.numerics.remaining_gain import remaining_gain
 
 ROWS = 10
 """Validation rows that a rest is judged by: with one evaluation every 2 % of a run, its last fifth."""
+HALF = 8
+"""Validation rows that the second half of the steps so far must hold."""
 MEDIANS = 40
 """Medians that a training loss is thinned to, where there is no validation: a bound from 780 slopes takes 1 ms."""
 
@@ -53,10 +55,10 @@ def may_gain(situation: Situation) -> float | None:
         at, values = _thinned(*rows(situation.run, column, situation.step // 2, situation.step))
     finite = np.isfinite(values) & (at > 0)
     at, values = at[finite], values[finite]
-    now = float(np.median(values[-ROWS // 2 :])) if len(values) else 0.0
-    if len(values) < ROWS or now == 0:
+    now = float(np.median(values[-HALF // 2 :])) if len(values) else 0.0
+    if len(values) < HALF or now == 0:
         return None
-    end = 1.1 * situation.step if situation.steps is None else situation.steps
+    end = 1.1 * situation.step if situation.steps is None else float(situation.steps)
     return remaining_gain(at, values, end).most / abs(now)
 
 

@@ -1,7 +1,5 @@
 """Settings that are set back to what is usual where they are the cause: momentum and Adam's ε."""
 
-from typing import Any
-
 from dynaxx.controllers._limits import limits
 from dynaxx.controllers._suspects import Suspect
 from dynaxx.core.navigation import Situation
@@ -60,14 +58,14 @@ def momentum(situation: Situation) -> float | None:
         The number, below 1; None where there is none.
     """
     groups = (situation.run.manifest.get("optimizer") or {}).get("groups") or ()
-    found = [value for group in groups if (value := _of(group)) is not None and value < 1]
-    return max(found, default=None)
-
-
-def _of(group: Any) -> float | None:
-    betas = group.get("betas")
-    value = betas[0] if isinstance(betas, list | tuple) and betas else group.get("momentum")
-    return float(value) if isinstance(value, float | int) and not isinstance(value, bool) else None
+    found: list[float] = []
+    for group in groups:
+        first = str(group.get("betas", group.get("momentum"))).strip("()[] ").partition(",")[0]  # written as text
+        try:
+            found.append(float(first))
+        except ValueError:
+            continue
+    return max((value for value in found if 0 <= value < 1), default=None)
 
 
 def _long(situation: Situation) -> bool:

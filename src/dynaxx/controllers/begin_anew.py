@@ -78,7 +78,8 @@ def _setting(suspect: Suspect, situation: Situation) -> list[Action]:
         return []
     bounds = limits(situation)
     found = start(situation, bounds, min(bounds.trial, bounds.repair - situation.step))
-    if found is None or (suspect.cause == LOW and found.factor <= 1) or (suspect.cause in HIGH and found.factor >= 1):
+    if found is None or (found.trial is None and (found.factor > 1) != (suspect.cause == LOW)):
         return []
-    rate = Action(name="learning_rate", arguments={"factor": found.factor}, reason=found.why)
+    factor = max(1.0, found.factor) if suspect.cause == LOW else min(1.0, found.factor)
+    rate = Action(name="learning_rate", arguments={"factor": factor}, reason=found.why)
     return [rate] if found.trial is None else [rate, found.trial]

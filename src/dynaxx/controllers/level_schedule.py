@@ -91,8 +91,8 @@ def _held(found: Jump, suspect: Suspect, situation: Situation, bounds: Limits) -
     reason = f"{suspect.finding.title} ({suspect.cause}, {suspect.confidence:.0%}): the schedule took the rate from "
     reason += f"{found.before:.3g} to {found.after:.3g} at step {found.step}; it is held "
     if found.after > found.before:
-        band, to = {"most": found.before}, found.step - 1
-        reason += f"at {found.before:.3g} at most"
+        band, to = {"most": found.before, "shape": True}, found.step - 1
+        reason += f"at {found.before:.3g} at most, and keeps its shape"
     elif _spent(situation, found):
         band, to = {"least": found.before}, found.step - 1
         reason += f"at {found.before:.3g} at least, until {UNTIL:.0%} of the steps"

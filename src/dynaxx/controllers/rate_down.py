@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from dynaxx.controllers._clock import started, tick
+from dynaxx.controllers._ground import lost_ground
 from dynaxx.controllers._limits import Limits, limits
 from dynaxx.controllers._past import acts, waiting
 from dynaxx.controllers._promise import faster, unharmed
@@ -58,8 +59,10 @@ class RateDown(Controller[Plain]):
             suspect = None  # a rate that has decayed too early is no rate that is too high: `level_schedule` answers it
         if suspect is not None and usual(situation, suspect) is not None:
             suspect = None  # the momentum multiplies the rate, and `usual_setting` lowers that
-        if suspect is not None and _thrown(situation):
-            suspect = None  # half of a rate that has jumped tenfold is no cure: `level_schedule` holds it where it was
+        if suspect is not None and (_thrown(situation) or lost_ground(situation) is not None):
+            # Half of a rate that has jumped tenfold is no cure: `level_schedule` holds it where it was. And what is
+            # lost is regained by going back, which `go_back` does.
+            suspect = None
         factor = own_factor(situation)
         lowered = suspect is not None or factor < state["factor"]
         state = {"clock": clock, "accused": clock["updates"] if lowered else state["accused"], "factor": factor}

@@ -102,7 +102,7 @@ def _search(situation: Situation) -> Action | None:
     if trials or acts(situation, "begin_anew") or acts(situation, "rate_up"):
         return None
     found = start(situation, bounds, bounds.trial, anew=False)
-    return None if found is None or found.factor <= 1 else found.trial
+    return None if found is None else found.trial
 
 
 def _step(situation: Situation) -> tuple[float, str]:

@@ -88,6 +88,8 @@ class Hessian(Operator):
         check: Compare the way with another one, once per model, loss and mode.
         batched: Whether rows are multiplied in one vectorised backward (double backward alone); None: whichever is
             quicker the first time, which makes the last bits depend on the clock.
+        keep_graph: Whether the graph of a single (micro)batch waits for the next product (double backward alone). Two
+            gradients of time less for each further product, and, on transformers, 3.6 instead of 2.8 of memory.
 
     Raises:
         BadInput: The loss has no second derivative and the mode asks for one.
@@ -101,13 +103,19 @@ class Hessian(Operator):
     """
 
     def __init__(
-        self, objective: Objective, *, mode: HessianMode = "auto", check: bool = True, batched: bool | None = None
+        self,
+        objective: Objective,
+        *,
+        mode: HessianMode = "auto",
+        check: bool = True,
+        batched: bool | None = None,
+        keep_graph: bool = True,
     ) -> None:
         super().__init__(Space(objective.parameters, objective.names))
         self.objective = objective
         self._local = objective.local()
         self.check: Check | None = None
-        self._product = self._choose(mode)
+        self._product = self._choose(mode, keep_graph)
         if isinstance(self._product, DoubleBackward):
             self._product.batched = bool(batched) and not objective.sharded
         self._versions = self._version()
@@ -144,7 +152,7 @@ class Hessian(Operator):
         """Whether parameters are sharded and the loss itself computes on DTensors."""
         return self._local.sharded
 
-    def _choose(self, mode: HessianMode) -> Product:
+    def _choose(self, mode: HessianMode, keep_graph: bool) -> Product:
         objective, space = self._local, self.space
         if self.objective.sharded and mode == "linearize":
             raise BadInput(
@@ -157,7 +165,7 @@ class Hessian(Operator):
 
             return Sharded(objective, space)
         ways: dict[str, Callable[[], Product]] = {
-            "double_backward": lambda: DoubleBackward(objective, space),
+            "double_backward": lambda: DoubleBackward(objective, space, keep=keep_graph),
             "linearize": lambda: Linearized(objective, space),
             "finite_difference": lambda: FiniteDifference(objective, space),
             "one_sided": lambda: FiniteDifference(objective, space, sides=1),

@@ -24,7 +24,7 @@ class RemainingGain(NamedTuple):
 
 
 def remaining_gain(
-    at: Float[np.ndarray, " n"], values: Float[np.ndarray, " n"], end: float, *, sure: float = 0.9
+    at: Float[np.ndarray, " n"], values: Float[np.ndarray, " n"], end: float, *, sure: float = 0.8
 ) -> RemainingGain:
     """−slope · ln(end / now), the slope over ln t that of Theil and Sen, its bound by Kendall's rank statistic.
 
@@ -37,13 +37,13 @@ def remaining_gain(
         at: Times, positive and rising.
         values: The curve with its noise.
         end: The time up to which gains count.
-        sure: Probability that the bound holds, for a line in ln t.
+        sure: Probability that the bound holds, for a line in ln t; at least 0.75.
 
     Returns:
         The gain; 0 where the end has come.
 
     Raises:
-        BadInput: There are fewer than 5 points, or times are not positive.
+        BadInput: There are fewer than 5 points, times are not positive, or `sure` is out of its range.
 
     Example:
         >>> at = np.arange(10.0, 101.0, 10.0)
@@ -55,8 +55,10 @@ def remaining_gain(
     """
     if len(at) < 5 or not at[0] > 0:
         raise BadInput(f"remaining_gain(at, values) needs 5 points or more at positive times. Got {len(at)}.")
+    if not 0.75 <= sure < 1:  # SciPy reads a two-sided level below a half as its complement
+        raise BadInput(f"remaining_gain(sure=...) must be in [0.75, 1). Got {sure}.")
     time = np.log(at)
-    slope, offset, low, _ = theilslopes(values, time, alpha=1 - 2 * (1 - sure))
+    slope, offset, low, _ = theilslopes(values, time, alpha=2 * sure - 1)
     residuals = values - offset - slope * time
     spread = max(1.0, autocorrelation_time(residuals)) if np.ptp(residuals) > 0 else 1.0
     left = max(0.0, math.log(end / at[-1]))

@@ -15,12 +15,8 @@ from dynaxx.numerics.operator import Operator
 from dynaxx.numerics.space import Space
 from dynaxx.numerics.tracker import CurvatureTracker
 
-MOST = 12
+MOST = 10
 """Products of one search at most; 3 to 7 are needed where the last one is known, the first may take ten times that."""
-EXTRA = 1
-"""Vectors that the search begins with beside the last first one: it may change places with them."""
-TOLERANCE = 1e-2
-"""Bound on the relative error; the error itself is some ten times less."""
 
 
 def objective_of(step: StepView) -> Objective:
@@ -65,26 +61,20 @@ def gradient_row(step: StepView, objective: Objective, space: Space) -> Float[Te
     return space.flatten(parts)[None]
 
 
-def tracked(
-    operator: Operator, state: Mapping[str, Any], hints: Float[Tensor, "k n"]
-) -> tuple[Eigenpairs, dict[str, Any]]:
+def tracked(operator: Operator, state: Mapping[str, Any]) -> tuple[Eigenpairs, dict[str, Any]]:
     """The largest eigenvalue of an operator, searched from where the last measurement left off.
 
     Args:
         operator: At the current weights.
         state: What the last call returned; empty at the first, and of no use where the parameters are others.
-        hints: Further directions to look along, shape (k, n); left out where they are zero or not finite.
 
     Returns:
         The eigenpair, and the state for the next call.
     """
-    tracker = CurvatureTracker(operator, k=1, extra=EXTRA, tolerance=TOLERANCE, max_products=MOST)
-    numel = operator.space.numel
+    tracker, numel = CurvatureTracker(operator, max_products=MOST), operator.space.numel
     if state.get("numel") == numel:
         tracker.load_state_dict(state["tracker"])
-    norms = operator.space.norms(hints)
-    kept = hints[torch.isfinite(norms) & (norms > 0)]
-    found = tracker.measure(hints=kept if kept.shape[0] else None)
+    found = tracker.measure()
     return found, {"numel": numel, "tracker": tracker.state_dict()}
 
 

@@ -37,7 +37,7 @@ class DirectionalCurvature(Signal[None]):
     def measure(self, state: None, step: StepView) -> tuple[None, Sequence[Measurement]]:
         """One product at the weights that the gradient was taken at."""
         objective = objective_of(step)
-        hessian = Hessian(objective)
+        hessian = Hessian(objective, keep_graph=False)
         row = gradient_row(step, objective, hessian.space)
         row = row / hessian.space.norms(row)[:, None]
         return state, (Measurement(column=_COLUMN, value=hessian.space.gram(row, hessian(row)).reshape(())),)

@@ -9,7 +9,7 @@ from dynaxx.core.contracts import Signal
 from dynaxx.core.events import Event, Need, StepView
 from dynaxx.core.parameters import Layout
 from dynaxx.core.records import Column, Cost, Measurement
-from dynaxx.signals._curvature import MOST, gradient_row, hessian_of, keep_pairs, objective_of, tracked
+from dynaxx.signals._curvature import MOST, hessian_of, keep_pairs, tracked
 
 _UNIT = "loss/parameter²"
 _VALUE = Column(name="sharpness", unit=_UNIT, about="largest eigenvalue of the Hessian on the probe batch")
@@ -20,8 +20,7 @@ _PRODUCTS = Column(name="sharpness.products", unit="products", about="Hessian pr
 class Sharpness(Signal[dict[str, Any]]):
     """λ₁ of the Hessian of the probe batch at the weights behind the update, with a bound on its error and its price.
 
-    The search begins with the last measurement's vectors and the step's gradient (`numerics.tracker`); the vectors go
-    through the checkpoint.
+    The search begins with the last measurement's vectors (`numerics.tracker`), which go through the checkpoint.
     """
 
     at = Event.STEP_END
@@ -36,9 +35,7 @@ class Sharpness(Signal[dict[str, Any]]):
 
     def measure(self, state: dict[str, Any], step: StepView) -> tuple[dict[str, Any], Sequence[Measurement]]:
         """As many products as the accuracy needs, `MOST` at most."""
-        hessian = hessian_of(step)
-        hints = gradient_row(step, objective_of(step), hessian.space)
-        found, state = tracked(hessian, state, hints)
+        found, state = tracked(hessian_of(step), state)
         keep_pairs(step, found)
         return state, (
             Measurement(column=_VALUE, value=float(found.values[0])),

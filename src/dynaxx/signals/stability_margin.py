@@ -10,7 +10,7 @@ from dynaxx.core.events import Event, Need, StepView
 from dynaxx.core.parameters import Layout
 from dynaxx.core.records import Column, Cost, Measurement
 from dynaxx.numerics.preconditioner import Preconditioning, preconditioning
-from dynaxx.signals._curvature import MOST, gradient_row, hessian_of, objective_of, pairs_of, tracked
+from dynaxx.signals._curvature import MOST, hessian_of, pairs_of, tracked
 
 _MARGIN = Column(name="stability_margin", about="threshold over the largest eigenvalue; below 1 steps overshoot")
 _SHARPNESS = Column(
@@ -52,8 +52,7 @@ class StabilityMargin(Signal[dict[str, Any]]):
             state, factor, found, products = {"borrows": True}, float(rule.scale[0]) ** 2, known, 0
             shift = 0.0 if rule.decay is None else float(rule.decay[0])
         else:
-            hints = gradient_row(step, objective_of(step), hessian.space) * rule.scale
-            found, state = tracked(rule.operator(hessian), state, hints)
+            found, state = tracked(rule.operator(hessian), state)
             factor, shift, products = 1.0, 0.0, found.products
         value, threshold = factor * (float(found.values[0]) + shift), rule.threshold / step.rates.group
         return state, (

@@ -147,6 +147,8 @@ class Terrain:
 def terrain(readings: Mapping[str, Reading], rules: Mapping[str, Sequence[Rule]] = RULES) -> Terrain:
     """Judge the terrain: each class scores the mean of its rules that could be read, at most what a needed one scores.
 
+    A class whose needed rules could not all be read is not judged.
+
     Args:
         readings: What was measured, by name; values that are not finite count as not measured.
         rules: By class.
@@ -161,9 +163,9 @@ def terrain(readings: Mapping[str, Reading], rules: Mapping[str, Sequence[Rule]]
     """
     known = {name: reading for name, reading in readings.items() if math.isfinite(reading.value)}
     scores = {
-        name: _score(read, known)
+        name: _score([rule for rule in each if rule.reading in known], known)
         for name, each in rules.items()
-        if (read := [rule for rule in each if rule.reading in known])
+        if all(rule.reading in known for rule in each if rule.needed) and any(rule.reading in known for rule in each)
     }
     missing = tuple(sorted({rule.reading for each in rules.values() for rule in each} - set(known)))
     ranked = sorted(scores, key=lambda name: -scores[name])

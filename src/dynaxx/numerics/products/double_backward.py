@@ -17,22 +17,24 @@ Graph = list[GradientEdge | None]
 class DoubleBackward:
     """Hv = ∂⟨∇L, v⟩/∂θ (Pearlmutter 1994), reverse over reverse.
 
-    With one microbatch the graph of ∇L is built once and reused: a product costs 1.2 to 1.7 gradients instead of 2 to
-    2.6, for the memory of that graph. With several, each is built for all rows of a call and dropped, so memory stays
-    that of one.
+    With one microbatch the graph of ∇L is built once and reused: a product costs 1.7 to 2.3 gradients instead of 3 to
+    4, for the memory of that graph. With several, each is built for all rows of a call and freed on the way through the
+    last one, so memory stays that of one.
 
     Args:
         objective: The loss and the point.
         space: Its parameter space.
         batched: All rows of a call in one vectorised backward: faster for transformers, slower for small convolutions.
+        keep: Whether the graph of a single microbatch outlives the call.
     """
 
     name = "double_backward"
 
-    def __init__(self, objective: Objective, space: Space, *, batched: bool = False) -> None:
+    def __init__(self, objective: Objective, space: Space, *, batched: bool = False, keep: bool = True) -> None:
         self._objective = objective
         self._space = space
         self.batched = batched
+        self._keep = keep and len(objective.batches) == 1
         self._graph: Graph | None = None
         self.builds = 0
         """Graphs of ∇L built so far, each the price of a gradient that records itself."""
@@ -48,13 +50,19 @@ class DoubleBackward:
         with objective.prepared(second_order=True), torch.enable_grad():
             for i in range(len(objective.batches)):
                 graph = self._graph if self._graph is not None else self._build(i)
-                for place, found in self._derivatives(graph, rows):
-                    out = torch.empty_like(rows) if out is None else out  # not before: memory has its peak in there
-                    self._write(out[place], found, add=i > 0)
-                if len(objective.batches) == 1:
+                out = self._added(out, graph, rows)
+                if self._keep:
                     self._graph = graph
                 del graph  # before the next one is built
         return objective.total(torch.zeros_like(rows) if out is None else out)
+
+    def _added(self, others: Tensor | None, graph: Graph, rows: Tensor) -> Tensor | None:
+        """A microbatch's part on top of the others'; room is made after the first derivative, the peak of memory."""
+        out = others
+        for place, found in self._derivatives(graph, rows):
+            out = torch.empty_like(rows) if out is None else out
+            self._write(out[place], found, add=others is not None)
+        return out
 
     def _build(self, i: int) -> Graph:
         self.builds += 1
@@ -68,14 +76,15 @@ class DoubleBackward:
         """∂⟨∇L, v⟩/∂θ for each row v, or for all rows in one go, with their places in the result."""
         live = [j for j, edge in enumerate(graph) if edge is not None]
         together = self.batched and rows.shape[0] > 1
-        for place in [slice(None)] if together else range(rows.shape[0]):
+        places = [slice(None)] if together else range(rows.shape[0])
+        for place in places:
             if not live:  # the loss is piecewise linear in the parameters: no curvature
                 yield place, [None] * len(graph)
                 continue
             vectors = self._vectors(rows[place])
             yield place, torch.autograd.grad(
                 [edge for edge in graph if edge is not None], self._objective.parameters, [vectors[j] for j in live],
-                retain_graph=True, is_grads_batched=together, allow_unused=True,
+                retain_graph=self._keep or place != places[-1], is_grads_batched=together, allow_unused=True,
             )  # fmt: skip
 
     def _write(self, out: Tensor, found: Sequence[Tensor | None], *, add: bool) -> None:

@@ -1,0 +1,103 @@
+"""Ground that was lost since a moment, and whether going back is cheaper than waiting for it to be regained."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from dynaxx.controllers._limits import limits
+from dynaxx.controllers._past import acts
+from dynaxx.controllers._promise import Descent, descent
+from dynaxx.controllers._reading import NORMAL, rows
+from dynaxx.controllers._suspects import standing
+from dynaxx.core.findings import Finding
+from dynaxx.core.navigation import Situation
+
+FINDINGS = frozenset({"divergence", "loss_spike", "corrupted_batch", "weights_overwritten"})
+"""What says since when the loss has stood higher, or that the weights are not what training made of them."""
+CERTAIN = frozenset({"weights_overwritten"})
+"""Causes for which no loss has to be seen first."""
+LOST = 0.3
+"""Share of what was gained that has to be lost: healthy restarts and catapults lose more, and come back by themselves
+sooner than going back would; this is the threshold of `schedule_too_aggressive`, silent on 65 healthy runs."""
+HARM = 6.0
+"""Robust standard deviations above its level before at which the loss counts as harmed (OLMo's training code, 2024)."""
+BEFORE, AFTER = 50, 5
+"""Rows of the levels before and now: the longest stretch within one cadence block, and the shortest median that two
+outliers do not move."""
+
+
+class Ground(NamedTuple):
+    """Ground that was lost.
+
+    Args:
+        finding: The alarm that says since when.
+        to: The step of the newest healthy checkpoint before its onset.
+        column: The loss.
+        level: Where it stood before, with six deviations of its noise.
+    """
+
+    finding: Finding
+    to: int
+    column: str
+    level: float
+
+
+def lost_ground(situation: Situation) -> Ground | None:
+    """The ground that was lost, where going back is cheaper than waiting, and was not tried for the cause yet.
+
+    With L now, B before the onset and d what the last horizon has gained, both logarithmic, the loss needs
+    ln(L / B) / d horizons to come back; going back costs the steps since the checkpoint.
+
+    Args:
+        situation: Where the run is.
+
+    Returns:
+        The ground; None where none is lost, the run cannot go back, or waiting costs less.
+    """
+    found = next((f for f in standing(situation) if f.name in FINDINGS), None)
+    now = descent(situation)
+    if found is None or now is None or "rollback" not in situation.able:
+        return None
+    to = max((step for step in situation.healthy if step < found.onset), default=None)
+    tried = {d.proposal.cause for d in acts(situation, "go_back")}
+    if to is None or situation.step - to > limits(situation).rollback or cause_of(found) in tried:
+        return None
+    level = _level(found, now, situation, situation.step - to)
+    return None if level is None else Ground(found, to, now.column, level)
+
+
+def cause_of(finding: Finding) -> str:
+    """The first cause of a finding.
+
+    Args:
+        finding: The finding.
+
+    Returns:
+        Its name; empty where there is none.
+    """
+    return finding.causes[0].name if finding.causes else ""
+
+
+def _level(found: Finding, now: Descent, situation: Situation, cost: int) -> float | None:
+    """The level to come back to; None where nothing is lost, or waiting is cheaper."""
+    _, values = rows(situation.run, now.column, 0, found.onset - 1)
+    values = values[np.isfinite(values)]
+    if len(values) < AFTER:
+        return None
+    before = float(np.median(values[-BEFORE:]))
+    noise = NORMAL * float(np.median(np.abs(values[-BEFORE:] - before)))
+    bound = before + HARM * noise
+    if cause_of(found) in CERTAIN:
+        return bound
+    _, recent = rows(situation.run, now.column, found.onset, situation.step)
+    if len(recent) < AFTER:
+        return None
+    present = float(np.median(np.where(np.isfinite(recent), recent, math.inf)[-AFTER:]))
+    gained = float(np.median(values[:AFTER])) - before
+    if present <= bound or present - before < LOST * max(gained, 0.0):
+        return None
+    if not now.log or before <= 0 or math.isinf(present):
+        return bound
+    waits = math.log(present / before) / now.last * now.steps if now.last > now.error else math.inf
+    return bound if waits > cost else None

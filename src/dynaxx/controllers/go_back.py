@@ -1,0 +1,44 @@
+"""Goes back where ground was lost since a moment, whatever the cause, and waiting would cost more than going back."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from dynaxx.controllers._ground import cause_of, lost_ground
+from dynaxx.controllers._limits import limits
+from dynaxx.core.navigation import Controller, Promise, Proposal, Situation
+from dynaxx.core.records import Action
+
+Plain = dict[str, Any]
+LEVEL = 4
+"""Its rung: a rollback."""
+
+
+class GoBack(Controller[Plain]):
+    """To the newest healthy checkpoint before the onset, once for each cause; the batches since are passed over.
+
+    It promises the level before, within the noise.
+    """
+
+    about: ClassVar[str] = "goes back where ground was lost, if that is cheaper than waiting"
+
+    def init(self) -> Plain:
+        """Nothing to remember: decisions say it."""
+        return {}
+
+    def decide(self, state: Plain, situation: Situation) -> tuple[Plain, Sequence[Proposal]]:
+        """The worst of the alarms that say since when."""
+        ground = lost_ground(situation)
+        if ground is None:
+            return state, ()
+        reason = f"{ground.finding.title}: back to step {ground.to}; left alone, the loss would need longer to come "
+        reason += f"back than these {situation.step - ground.to} steps"
+        arguments = {"before": ground.to + 1, "pass_data": True, "then": []}
+        proposal = Proposal(
+            controller="go_back",
+            action=Action(name="rollback", arguments=arguments, reason=reason),
+            finding=ground.finding,
+            cause=cause_of(ground.finding),
+            promise=Promise(column=ground.column, below=ground.level, steps=limits(situation).horizon),
+            level=LEVEL,
+        )
+        return state, (proposal,)
