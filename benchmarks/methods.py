@@ -3,8 +3,8 @@
 `python benchmarks/methods.py [TASK …]` (`--tune`: the grids only) works in two stages and keeps every training in
 `methods_results.json`, by what determines it, so a run that is interrupted goes on and a table is made anew at once.
 
-Tuning: at half of the full length, each contender over its grid of learning rates at weight decay 0.1 (wider while the
-best is at the edge), then both decays at the best rate, on a seed of its own. Scoring, other seeds: AdamW at full
+Tuning: at half of the full length, each contender over learning rates a factor of 2 apart at weight decay 0.1, from
+one in the middle on until both neighbours of the best are worse; then both decays at it, on a seed of its own. Scoring, other seeds: AdamW at full
 length gives each seed's target; a contender is trained with horizons of its own (the schedule always anneals to zero
 at the horizon) until two neighbours of `LADDER` hold the target between their mean losses. Its share of AdamW's steps
 is where its loss, linear in the logarithm of the horizon between the two, meets the target, seed by seed; shown are
@@ -63,11 +63,10 @@ def tuned(kept: Kept, name: str, who: str) -> tuple[float, float]:
     def loss(rate: float, decay: float) -> float:
         return kept(name, who, rate, decay, STEPS[name] // 2, TUNING_SEED)["loss"]
 
-    grid = CONTENDERS[who].rates
-    rate = min(grid, key=lambda r: loss(r, DECAYS[-1]))
-    while rate in (grid[0], grid[-1]) and len(grid) < 9:  # the best is at the edge: look beyond it, for everyone alike
-        grid = (grid[0] / 2, *grid) if rate == grid[0] else (*grid, grid[-1] * 2)
-        rate = min(grid, key=lambda r: loss(r, DECAYS[-1]))
+    rate = CONTENDERS[who].rate
+    for factor in (2.0, 0.5):  # uphill in factors of two from the middle, first faster, then slower
+        while loss(rate * factor, DECAYS[-1]) < loss(rate, DECAYS[-1]):
+            rate *= factor
     return rate, min(DECAYS, key=lambda d: loss(rate, d))
 
 

@@ -31,13 +31,13 @@ class Contender:
     """A method.
 
     Args:
-        rates: The grid of peak learning rates, a factor of 2 apart.
+        rate: The peak learning rate that its tuning begins at.
         make: What makes the optimizer of a peer, of model, rate and decay.
         words: Else a recipe of ours, as on the command line; LR and WD are filled in.
         peer: Whether it is of another package.
     """
 
-    rates: tuple[float, ...]
+    rate: float
     make: Callable[[nn.Module, float, float], Any] | None = None
     words: dict[str, str] | None = None
     peer: bool = False
@@ -112,22 +112,17 @@ def schedule_free(model: nn.Module, rate: float, decay: float, steps: int) -> to
     )  # fmt: skip
 
 
-def rates(middle: float) -> tuple[float, ...]:
-    """Powers of two around a rate."""
-    return tuple(middle * 2.0**k for k in range(-2, 3))
-
-
 MUON = "optimizer=muon:lr=LR,weight_decay=WD,betas=(0.9,0.99),momentum="
 CONTENDERS: dict[str, Contender] = {
-    "adamw": Contender(rates=rates(5e-3), peer=True, make=adamw),
-    "torch_muon": Contender(rates=rates(1e-2), peer=True, make=torch_muon(0.95)),
-    "torch_muon_0.8": Contender(rates=rates(1e-2), peer=True, make=torch_muon(0.8)),
-    "peer_soap": Contender(rates=rates(6e-3), peer=True, make=peer_soap),
-    "schedule_free": Contender(rates=rates(1e-2), peer=True),
+    "adamw": Contender(rate=5e-3, peer=True, make=adamw),
+    "torch_muon": Contender(rate=1e-2, peer=True, make=torch_muon(0.95)),
     "muon_phases": Contender(
-        rates=rates(1e-2),
+        rate=1e-2,
         words={"phases": f"quick until=0.2 {MUON}0.7; middle until=0.45 {MUON}0.8; settle {MUON}0.9"},
     ),
+    "torch_muon_0.8": Contender(rate=1e-2, peer=True, make=torch_muon(0.8)),
+    "peer_soap": Contender(rate=6e-3, peer=True, make=peer_soap),
+    "schedule_free": Contender(rate=1e-2, peer=True),
 }
 """torch_muon_0.8 has had its momentum tuned besides, by the trainings that muon_phases was found with: it shows what
 phases add to a momentum that fits so short a training, which torch's 0.95 does not."""
@@ -181,7 +176,8 @@ def trained(name: str, who: str, rate: float, decay: float, steps: int, seed: in
     else:
         assert contender.make is not None
         optimizer = contender.make(model, rate, decay)
-    schedulers = [as_scheduler(part, curve) for part in (optimizer.parts if isinstance(optimizer, Both) else [optimizer])]
+    parts = optimizer.parts if isinstance(optimizer, Both) else [optimizer]
+    schedulers = [as_scheduler(part, curve) for part in parts]
     torch.manual_seed(derive_seed(seed, "global"))
     model.train()
     began = time.process_time()

@@ -99,8 +99,8 @@ def test_bounds(nav, name, arguments, word):
 def test_the_factors_of_two_actions_multiply(nav):
     force = {"accumulate": Action(name="accumulate", arguments={"batches": 4, "rate": 4.0})}
     found = nav.finding("slow", ("learning_rate_too_low", 0.9))
-    assert one(nav, proposal(found=found, arguments={"factor": 7.0}), in_force=force)[0] == "taken"
-    assert one(nav, proposal(found=found, arguments={"factor": 8.0}), in_force=force)[0] == "refused"
+    assert one(nav, proposal(found=found, arguments={"factor": 2_400.0}), in_force=force)[0] == "taken"
+    assert one(nav, proposal(found=found, arguments={"factor": 2_600.0}), in_force=force)[0] == "refused"
 
 
 def test_what_cannot_be_judged_must_end(nav):

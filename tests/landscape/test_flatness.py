@@ -200,6 +200,18 @@ def test_it_leaves_no_trace_stays_within_its_price_and_repeats():
     assert {n: v.value for n, v in probe.run(objective).values.items()} == {n: v.value for n, v in first.values.items()}
 
 
+def test_the_ascent_alone_says_the_same_of_it_for_a_tenth():
+    model, batches = trained(5)
+    objective = Objective(model, entropy, batches)
+    whole, part = Flatness(), Flatness(measures="ascent")
+    one, two = whole.run(objective), part.run(objective)
+    assert set(two.values) == {"loss", "one_step", "worst_case", "adaptive_one_step", "adaptive_worst_case"}
+    assert all(one[name] == two[name] for name in two.values)
+    price = part.price(objective)
+    assert (two.cost.products, two.cost.backwards) == (0, price.backwards)
+    assert two.cost.forwards <= price.forwards < whole.price(objective).forwards / 10
+
+
 def test_it_is_drawn_and_written(charts):
     json.dumps(charts[1.0].to_dict(), allow_nan=False)
     charts[1.0].plot().savefig("/dev/null", format="png")
@@ -212,6 +224,8 @@ def test_bad_options():
         Flatness(pairs=1)
     with pytest.raises(BadInput, match="a probability below 1"):
         Flatness(delta=1.0)
+    with pytest.raises(BadInput, match="'all' or 'ascent'"):
+        Flatness(measures="some")
     model, batches = trained(1)
     with pytest.raises(BadInput, match=r"lacks '0.weight'"):
         flatness(model, entropy, batches, error=error, initial={})

@@ -239,9 +239,10 @@ def test_the_interval_keeps_to_the_share_within_bounds() -> None:
     acting, advising = Navigator("act", around), Navigator("advise", around)
     for steered in (acting, advising):
         steered._seconds = [5.0, 0.02, 0.02, 0.02]  # the first look imports
-        assert steered.settle(0.1, 0.01) == 20
+        assert steered.settle(0.1, 0.05) == 10
         assert steered.settle(10.0, 0.01) == 10
-    assert acting.settle(1e-4, 0.01) == 200  # fifty looks, whatever they cost
+    assert acting.settle(1e-3, 0.01) == 400  # 5 % of the time, also where the share is smaller
+    assert acting.settle(1e-3, 0.2) == 100
     assert advising.settle(1e-4, 0.01) == 20_000  # its share, however few looks that are
 
 

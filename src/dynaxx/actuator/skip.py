@@ -17,7 +17,7 @@ from dynaxx.numerics.reductions import gradient_norms
 _WORDS = {
     "always": "updates left out",
     "non_finite": "updates with a gradient that is not finite left out",
-    "gross": "updates whose gradient or batch is not finite, or beyond ten times the largest of the last ones, left out",
+    "gross": "updates whose gradient or batch is not finite, or over ten times the largest of the last ones, left out",
     "outlier": "updates whose gradient is not finite or far larger than the last ones left out",
 }
 GROSS = 10.0
@@ -25,8 +25,9 @@ GROSS = 10.0
 healthy runs of the rescue suite, 26,000 steps, none reaches it: the largest norm is 5.7 times (a catapult)."""
 KNOWN = 16
 """Norms, or extents, that must be known before one is grossly too large: before them nothing but NaN is."""
-TAKEN = 4.0 / 3.0
-"""Times the largest before that a gross one enters as: a lasting hundredfold is taken for the new level after nine."""
+PATIENCE = 3
+"""Updates in a row that are left out for their size; the next one is taken, and its size is the new level. One batch is
+to blame where the ones after it are not like it; else the weights, or the data, have moved to another place."""
 
 
 class Skip(Actuation):
@@ -34,9 +35,9 @@ class Skip(Actuation):
 
     Args:
         when: "non_finite": where the gradient's norm is NaN or infinite; "gross": where the norm before clipping, or
-            the largest magnitude in the batch, is not finite or more than 10 times the largest of the last `window`
-            ones; "outlier": there, and where the norm is more than `limit` standard deviations above the mean of the
-            last `window`, once half of them were seen; "always".
+            the largest magnitude in the batch, is not finite, or for at most 3 updates in a row more than 10 times the
+            largest of the last `window` ones; "outlier": there, and where the norm is more than `limit` standard
+            deviations above the mean of the last `window`, once half of them were seen; "always".
         limit: 6, and the window of 128, are those of OLMo's training code (2024). A norm beyond the limit enters the
             statistics as the limit: one spike hides no other, and a lasting change of level stops being an outlier.
         window: Norms that mean and deviation are taken of.
@@ -46,10 +47,14 @@ class Skip(Actuation):
     """
 
     def __init__(
-        self, when: Literal["non_finite", "gross", "outlier", "always"] = "non_finite", limit: float = 6.0, window: int = 128
+        self,
+        when: Literal["non_finite", "gross", "outlier", "always"] = "non_finite",
+        limit: float = 6.0,
+        window: int = 128,
     ) -> None:
         if when not in _WORDS:
-            raise BadInput(f"apply('skip', when=...) must be 'non_finite', 'gross', 'outlier' or 'always'. Got {when!r}.")
+            words = "'non_finite', 'gross', 'outlier' or 'always'"
+            raise BadInput(f"apply('skip', when=...) must be {words}. Got {when!r}.")
         if not (math.isfinite(limit) and limit > 0):
             raise BadInput(f"apply('skip', limit=...) must be positive and finite. Got {limit}.")
         if not isinstance(window, int) or window < 4:
@@ -58,6 +63,7 @@ class Skip(Actuation):
         self.limit = limit
         self._size = window
         self._window, self._norms, self._extents = Window(window), Window(window), Window(window)
+        self._row: Tensor | None = None
         self._skip: bool | Tensor = False
 
     def __str__(self) -> str:
@@ -79,7 +85,7 @@ class Skip(Actuation):
         if self.when not in ("gross", "outlier"):
             return {}
         own = self._window.state_dict() if self.when == "outlier" else {}
-        return {**own, "norms": self._norms.state_dict(), "extents": self._extents.state_dict()}
+        return {**own, "norms": self._norms.state_dict(), "extents": self._extents.state_dict(), "row": self._row}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
@@ -88,6 +94,7 @@ class Skip(Actuation):
         if "norms" in state:  # older checkpoints have none
             self._norms.load_state_dict(state["norms"])
             self._extents.load_state_dict(state["extents"])
+            self._row = state["row"]
 
     @property
     def skips(self) -> bool | Tensor:
@@ -104,20 +111,24 @@ class Skip(Actuation):
         return far | ~finite
 
     def _gross(self, step: StepView) -> Tensor:
-        skip = self._beyond(self._norms, torch.linalg.vector_norm(gradient_norms(step)))
-        if step.batch.extent is None:
-            return skip
-        # Each rank has seen batches of its own, and all must decide alike; norms are equal on all of them already.
-        skip = skip | self._beyond(self._extents, step.batch.extent)
-        if step.world_size > 1:
-            said = skip.to(torch.uint8)
+        seen = [(self._norms, torch.linalg.vector_norm(gradient_norms(step)))]
+        if step.batch.extent is not None:
+            seen.append((self._extents, step.batch.extent))
+        far = torch.stack([_far(window.values(value), value) for window, value in seen]).any()
+        lost = ~torch.stack([torch.isfinite(value) for _, value in seen]).all()
+        if step.world_size > 1:  # each rank has batches of its own, and all must decide alike
+            said = torch.stack([far, lost]).to(torch.uint8)
             dist.all_reduce(said, op=dist.ReduceOp.MAX)
-            skip = said.bool()
-        return skip
+            far, lost = said.bool()
+        row = torch.zeros_like(far, dtype=torch.int64) if self._row is None else self._row.to(far.device)
+        far &= row < PATIENCE
+        for window, value in seen:
+            window.add(torch.where(far, torch.nan, value))
+        self._row = torch.where(far, row + 1, 0)
+        return far | lost
 
-    def _beyond(self, window: Window, value: Tensor) -> Tensor:
-        values = window.values(value)
-        largest = torch.where(torch.isnan(values), 0.0, values).amax()
-        far = (value > GROSS * largest) & (counted(values) >= KNOWN)
-        window.add(torch.where(far, TAKEN * largest, value))
-        return far | ~torch.isfinite(value)
+
+def _far(values: Tensor, value: Tensor) -> Tensor:
+    """Whether a value is grossly larger than all that came before it."""
+    largest = torch.where(torch.isnan(values), 0.0, values).amax()
+    return (value > GROSS * largest) & (counted(values) >= KNOWN)

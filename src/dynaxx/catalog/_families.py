@@ -6,6 +6,7 @@ Nothing is imported until `get` loads an entry: listing a hundred entries costs 
 import ast
 import sys
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -71,7 +72,7 @@ def names(family: str) -> list[str]:
         >>> names("tasks")[:2]
         ['diabetes', 'digits']
     """
-    found = _built_in(family)
+    found = dict(_built_in(family))
     for plugin in _plugins(family):
         name = _shown(family, plugin.name)
         if found.setdefault(name, plugin.module) != plugin.module:
@@ -181,7 +182,9 @@ def _entry(family: str, name: str) -> tuple[str, EntryPoint | None]:
     raise UnknownName(_family(family).singular, name, names(family))
 
 
-def _built_in(family: str) -> dict[str, str]:
+@cache
+def _built_in(family: str) -> Mapping[str, str]:
+    """Module by name; the package's own folder does not change while the process runs, and a look asks often."""
     package = _family(family).package
     spec = _find(package)
     assert spec is not None, package

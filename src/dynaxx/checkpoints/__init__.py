@@ -4,6 +4,7 @@ from dynaxx.checkpoints.asynchronous import PendingSave
 from dynaxx.checkpoints.codec import decode, encode
 from dynaxx.checkpoints.fingerprint import fingerprint
 from dynaxx.checkpoints.manifest import CheckpointInfo
+from dynaxx.checkpoints.retention import Policy
 from dynaxx.checkpoints.state import ResumeLevel, capture, restore, resume_level
 from dynaxx.checkpoints.store import CheckpointStore
 
@@ -11,6 +12,7 @@ __all__ = [
     "CheckpointInfo",
     "CheckpointStore",
     "PendingSave",
+    "Policy",
     "ResumeLevel",
     "capture",
     "decode",

@@ -346,8 +346,7 @@ class _Decoder:
         return np.ndarray(tuple(node["shape"]), dtype, buffer=raw.tobytes() or None).copy()
 
 
-# Outside the class: functions that an object holds of itself are a cycle, which keeps the tensors of a state alive until
-# the collector runs.
+# Not in the object: functions of its own that it holds are a cycle, and keep tensors alive until the collector runs.
 _READERS: dict[str, Callable[[_Decoder, Any], Any]] = {
     "$tuple": lambda decoder, body: tuple(decoder.items(body)),
     "$set": lambda decoder, body: set(decoder.items(body)),

@@ -14,7 +14,11 @@ from dynaxx.errors import CorruptData
 STAGING = ".staging"
 TRASH = "trash"
 QUARANTINE = "quarantine"
-_FOLDER = re.compile(r"\d{10,}-\d{6,}-[0-9a-f]{8}")
+_ID = r"\d{6,}-[0-9a-f]{8}"
+ID = re.compile(_ID)
+"""What tells apart the checkpoints of a run: number of the save, chance."""
+FOLDER = re.compile(rf"\d{{10,}}-{_ID}")
+"""The name of a checkpoint's folder: step, id."""
 
 
 def committed(folder: Path) -> list[str]:
@@ -26,7 +30,7 @@ def committed(folder: Path) -> list[str]:
     Returns:
         The names by step, then by number of the save; no clock is asked.
     """
-    return sorted(filter(_FOLDER.fullmatch, os.listdir(folder)), key=place) if folder.is_dir() else []
+    return sorted(filter(FOLDER.fullmatch, os.listdir(folder)), key=place) if folder.is_dir() else []
 
 
 def place(name: str) -> tuple[int, int, str]:

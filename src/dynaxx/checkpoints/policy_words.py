@@ -5,6 +5,8 @@ last:3                  the last 3 of the line that the training is on
 newer:2000              those at most 2000 steps older than the newest
 every:1000              the first one at or after each multiple of 1000 steps
 best:2:val_loss:min     the best 2 by a number that was saved with them
+spread:16               16 of the line, evenly apart in steps
+spread:16:2e9           as many of them as 2 GB hold
 diverse:10              10 that lie as far apart as can be
 all                     every one
 last:3,best:2           several: what any of them keeps
@@ -20,11 +22,21 @@ from dynaxx.checkpoints.health import healthy, verdicts
 from dynaxx.checkpoints.manifest import CheckpointInfo
 from dynaxx.checkpoints.places import Place
 from dynaxx.checkpoints.pruning import protected
-from dynaxx.checkpoints.retention import All, Best, Every, Last, Newer, Policy, Union
+from dynaxx.checkpoints.retention import All, Best, Every, Last, Newer, Policy, Spread, Union
 from dynaxx.errors import BadInput, UnknownName
 
-FORM = "last:N, newer:STEPS, every:STEPS, best:K[:METRIC[:min|max]], diverse:K or all, joined by commas"
-_ARGUMENTS = {"last": (1, 1), "newer": (1, 1), "every": (1, 1), "best": (1, 3), "diverse": (1, 1), "all": (0, 0)}
+FORM = (
+    "last:N, newer:STEPS, every:STEPS, best:K[:METRIC[:min|max]], spread:K[:BYTES], diverse:K or all, joined by commas"
+)
+_ARGUMENTS = {
+    "last": (1, 1),
+    "newer": (1, 1),
+    "every": (1, 1),
+    "best": (1, 3),
+    "spread": (1, 2),
+    "diverse": (1, 1),
+    "all": (0, 0),
+}
 """Name → least and most arguments."""
 
 
@@ -67,10 +79,19 @@ def _part(part: str, words: str, place: Place | None) -> Policy:
             return Every(int(given[0]))
         case "best":
             return Best(int(given[0]), *cast("list[Literal['min', 'max']]", given[1:]))
+        case "spread":
+            return Spread(int(given[0]), *map(_bytes, given[1:]))
         case "diverse":
             return _diverse(int(given[0]), place)
         case _:
             return All()
+
+
+def _bytes(word: str) -> float:
+    try:
+        return float(word)
+    except ValueError:
+        raise BadInput(f"spread:K:BYTES: {word!r} is no number of bytes. Write 2e9 for two gigabytes.") from None
 
 
 def _diverse(count: int, place: Place | None) -> Policy:

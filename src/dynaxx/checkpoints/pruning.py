@@ -8,7 +8,6 @@ a removal takes a checkpoint out of sight whole before anything of it is deleted
 it finds.
 """
 
-import re
 import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from dynaxx.checkpoints import health
 from dynaxx.checkpoints.archive import archive
+from dynaxx.checkpoints.folders import ID
 from dynaxx.checkpoints.manifest import CheckpointInfo
 from dynaxx.checkpoints.places import Place, original
 from dynaxx.checkpoints.retention import Policy
@@ -26,7 +26,6 @@ from dynaxx.errors import BadInput, CorruptData, DynaxxWarning, NotSaved
 FLOOR = 2
 """Verified healthy checkpoints that no pruning goes below: one may turn out damaged when it is needed."""
 PINS, BRANCHES = "pins", "branches"
-_ID = re.compile(r"\d{6,}-[0-9a-f]{8}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,7 +189,7 @@ def _carry_out(
     kept = {original(info).id for info in (*place.list(), *place.archive.list())}
     for kind in place.note_kinds():
         for name in place.read_notes(kind).keys() - kept:
-            if _ID.fullmatch(name):  # a note on a checkpoint that is gone
+            if ID.fullmatch(name):  # a note on a checkpoint that is gone
                 place.note(kind, name, None)
     place.sweep()
     return [info for info in going if info.id in gone]

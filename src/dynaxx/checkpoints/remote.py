@@ -6,7 +6,6 @@ upload that was killed leaves: objects that nobody sees, which are swept after a
 """
 
 import errno
-import re
 import shutil
 import tempfile
 import warnings
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dynaxx.checkpoints.bucket import WAITS, Bucket
-from dynaxx.checkpoints.folders import place
+from dynaxx.checkpoints.folders import FOLDER, place
 from dynaxx.checkpoints.manifest import NAME, CheckpointInfo, Manifest, dump_manifest, load_manifest
 from dynaxx.checkpoints.places import ARCHIVE, NOTES, Place, behind
 from dynaxx.checkpoints.store import CheckpointStore
@@ -25,7 +24,6 @@ from dynaxx.errors import BadInput, CorruptData, DynaxxWarning, NotSaved
 
 STALE = timedelta(days=1)
 """Age of objects without a manifest at which they count as left behind; no upload of one checkpoint takes a day."""
-_FOLDER = re.compile(r"\d{10,}-\d{6,}-[0-9a-f]{8}")
 
 
 class RemotePlace(Place):
@@ -226,7 +224,7 @@ class RemotePlace(Place):
 
     def _names(self) -> Sequence[str]:
         """Folders that look like checkpoints, committed or not."""
-        return [name for name in self._bucket.names() if _FOLDER.fullmatch(name)]
+        return [name for name in self._bucket.names() if FOLDER.fullmatch(name)]
 
     def _manifest(self, which: CheckpointInfo) -> tuple[Manifest, bytes]:
         """The manifest and its bytes as they are now, not as they were when it was listed."""

@@ -132,6 +132,45 @@ class Best(Policy):
 
 
 @dataclass(frozen=True)
+class Spread(Policy):
+    """So many of the line, as evenly apart in steps as thinning out leaves them, whatever length the training gets.
+
+    Where there are too many, the one whose two neighbours are closest goes, never the first or the last. Applied after
+    every save it leaves no gap of more than twice that of an even spread.
+
+    Args:
+        count: How many at most.
+        budget: Most bytes that they take, by the largest of them; None: no limit.
+
+    Example:
+        >>> str(Spread(16, 2e9))
+        'spread:16:2000000000'
+    """
+
+    count: int
+    budget: float | None = None
+
+    def __post_init__(self) -> None:
+        _at_least_one("spread", self.count)
+        if self.budget is not None and not self.budget > 0:
+            raise BadInput(f"spread:{self.count}:{self.budget}: the bytes must be more than 0.")
+
+    def keep(self, infos: Sequence[CheckpointInfo]) -> frozenset[str]:
+        """The keep-set."""
+        line = _line(infos)
+        count = self.count
+        if self.budget is not None and line:
+            count = min(count, int(self.budget // max(1, *(info.size for info in line))))
+        while len(line) > max(2, count):
+            gaps = [after.step - before.step for before, after in zip(line, line[2:], strict=False)]
+            del line[1 + gaps.index(min(gaps))]
+        return _ids(line[len(line) - count :] if count < 2 else line)
+
+    def __str__(self) -> str:
+        return f"spread:{self.count}" + ("" if self.budget is None else f":{self.budget:.0f}")
+
+
+@dataclass(frozen=True)
 class All(Policy):
     """Every one."""
 

@@ -153,6 +153,7 @@ def _probe(
     from dynaxx.cli._progress import working
     from dynaxx.errors import BadInput
     from dynaxx.landscape._point import point, remember
+    from dynaxx.landscape._unlike import explained
 
     if output is not None and output.suffix not in _IMAGES:
         raise BadInput(f"dynaxx probe -o: the figure's name must end in {', '.join(_IMAGES)}. Got {str(output)!r}.")
@@ -160,7 +161,7 @@ def _probe(
     there = point(target, parameters=names.split(",") if names else None, **given)
     probe = made(there)
     price = probe.price(there.objective)
-    with working(name, price, batches=len(there.objective.batches), json=as_json, quiet=quiet):
+    with explained(there.task), working(name, price, batches=len(there.objective.batches), json=as_json, quiet=quiet):
         chart = probe.run(there.objective)
     kept = remember(chart, there)
     if output is not None:

@@ -38,6 +38,7 @@ import click
 @click.option(
     "--budget", type=float, default=0.02, show_default=True, help="Share of the time that measuring may take."
 )
+@click.option("--keep", help="Which checkpoints stay: last:3,best:1,spread:16:2e9 by default; diverse:8; see the docs.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
 @click.option("--quiet", is_flag=True, help="Show no progress.")
 def command(
@@ -52,6 +53,7 @@ def command(
     out: Path | None,
     resume: bool,
     budget: float,
+    keep: str | None,
     as_json: bool,
     quiet: bool,
     **methods: Any,
@@ -70,7 +72,7 @@ def command(
     from dynaxx.cli._progress import reporter
     from dynaxx.phases.phase import read_phases
     from dynaxx.session.recipe import Recipe
-    from dynaxx.session.train import train
+    from dynaxx.session.train import KEPT, train
     from dynaxx.survey.plan import Plan
 
     given = {name: value for name, value in methods.items() if value is not None}
@@ -102,6 +104,7 @@ def command(
             checkpoints=None,
             resume=resume,
             budget=budget,
+            keep=keep or KEPT,
             quiet=quiet or as_json,
             spec=_found_again(task),
             progress=progress,

@@ -26,6 +26,8 @@ COST = 0.01
 more, the run goes on. Also what a stretch must gain for another one to be worth its steps."""
 REST = 0.1
 """Share of the planned steps before the end is looked for again after an alarm has interrupted the last stretch."""
+HELD = frozenset({"learning_rate", "accumulate", "layer_rates"})
+"""Acts that hold the rate of a run that is being mended: where it rests now is not where its plan leads."""
 DECAYED = 0.1
 """Rate over its peak below which the schedule has annealed by itself."""
 
@@ -70,7 +72,7 @@ def _at_rest(situation: Situation, budget: int) -> bool:
     """Whether an end is worth having and nothing more is to be hoped for."""
     if situation.steps is not None and situation.steps - situation.step <= 2 * budget:
         return False  # as good as over
-    if standing(situation) or yet_to_decay(situation) is not None:
+    if standing(situation) or HELD & situation.in_force.keys() or yet_to_decay(situation) is not None:
         return False
     more = may_gain(situation)
     return more is not None and more < COST
@@ -94,7 +96,7 @@ def _last_look(finding: Finding, situation: Situation, budget: int) -> Sequence[
     proposals = [_proposal(word, finding)]
     plan = planned(situation)
     lowered = plan is not None and plan.rate[-1] <= DECAYED * plan.rate.max()
-    if lowered or "learning_rate" in situation.in_force:
+    if lowered:
         return proposals
     reason = f"{finding.title}: {budget} last steps at × {ANNEAL:g} of the rate, for what lies below the noise"
     arguments = {"factor": round_figure(ANNEAL)}

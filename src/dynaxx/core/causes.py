@@ -116,7 +116,12 @@ BRINGS_ABOUT: dict[str, tuple[str, ...]] = {
     "class_imbalance": ("overfitting", "data_shift", "corrupted_batch", "vanishing_gradients", "dead_units"),
     "inputs_not_normalised": ("initialisation_too_large", "warmup_missing", "learning_rate_too_high", *_OVERSHOT),
     "initialisation_too_large": ("warmup_missing", "learning_rate_too_high", "momentum_too_high", *_OVERSHOT),
-    "initialisation_too_small": ("vanishing_gradients", "learning_rate_too_low", *_STANDSTILL),
+    "initialisation_too_small": (
+        "vanishing_gradients",
+        "learning_rate_too_low",
+        "learning_rate_too_high",
+        *_STANDSTILL,
+    ),
     "initialisation_symmetric": ("loss_disconnected", "dead_units", "shuffled_labels", *_CUT_OFF),
     "weights_overwritten": (
         "learning_rate_too_high",

@@ -66,7 +66,8 @@ class Need(StrEnum):
     Such a signal may wait for the device. It is measured twice before the budget sets its cadence.
     """
     MICROBATCHES = "microbatches"
-    """Squared norms of the gradients of an accumulation's microbatches (`StepView.microbatches`).
+    """Squared norms of the gradients of an accumulation's microbatches (`StepView.microbatches`), or of this rank's own
+    (`StepView.own_square`).
 
     Memory: one copy of the gradient. Price: 4 sweeps a microbatch.
     """
@@ -145,6 +146,8 @@ class StepView:
         objective: The mean loss of the probe batch, at the current weights; None unless `Need.CURVATURE` was met.
         microbatches: ‖gᵢ‖² of each microbatch's part gᵢ of the gradient, which they sum up to; None unless
             `Need.MICROBATCHES` was met and the step accumulates over at least two batches of equal size.
+        own_square: ‖gᵣ‖² of this rank's gradient before the ranks averaged it; None unless `Need.MICROBATCHES` was met
+            and several ranks train together by one backward a step.
     """
 
     step: int
@@ -161,6 +164,7 @@ class StepView:
     world_size: int = 1
     objective: Objective | None = None
     microbatches: list[torch.Tensor] | None = None
+    own_square: torch.Tensor | None = None
     _memo: dict[str, Any] = field(default_factory=dict[str, Any], repr=False)
 
     @property

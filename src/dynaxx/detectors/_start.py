@@ -123,11 +123,12 @@ def weights_left(run: Log) -> float:
     return float(size[-1] / size[0]) if len(size) and size[0] > 0 else 1.0
 
 
-def elasticity(run: Log) -> float:
-    """‖g‖‖θ‖/|L| in the median of the first 20 measured steps: relative change of the loss with that of the weights.
+def elasticity(run: Log, steps: int = 20) -> float:
+    """‖g‖‖θ‖/|L| in the median of the first measured steps: relative change of the loss with that of the weights.
 
     Args:
         run: The log.
+        steps: How many of them.
 
     Returns:
         The ratio; NaN where it was not measured.
@@ -135,7 +136,7 @@ def elasticity(run: Log) -> float:
     if any(name not in run.columns for name in ("grad_norm", "parameter_norm", "loss")):
         return float("nan")
     slope, size, loss = run["grad_norm"], run["parameter_norm"], run["loss"]
-    shared = np.intersect1d(np.intersect1d(slope.steps, size.steps), loss.steps)[:20]
+    shared = np.intersect1d(np.intersect1d(slope.steps, size.steps), loss.steps)[:steps]
     if len(shared) == 0:
         return float("nan")
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Remedy, Test, Threshold
 from dynaxx.detectors._depth import WINDOW, depth
-from dynaxx.detectors._facts import adaptive, matrices
+from dynaxx.detectors._facts import adaptive, matrices, planned
 from dynaxx.detectors._read import QUIETLY, end_of, fallen, rows
 from dynaxx.detectors._remedies import NORMALISE
 from dynaxx.detectors._spans import stretches, within
@@ -29,6 +29,9 @@ STARVED = Threshold(
 
 STUCK = 0.1
 """Share of its start by which the loss must have fallen for the first layers to be no hindrance."""
+HIGH = 0.35
+"""The same at half of the plan and later, from when a loss that has stopped high is underfitting (see there): however
+large Adam makes the first layers' updates, they then have not helped."""
 
 
 class VanishingGradients(Detector):
@@ -58,7 +61,8 @@ class VanishingGradients(Detector):
         starved = _starvation(run, spans)
         follows = not adaptive(run)
         harmful = starved < STARVED.value if np.isfinite(starved) else follows
-        harmful |= follows and fallen(run) < STUCK
+        gone, late = fallen(run), end_of(run) >= 0.5 * (planned(run) or np.inf)
+        harmful |= (follows and gone < STUCK) or (late and gone < HIGH)
         evidence = [
             Evidence(
                 text=f"gradients per parameter fall by {decades:.1f} decades from the last to the first layers",

@@ -12,7 +12,7 @@ from dynaxx.figures._build import line, smoothed
 from dynaxx.figures._read import named, scale_for
 from dynaxx.runlog import RunView
 
-_KINDS = ("finding", "check", "decision", "receipt", "trial", "rolled_back", "outcome")
+_KINDS = ("finding", "check", "decision", "receipt", "trial", "rolled_back", "outcome", "blend")
 _MARKS = 8
 """Acts that are marked on the curve; of more than these the last ones."""
 _SPANS = 8
@@ -145,9 +145,17 @@ def _receipt(event: Mapping[str, Any]) -> tuple[str, str, str] | None:
 
 
 def _trial(event: Mapping[str, Any]) -> tuple[str, str, str]:
-    arms = event.get("arms", ())
-    losses = ", ".join(f"{arm.get('name')} {_figure(arm.get('loss'))}" for arm in arms if isinstance(arm, Mapping))
-    return "tried", f"{event.get('winner') or 'no arm'} won a trial of {event.get('steps', '?')} steps", losses
+    arms: Mapping[str, Mapping[str, Any]] = _part(event, "arms")
+    losses = ", ".join(f"{name} {_figure(arm['loss'])} (p = {arm['p']:.2g})" for name, arm in arms.items())
+    won = f"{event.get('winner')} won a trial of {event.get('steps')} steps on the same batches"
+    return "tried", won, f"loss on {event.get('held')} others: {losses}; {event.get('reason', '')}"
+
+
+def _blend(event: Mapping[str, Any]) -> tuple[str, str, str]:
+    if "file" not in event:
+        return "not blended", "the checkpoints of the last stretch", str(event.get("why", ""))
+    figures = f"loss {_figure(event['blend'])} against {_figure(event['best_part'])} of the best part, on examples that "
+    return "blended", f"{event['parts']} checkpoints: {event['verdict']}", f"{figures}chose neither; {event['file']}"
 
 
 def _rolled_back(event: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -175,6 +183,7 @@ _WORDS = {
     "trial": _trial,
     "rolled_back": _rolled_back,
     "outcome": _outcome,
+    "blend": _blend,
 }
 
 

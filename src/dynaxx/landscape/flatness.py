@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from dynaxx.numerics.lanczos import eigenpairs
 from dynaxx.numerics.noise import average_rise, largest_noise, noisy_values
 from dynaxx.numerics.operator import Congruent, Operator
 from dynaxx.numerics.pac_bayes import gaussian_divergence, inverse_kl, maurer, mcallester
+from dynaxx.numerics.space import Space
 
 EIGEN_PRODUCTS = 80
 """Most products for each of the two largest eigenvalues."""
@@ -66,6 +67,7 @@ class Flatness(Probe):
         error: `error(model, batch)` → mean 0–1 error, or another loss in [0, 1]: what the bounds are about.
         initial: Weights by name that the prior is centred at; None: zero. They must not depend on the examples.
         draws: Pairs of noise vectors with which the bounds measure the error.
+        measures: "all", or "ascent": the worst cases alone, whose price is a tenth or less.
         delta: Probability with which a bound may fail.
         seed: Of all noise.
 
@@ -87,6 +89,7 @@ class Flatness(Probe):
         error: Callable[[nn.Module, Any], Tensor] | None = None,
         initial: Mapping[str, Tensor] | None = None,
         draws: int = 32,
+        measures: Literal["all", "ascent"] = "all",
         delta: float = 0.05,
         seed: int = 0,
     ) -> None:
@@ -99,6 +102,9 @@ class Flatness(Probe):
                 raise BadInput(f"flatness({name}=...) must be more than {least}. Got {value}.")
         if delta >= 1:
             raise BadInput(f"flatness(delta=...) is a probability below 1. Got {delta}.")
+        if measures not in ("all", "ascent"):
+            raise BadInput(f"flatness(measures=...) must be 'all' or 'ascent'. Got {measures!r}.")
+        self._measures = measures
         self._radius, self._adaptive_radius, self._steps = radius, adaptive_radius, steps
         self._sigma, self._adaptive_sigma, self._pairs = sigma, adaptive_sigma, pairs
         self._samples, self._level, self._error = samples, level, error
@@ -106,6 +112,8 @@ class Flatness(Probe):
 
     def price(self, objective: Objective) -> Cost:
         """At most; the search for σ often ends after half of its forwards."""
+        if self._measures == "ascent":
+            return Cost(forwards=2 * (self._steps + 1) + 1, backwards=2 * self._steps)
         traces = sum(min(p.numel(), self._samples) for _, p in _matrices(objective))
         noise = 2 * self._pairs * (2 + SEARCH) + 2 * self._draws + 4
         return Cost(
@@ -116,25 +124,27 @@ class Flatness(Probe):
 
     def run(self, objective: Objective) -> Chart:
         """Measure."""
-        meter = Meter(objective)
-        point, hessian, notes = Displaced(objective), Hessian(objective), list[str]()
-        weights = hessian.space.flatten(objective.parameters)
+        meter, space = Meter(objective), Space(objective.parameters, objective.names)
+        point, notes, layers, curve = Displaced(objective), list[str](), dict[str, Estimate](), dict[float, float]()
+        weights, products = space.flatten(objective.parameters), 0.0
         rows: _Rows = {"loss": _Row(value=Estimate(value=point.value()), invariant=True, formula="L(θ)")}
         forwards, backwards = self._worst(point, weights.abs(), rows)
-        self._average(point, weights.abs(), rows)
-        self._curvature(hessian, weights, rows, notes)
-        layers = self._relative(objective, hessian, rows)
-        curve = self._bounds(objective, point, weights, rows, notes)
-        forwards += 3 + 2 * self._pairs * (2 + len(curve)) + (2 * self._draws if "maurer_bound" in rows else 0) + 1
+        forwards += 1
+        if self._measures == "all":
+            hessian = Hessian(objective)
+            self._average(point, weights.abs(), rows)
+            self._curvature(hessian, weights, rows, notes)
+            layers = self._relative(objective, hessian, rows)
+            curve = self._bounds(objective, point, weights, rows, notes)
+            forwards += 3 + 2 * self._pairs * (2 + len(curve)) + (2 * self._draws if "maurer_bound" in rows else 0)
+            products = hessian.products + ("fisher_rao_gauss_newton" in rows)
         return Chart(
             probe="flatness",
             title=title(objective),
             values={name: _stated(row) for name, row in rows.items()},
             arrays={"noise": np.array(sorted(curve)), "noise_rise": np.array([curve[s] for s in sorted(curve)])},
             panels=self._panels(rows, layers, curve),
-            cost=meter.cost(
-                products=hessian.products + ("fisher_rao_gauss_newton" in rows), forwards=forwards, backwards=backwards
-            ),
+            cost=meter.cost(products=products, forwards=forwards, backwards=backwards),
             notes=tuple(notes),
         )
 

@@ -73,9 +73,10 @@ class Kept:
         """Every tensor as it was; a buffer that was replaced is the old one again."""
         for module, key, buffer in self._places:
             setattr(module, key, buffer)
+        if not self._tensors:  # torch's refuses an empty list
+            return
         with torch.no_grad():
-            for tensor, copy in zip(self._tensors, self._copies, strict=True):
-                tensor.copy_(copy)
+            torch._foreach_copy_(self._tensors, self._copies)  # pyright: ignore[reportPrivateUsage]
 
 
 class Noise:

@@ -13,7 +13,7 @@ from dynaxx.core.methods import Perturber
 from dynaxx.core.parameters import Layout, some
 from dynaxx.core.repeated import begin_repeating, end_repeating
 from dynaxx.errors import BadInput
-from dynaxx.numerics.reductions import layer_norms
+from dynaxx.numerics.reductions import layer_norms, tensor_norms
 from dynaxx.perturb._common import Kept, at_least, trainable
 
 
@@ -149,7 +149,8 @@ class Sam(Perturber):
             shapes = [w.abs().add_(self._eta) for w in weights]
             gradients = [None if g is None else g * t for g, t in zip(gradients, shapes, strict=True)]
             moves = [None if g is None else g * t for g, t in zip(gradients, shapes, strict=True)]
-        norm = float(torch.linalg.vector_norm(layer_norms(gradients, self._layout)))  # waits for the device
+        norms = (layer_norms if self._layout.sharded else tensor_norms)(gradients, self._layout)
+        norm = float(torch.linalg.vector_norm(norms))  # waits for the device
         if not math.isfinite(norm) or norm == 0:
             return None
         pairs = [(w, m) for w, m in zip(weights, moves, strict=True) if m is not None]

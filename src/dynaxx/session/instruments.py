@@ -22,6 +22,7 @@ from dynaxx.session.forward import ForwardWatch
 from dynaxx.session.hooks import quietly
 from dynaxx.session.instrument import Instrument
 from dynaxx.session.microbatches import Microbatches
+from dynaxx.session.own_gradient import OwnGradient
 from dynaxx.session.probe_loss import ProbeLoss
 
 
@@ -68,6 +69,7 @@ class Instruments:
         self.instruments: list[Instrument] = []
         self.probe_loss = ProbeLoss(model, None) if probe_loss is None else probe_loss
         self.microbatches = Microbatches(layout)
+        self._own = OwnGradient(layout)
         self._scaled = scaled
         self._microbatch_seconds: list[float] = []
         for name in names:
@@ -121,26 +123,31 @@ class Instruments:
         parts = self.microbatches
         if view.batch.forwards == 1:
             parts.begin()
-        elif parts.arrived and self._apart(view):
+            if view.world_size > 1 and self._apart(view):
+                self._own.begin()
+        elif parts.arrived and view.world_size == 1 and self._apart(view):
             parts.add()
         parts.arrived = False
         parts.sizes.append(samples)
 
     def accumulated(self, view: StepView) -> None:
-        """The gradient is complete: show the microbatches' parts of it, where they were seen.
+        """The gradient is complete: show the microbatches' parts of it and this rank's, where they were seen.
 
         Args:
             view: The step.
         """
+        if view.own_square is None:
+            view.own_square, seconds = self._own.finish()
+            self.microbatches.seconds += seconds
         if view.batch.forwards > 1 and view.microbatches is None:
             view.microbatches = self.microbatches.finish()
 
     def _apart(self, view: StepView) -> bool:
-        """Whether the microbatches of a step are to be seen one by one, and can be.
+        """Whether the parts of a step's gradient are to be seen one by one, and can be: not under a gradient scaler.
 
-        A gradient scaler may unscale before the last one is seen; ranks reduce with the last one, or with each.
+        They are those of its microbatches, or, as ranks reduce with the last one or with each, those of the ranks.
         """
-        if view.step % self._quickest or view.world_size > 1 or self._scaled or not self._layout.plain:
+        if view.step % self._quickest or self._scaled or not self._layout.plain:
             return False
         return any(Need.MICROBATCHES in i.signal.needs and view.step % i.cadence == 0 for i in self.instruments)
 
@@ -204,7 +211,7 @@ class Instruments:
         """A dear signal's measurement; nothing where there is no loss that is finite."""
         with quietly(), torch.autocast(self._layout.device.type, enabled=False):
             view.objective = self.probe_loss.objective()
-            if view.objective is None and view.microbatches is None:
+            if view.objective is None and view.microbatches is None and view.own_square is None:
                 return instrument.state, ()
             try:
                 state, values = instrument.signal.measure(instrument.state, view)

@@ -154,7 +154,8 @@ class Live:
             view.times.data = self._data if self._data else start - self._last_end - self._pause
             self._looking, _ = self.instruments.needs(self.step + 1)
         self.forwards_seen += 1
-        first = first_tensor((inputs, keywords))
+        first = inputs[0] if inputs else None
+        first = first if isinstance(first, torch.Tensor) else first_tensor((inputs, keywords))
         samples = self._samples = count(view.batch, first, self.layout, again=self._evaluated)
         if self.actuator.leaves_out:
             self.trace.begins(view.batch, first)

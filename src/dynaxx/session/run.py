@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from dynaxx.actuator import Actuator
-from dynaxx.checkpoints import CheckpointInfo
+from dynaxx.checkpoints import CheckpointInfo, Policy
 from dynaxx.core.navigation import Mode
 from dynaxx.core.objective import LossFunction
 from dynaxx.core.records import Action, Receipt
@@ -277,14 +277,14 @@ class Run:
         self._live.pause()
         return self.steering.remedies.check(name, **arguments)
 
-    def save(self, *, keep: int = 3, wait: bool = True, **facts: Any) -> CheckpointInfo | None:
+    def save(self, *, keep: int | Policy = 3, wait: bool = True, **facts: Any) -> CheckpointInfo | None:
         """Commit a full-state checkpoint of this step; call it after `log`, outside an accumulation.
 
         Under several ranks it is a collective: every rank must call it, at the same step, and rank 0 writes. A disk
         that is full or gone costs the checkpoint and a warning, not the training.
 
         Args:
-            keep: How many of the latest checkpoints stay, besides pinned ones and the last two healthy ones.
+            keep: How many of the latest stay, or a retention policy; pinned and the last two healthy ones do besides.
             wait: Return when it is on disk; False: when the state is copied, and write it beside the training.
             facts: What a reader should know of it, as JSON: metrics, reasons; "step", "id", "time" … are the log's own.
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,17 +58,19 @@ class Saving:
         self.policy = SavePolicy(steps)
         """When one is due; it takes note of every save, whoever asked for it."""
         self.policy.begin(time.monotonic())
-        self.keep = 3
-        """How many of the latest stay, as the last save was told."""
+        self.keep: int | Policy = 3
+        """What stays, as the last save was told."""
         self.alarms: Callable[[], Collection[int]] | None = None
         """Steps at which the run was critically ill; None: it is not diagnosed."""
         self.probation = PROBATION
         """Steps without an alarm that make a checkpoint healthy."""
         self._event, self._warn = event, warn
-        self._pending: list[tuple[PendingSave, dict[str, Any], int]] = []
+        self._pending: list[tuple[PendingSave, dict[str, Any], int | Policy]] = []
+        self._tidying = ThreadPoolExecutor(1, "dynaxx-tidying")
+        self._tidied: list[Future[None]] = []
 
     def save(
-        self, step: int, state: Mapping[str, Any], facts: Mapping[str, Any], *, keep: int, wait: bool
+        self, step: int, state: Mapping[str, Any], facts: Mapping[str, Any], *, keep: int | Policy, wait: bool
     ) -> CheckpointInfo | None:
         """Commit a state.
 
@@ -75,8 +78,8 @@ class Saving:
             step: Completed optimizer steps.
             state: The full state; without `wait` it is copied before this returns.
             facts: What a reader should know of it.
-            keep: How many of the latest stay.
-            wait: Return when it is on disk, not when it is copied.
+            keep: How many of the latest stay; or what stays.
+            wait: Return when it is on disk and what need not stay is gone, not when it is copied.
 
         Returns:
             What was written; None where it could not be, or is still being written.
@@ -94,6 +97,7 @@ class Saving:
             if wait:
                 info = self.checkpoints.save(step, state, facts)
                 self._committed(info, facts, keep)
+                self._swept(wait=True)
             else:
                 self._pending.append((self.checkpoints.save_async(step, state, facts), dict(facts), keep))
         except (BadInput, NotApplicable, NotSaved) as error:
@@ -103,10 +107,10 @@ class Saving:
         return info
 
     def settle(self, *, wait: bool = False) -> None:
-        """Log the saves in the background that have ended.
+        """Log the saves in the background that have ended, and have pruned what need not stay after them.
 
         Args:
-            wait: Wait for all of them.
+            wait: Wait for all of them, and for the pruning: from then on no checkpoint goes until one is saved.
         """
         while self._pending and (wait or self._pending[0][0].done):
             pending, facts, keep = self._pending.pop(0)
@@ -114,6 +118,7 @@ class Saving:
                 self._committed(pending.result(), facts, keep)
             except (BadInput, NotApplicable, NotSaved) as error:
                 self._lost(pending.step, error)
+        self._swept(wait=wait)
 
     def close(self, ended: int | None = None) -> None:
         """Wait for the saves in the background.
@@ -126,6 +131,7 @@ class Saving:
         judged = self.alarms is not None and self.checkpoints.first
         if judged and ended is not None and ended >= (self.policy.steps or 0):
             self._tolerant(lambda: self._acquit(ended), "The health of the last checkpoints was not noted")
+        self._tidying.shutdown()
         self.checkpoints.close()
 
     def state_dict(self) -> dict[str, Any]:
@@ -142,15 +148,32 @@ class Saving:
             self.policy.load_state_dict(state)
             self.policy.begin(time.monotonic())
 
-    def _committed(self, info: CheckpointInfo, facts: Mapping[str, Any], keep: int) -> None:
+    def _committed(self, info: CheckpointInfo, facts: Mapping[str, Any], keep: int | Policy) -> None:
         self._event("checkpoint", id=info.id, of_step=info.step, origin=info.origin, **facts)
         if self.checkpoints.first:
-            self._tolerant(lambda: self._prune(info.step, keep), "Older checkpoints stay for now")
+            alarms = None if self.alarms is None else frozenset(self.alarms())
+            policy = Last(keep) if isinstance(keep, int) else keep
+            self._tidied.append(self._submitted(lambda: self._prune(info.step, policy, alarms)))
 
-    def _prune(self, step: int, keep: int) -> None:
-        policy: Policy = Last(keep)
-        if self.alarms is not None:
-            settle(self.store, step, self.alarms(), self.probation)
+    def _submitted(self, work: Callable[[], None]) -> Future[None]:
+        """Beside the training, since it reads every checkpoint whole once; in this thread where there is no other."""
+        try:
+            return self._tidying.submit(work)
+        except RuntimeError:  # the interpreter is exiting
+            outcome: Future[None] = Future()
+            try:
+                outcome.set_result(work())
+            except Exception as error:
+                outcome.set_exception(error)
+            return outcome
+
+    def _swept(self, *, wait: bool) -> None:
+        while self._tidied and (wait or self._tidied[0].done()):
+            self._tolerant(self._tidied.pop(0).result, "Older checkpoints stay for now")
+
+    def _prune(self, step: int, policy: Policy, alarms: Collection[int] | None) -> None:
+        if alarms is not None:
+            settle(self.store, step, alarms, self.probation)
             young = frozenset(key for key, said in verdicts(self.store).items() if said.health == "probation")
             policy |= _Growing(self.probation, young)
         prune(self.store, policy)

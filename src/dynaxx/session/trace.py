@@ -41,7 +41,7 @@ class Trace:
         """The step's update was left out: its batches leave no trace in the buffers."""
         if self._kept:
             with torch.no_grad():
-                torch._foreach_copy_(self._buffers, self._kept)
+                torch._foreach_copy_(self._buffers, self._kept)  # pyright: ignore[reportPrivateUsage]
 
     def _keep(self) -> None:
         if not self._kept:
@@ -54,5 +54,4 @@ class Trace:
             self._buffers, self._kept = [b for b, _ in moving], [k for _, k in moving]
         if self._kept:
             with torch.no_grad():
-                torch._foreach_copy_(self._kept, self._buffers)
-
+                torch._foreach_copy_(self._kept, self._buffers)  # pyright: ignore[reportPrivateUsage]

@@ -16,6 +16,10 @@ import torch
 from safetensors.torch import save_model
 
 from dynaxx.averaging import recompute_batch_norm
+from dynaxx.checkpoints import CheckpointStore
+from dynaxx.checkpoints.places import LocalPlace
+from dynaxx.checkpoints.policy_words import policy
+from dynaxx.checkpoints.retention import Last, Policy
 from dynaxx.core.loop import epoch_seed, evaluate, train_steps, validation_seed
 from dynaxx.core.methods import Averager
 from dynaxx.core.navigation import Mode
@@ -32,6 +36,9 @@ from dynaxx.session.watch import watch
 
 AVERAGED = "averaged.safetensors"
 """The averaged model of a run that finished: what it found besides the last weights."""
+KEPT = "last:3,best:1,spread:16:2e9"
+"""What stays of a run's checkpoints unless it is said: enough of them, over all of it, for a blend, a trajectory or a
+branch, within 2 GB, which an unasked-for history may take of a disk: 16 states of 10 M parameters under AdamW."""
 STATISTICS = 16
 """Training batches from which statistics of batch normalisation are taken for averaged weights: a thousand examples."""
 
@@ -113,7 +120,7 @@ def train(
     signals: Sequence[str] | None = None,
     evaluations: int = OFTEN["evaluation"],
     checkpoints: int | None = OFTEN["checkpoint"],
-    keep: int = 3,
+    keep: str = KEPT,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> Outcome:
     """Train a task, evaluate it on the way, and write checkpoints, so that `resume` goes on bit for bit.
@@ -138,7 +145,7 @@ def train(
         evaluations: About how many evaluations there are, the last step's included; at most 50.
         checkpoints: About how many checkpoints, likewise; at most 20. None: as `SavePolicy` has it, densely while the
             training is young, then at plateaus and for safety, each written beside the training.
-        keep: How many of the latest checkpoints stay.
+        keep: Which checkpoints stay, as `dynaxx checkpoints prune` takes it in words.
         progress: Called after every step.
 
     Returns:
@@ -201,7 +208,7 @@ def train(
         steps=steps,
         seed=seed,
         order_seed=settings["order_seed"],
-        keep=keep,
+        keep=policy(keep, LocalPlace(CheckpointStore(run.dir / "checkpoints"))),
         evaluations=evaluations,
         checkpoints=checkpoints,
     )
@@ -225,7 +232,7 @@ class _Plan:
     steps: int
     seed: int
     order_seed: int
-    keep: int
+    keep: Policy
     evaluations: int
     checkpoints: int | None
 
@@ -267,7 +274,7 @@ def _loop(
     began = time.perf_counter()
     validation = task.batches("validation", validation_seed(plan.seed))
     latest: dict[str, float] = {}
-    history: list[tuple[int, float]] = []
+    history = _evaluated(run)
     empty = 0
     loss: torch.Tensor | None = None
     status: Literal["finished", "interrupted", "stopped"] = "finished"
@@ -292,13 +299,14 @@ def _loop(
                         both = evaluate(task, model, validation)
                     latest |= {f"averaged_val_{k}": v for k, v in both.items()}
                 run.log(**latest, **samples.take(model))
+                history = [entry for entry in history if entry[0] < run.step]  # it may have gone back
                 history.append((run.step, latest["val_loss"]))
             status = "interrupted" if interrupted.is_set() else "stopped" if run.stopping else status
             ending = run.steering.ending if fresh or run.stopping else None
             why = "ending" if ending is not None else plan.saves(run, history)
             if why is not None or status != "finished":
                 beside = plan.checkpoints is None and ending is None and status == "finished" and run.step < plan.steps
-                run.save(keep=plan.keep if ending is None else max(KEEP, plan.keep), wait=not beside, **latest)
+                run.save(keep=plan.keep if ending is None else plan.keep | Last(KEEP), wait=not beside, **latest)
             progress(Progress(step=run.step, steps=plan.steps, loss=loss, rate=rate, validation=latest, fresh=fresh))
             rate = _rate(optimizer) * method.factor  # the scheduler has moved on: this is the next step's
             if run.step >= plan.steps or status != "finished":
@@ -349,6 +357,16 @@ def averaged(task: Task, model: torch.nn.Module, averager: Averager, order_seed:
     with averager.swapped():
         recompute_batch_norm(model, batches, task.loss)
         yield
+
+
+def _evaluated(run: Run) -> list[tuple[int, float]]:
+    """Step and validation loss of the evaluations before a resumption."""
+    view = run.view()
+    if run.step == 0 or "val_loss" not in view.columns:
+        return []
+    column = view["val_loss"]
+    pairs = zip(column.steps.tolist(), column.values.tolist(), strict=True)
+    return [(step, value) for step, value in pairs if step <= run.step]
 
 
 def _rate(optimizer: torch.optim.Optimizer) -> float:

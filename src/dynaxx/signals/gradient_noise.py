@@ -24,9 +24,10 @@ PARTS = 4
 MEMORY = 20
 """Measurements that the ratio's numerator and denominator are averaged over: a single ratio is biased and wild."""
 
-Source = Literal["accumulation", "probe batch"]
+Source = Literal["accumulation", "ranks", "probe batch"]
 _DATA: dict[Source, str] = {
     "accumulation": "from the microbatches that the step accumulated",
+    "ranks": "from this rank's gradient and the mean over the ranks",
     "probe batch": f"from the probe batch in {PARTS} parts",
 }
 
@@ -63,7 +64,9 @@ class GradientNoise(Signal[dict[str, Any]]):
     """B_simple = tr Σ / ‖G‖² by the unbiased estimator from two batch sizes (McCandlish 2018), and what it is made of.
 
     Where steps accumulate, from the norms of the microbatches' gradients, at no further backward; the loop's loss must
-    weigh them equally. Elsewhere from parts of the probe batch, at the price of one gradient on it.
+    weigh them equally. Where ranks average their gradients (DistributedDataParallel), from that of this rank and the
+    mean of all: nothing is communicated, as one rank's square is an unbiased, if noisier, estimate of all ranks'.
+    Elsewhere from parts of the probe batch, at the price of one gradient on it.
     """
 
     at = Event.GRADS_READY
@@ -83,6 +86,9 @@ class GradientNoise(Signal[dict[str, Any]]):
             source: Source = "accumulation"
             small, big, parts = *_accumulated(step.microbatches, step), len(step.microbatches)
             size = step.batch.samples // parts
+        elif step.own_square is not None:
+            source, parts, size = "ranks", step.world_size, step.batch.samples
+            small, big = _over_ranks(step.own_square, step)
         else:
             source = "probe batch"
             found, parts, size = _probed(step.objective)
@@ -107,6 +113,14 @@ class GradientNoise(Signal[dict[str, Any]]):
 def _accumulated(squares: list[Tensor], step: StepView) -> tuple[Tensor, Tensor]:
     """Mean ‖K·dᵢ‖² and ‖Σ dᵢ‖² of the K parts dᵢ that add up to the step's gradient."""
     return torch.stack(squares).mean() * len(squares) ** 2, accumulated_square(step)
+
+
+def _over_ranks(own: Tensor, step: StepView) -> tuple[Tensor, Tensor]:
+    """‖gᵣ‖² of this rank and ‖Σ gᵣ / R‖² of all."""
+    whole = accumulated_square(step)
+    if bool(own == whole):  # waits for the device, as dear signals may
+        raise NotApplicable("this rank's gradient is that of all: ranks do not average, or train on the same data")
+    return own, whole
 
 
 def _probed(objective: Objective | None) -> tuple[Any, int, int]:

@@ -10,6 +10,7 @@ from typing import Any
 from dynaxx import catalog
 from dynaxx.core.chart import Chart
 from dynaxx.errors import BadInput, NotApplicable
+from dynaxx.landscape._unlike import explained
 from dynaxx.runlog.disk import replace_file
 from dynaxx.survey import _stages as stages
 from dynaxx.survey._ground import Found, Ground, TooDear
@@ -113,7 +114,8 @@ def map_task(
         folder=Path(dir), spec=task, task=work, seed=seed, engine=engine, progress=progress,
     )  # fmt: skip
     here = _Survey(ground, purse, Addresses()(Member(task=task, steps=1, size=size)), said)
-    here.survey([name for name in stages.ORDER if proxy or name not in stages.OPTIONAL])
+    with explained(work):
+        here.survey([name for name in stages.ORDER if proxy or name not in stages.OPTIONAL])
     found = readings(ground)
     judged = terrain(found)
     plan = advise(ground, found, judged, circumstances or Circumstances(), here.left_out)
