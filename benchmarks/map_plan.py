@@ -42,8 +42,6 @@ CASES = {
     "digits, rate / 10": (f"{OFF}:DigitsLow", 0.6),
 }
 """What is trained, and the share of the default's passes that the issue allows."""
-MAP_SEED = 100
-"""Of the maps; trainings have the seeds from 0."""
 
 
 class Here(Engine):
@@ -89,8 +87,12 @@ def mapped(spec: str, seed: int, budget: float | None) -> dict[str, Any]:
 def final(spec: str, seed: int, steps: int, recipe: Recipe) -> dict[str, float]:
     """Validation loss after a training, of the weights and of their average."""
     with tempfile.TemporaryDirectory() as folder:
-        train(catalog.task(spec, None), Path(folder) / "run", name="plan", seed=seed, steps=steps, recipe=recipe,
-              navigate="off", quiet=True, signals=(), evaluations=1, checkpoints=1)  # fmt: skip
+        outcome = train(
+            catalog.task(spec, None), Path(folder) / "run", name="plan", seed=seed, steps=steps, recipe=recipe,
+            navigate="off", quiet=True, signals=(), evaluations=1, checkpoints=1,
+        )  # fmt: skip
+        if outcome.status != "finished":
+            raise SystemExit(f"{spec}: the training was {outcome.status} at step {outcome.step}; run again.")
         view = open_run(Path(folder) / "run")
         found = {"val_loss": float(view["val_loss"][-1])}
         if recipe.averaging or recipe.phases:
@@ -139,8 +141,8 @@ def _every(words: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", choices=[*CASES, []], help="which; all by default")
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of each")
-    parser.add_argument("--maps", type=int, default=1, help="maps of each")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the trainings")
+    parser.add_argument("--map-seed", type=int, nargs="+", default=[100], help="of the maps, other ones")
     parser.add_argument("--budget", type=float, help="share of the training that a map may take; none: the default")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
@@ -149,7 +151,7 @@ def main() -> None:
     print("| default | its loss in steps | passes of the map | plan | its loss in steps | reached |")
     print("|---|---|---|---|---|---|")
     for case in options.cases or CASES:
-        compare(kept, case, range(options.seeds), range(MAP_SEED, MAP_SEED + options.maps), options.budget)
+        compare(kept, case, options.seeds, options.map_seed, options.budget)
 
 
 if __name__ == "__main__":

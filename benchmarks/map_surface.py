@@ -1,6 +1,7 @@
 """The loss surface by Dynaxx and by its peers: time per point of a 41 × 41 plane, and evaluations at equal error.
 
-`python benchmarks/map_surface.py` prints both tables; `--json FILE` keeps the figures; `--rounds N` takes more turns.
+`python benchmarks/map_surface.py` prints both tables, `times` or `adaptive` one; `--json FILE` keeps the figures;
+`--rounds N` takes more turns.
 loss-landscapes and landscaper are measured where they are installed (both want neither of their plotting parts here).
 
 Times are those of the processor, on one thread, so that other programs do not count. They are taken in rounds in which
@@ -192,11 +193,14 @@ def _rms(values: np.ndarray) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tables", nargs="*", choices=["times", "adaptive", []], help="which; both by default")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    found = {"times": times(options.rounds), "adaptive": adaptive()}
+    wanted = options.tables or ["times", "adaptive"]
+    found = {"times": times(options.rounds) if "times" in wanted else []}
+    found["adaptive"] = adaptive() if "adaptive" in wanted else []
     if options.json:
         with open(options.json, "w") as file:
             json.dump(found, file, indent=1)

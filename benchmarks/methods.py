@@ -4,11 +4,12 @@
 `methods_results.json`, by what determines it, so a run that is interrupted goes on and a table is made anew at once.
 
 Tuning: at half of the full length, each contender over learning rates a factor of 2 apart at weight decay 0.1, from
-one in the middle on until both neighbours of the best are worse; then both decays at it, on a seed of its own. Scoring, other seeds: AdamW at full
-length gives each seed's target; a contender is trained with horizons of its own (the schedule always anneals to zero
-at the horizon) until two neighbours of `LADDER` hold the target between their mean losses. Its share of AdamW's steps
-is where its loss, linear in the logarithm of the horizon between the two, meets the target, seed by seed; shown are
-the mean and the 95 % interval of Student's t. A ratio of two contenders is paired by seed too.
+one in the middle on until both neighbours of the best are worse; then both decays at it, on a seed of its own.
+Scoring, other seeds: AdamW at full length gives each seed's target; a contender is trained with horizons of its own
+(the schedule always anneals to zero at the horizon) until two neighbours of `LADDER` hold the target between their mean
+losses. Its share of AdamW's steps is where its loss, linear in the logarithm of the horizon between the two, meets the
+target, seed by seed; shown are the mean and the 95 % interval of Student's t. A ratio of two contenders is paired by
+seed too.
 
 Schedule: linear warm-up over 4 %, linear decay to zero, for all but schedule-free, which has the warm-up only.
 """
@@ -17,12 +18,14 @@ import argparse
 import json
 import math
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from scipy.stats import t as student
+
 from dynaxx.errors import NotApplicable
 from methods_contenders import CONTENDERS, trained
-from scipy.stats import t as student
 
 RESULTS = Path(__file__).with_name("methods_results.json")
 STEPS = {"stdlib-lm": 400, "digits": 300, "diabetes": 200}
@@ -109,7 +112,7 @@ def scored(kept: Kept, name: str, who: str, targets: list[float]) -> Score:
     return Score(who=who, rate=rate, decay=decay, shares=shares, seconds=statistics.median(pace))
 
 
-def bracket(mean, target: float) -> tuple[int, int]:
+def bracket(mean: Callable[[int], float], target: float) -> tuple[int, int]:
     """The neighbours on the ladder whose mean losses hold the target between them; the end pair where none do."""
     high = FIRST
     while mean(high) > target and high < len(LADDER) - 1:
@@ -154,7 +157,8 @@ def table(kept: Kept, name: str) -> None:
             print(f"{who} is left out: {reason}.")
     peers = [s for s in scores if CONTENDERS[s.who].peer and not any(map(math.isnan, s.shares))]
     rival = min(peers, key=lambda s: statistics.fmean(s.shares)) if peers else None
-    print(f"| method | rate | decay | steps to AdamW's loss / AdamW's | over {rival.who if rival else 'no peer'}'s | time per step | time |")
+    name_of_rival = "" if rival is None else rival.who
+    print(f"| method | rate | decay | steps to it / AdamW's | / {name_of_rival}'s | time per step | time |")
     print("|---|---|---|---|---|---|---|")
     for score in scores:
         against = [a / b for a, b in zip(score.shares, rival.shares, strict=True)] if rival else [math.nan]

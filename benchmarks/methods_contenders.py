@@ -17,6 +17,7 @@ from dynaxx.core.isolation import isolated_random
 from dynaxx.core.loop import epoch_seed, evaluate, train_steps, validation_seed
 from dynaxx.core.task import Task, derive_seed
 from dynaxx.errors import NotApplicable
+from dynaxx.optim import Joint
 from dynaxx.phases.phase import read_phases
 from dynaxx.schedules import as_scheduler
 from dynaxx.schedules.constant import Constant
@@ -43,23 +44,6 @@ class Contender:
     peer: bool = False
 
 
-class Both:
-    """Two optimizers that step together, as Muon's authors use it: one for hidden matrices, one for the rest."""
-
-    def __init__(self, *parts: torch.optim.Optimizer) -> None:
-        self.parts = parts
-
-    def step(self) -> None:
-        """Both take their step."""
-        for part in self.parts:
-            part.step()
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Both clear their gradients."""
-        for part in self.parts:
-            part.zero_grad(set_to_none=set_to_none)
-
-
 def groups(parameters: list[nn.Parameter], decay: float) -> list[dict[str, Any]]:
     """Decay on matrices only, for every peer alike."""
     return [
@@ -73,10 +57,10 @@ def adamw(model: nn.Module, rate: float, decay: float) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups(list(model.parameters()), decay), lr=rate, betas=(0.9, 0.99), fused=True)
 
 
-def torch_muon(momentum: float) -> Callable[[nn.Module, float, float], Both]:
+def torch_muon(momentum: float) -> Callable[[nn.Module, float, float], Joint]:
     """torch.optim.Muon on hidden matrices at AdamW's scale, AdamW at the same rate on embeddings, head and vectors."""
 
-    def make(model: nn.Module, rate: float, decay: float) -> Both:
+    def make(model: nn.Module, rate: float, decay: float) -> Joint:
         named = list(model.named_parameters())
         # The last matrix is the head of every one of the tasks, biases behind it or not.
         last = [n for n, p in named if p.dim() == 2][-1]
@@ -85,7 +69,7 @@ def torch_muon(momentum: float) -> Callable[[nn.Module, float, float], Both]:
             raise NotApplicable("torch.optim.Muon takes matrices only, and every hidden layer is a convolution")
         chosen = {id(p) for p in hidden}
         rest = groups([p for _, p in named if id(p) not in chosen], decay)
-        return Both(
+        return Joint(
             torch.optim.Muon(
                 hidden, lr=rate, weight_decay=decay, momentum=momentum, adjust_lr_fn="match_rms_adamw"
             ),
@@ -176,14 +160,12 @@ def trained(name: str, who: str, rate: float, decay: float, steps: int, seed: in
     else:
         assert contender.make is not None
         optimizer = contender.make(model, rate, decay)
-    parts = optimizer.parts if isinstance(optimizer, Both) else [optimizer]
-    schedulers = [as_scheduler(part, curve) for part in parts]
+    scheduler = as_scheduler(optimizer, curve)
     torch.manual_seed(derive_seed(seed, "global"))
     model.train()
     began = time.process_time()
     for loss in train_steps(task, model, optimizer, islice(Endless(task, seed), steps)):
-        for scheduler in schedulers:
-            scheduler.step()
+        scheduler.step()
         if not math.isfinite(loss.item()):
             return {"loss": math.inf, "seconds": time.process_time() - began}
     seconds = time.process_time() - began

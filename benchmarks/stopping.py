@@ -1,17 +1,17 @@
 """When to stop: Dynaxx and the rules of its peers on the same runs, real and synthetic, judged alike.
 
-`python benchmarks/stopping.py` trains or reads nothing that exists: real runs (`stopping_runs.py`) are recorded whole
-with drawn settings, synthetic ones (`stopping_curves.py`) are drawn. `--seeds A B` are the seeds of both, `--real N` and
-`--curves N` how many seeds of each kind are taken, `--json FILE` keeps every verdict.
+Real runs (`stopping_runs.py`) are recorded whole with drawn settings, synthetic ones (`stopping_curves.py`) are drawn.
+`--seed N` is the first seed of both (1000; the rule was set on seeds below 44), `--real N` how many seeds of each of
+five tasks are taken, `--curves N` of each of six shapes; `--json FILE` keeps every verdict.
 
-Every rule is asked at each of 50 evaluations and keeps the best checkpoint so far by the measured validation loss. Given
-up is (kept − best of the whole run) / best of the whole run; without noise where that is known. Dynaxx is asked as in a
-live run in mode act, by all of its detectors: where it lowers the rate for its last stretch, a real training goes on
-from its state at that step at that rate, and what comes of it is what is kept; a synthetic one does not feel it.
+Every rule is asked at each of 50 evaluations and keeps the best checkpoint so far by the measured validation loss.
+Given up is (kept − best of the whole run) / best of the whole run; without noise where that is known. Dynaxx is asked
+as in a live run in mode act, by all of its detectors: where it lowers the rate for its last stretch, a real training
+goes on from its state at that step at that rate, and what comes of it counts; a synthetic one does not feel it.
 
-A run rested where its best loss so far (medians of three where there is noise) had come within 1 % of its lowest by 44 %
-of the steps: a plateau of a fifth of the steps so far and a last stretch of 5 %, which specification V asks for, then
-end at 60 %.
+A run rested where its best loss so far (of medians of three where there is noise) had come within 1 % of its lowest by
+44 % of the steps: with a plateau of a fifth of the steps so far and a last stretch of 5 %, which specification V asks
+for, such a run can be stopped at 60 %.
 """
 
 import argparse
@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import stopping_curves
-import stopping_runs
 import torch
 from rich.console import Console
 from rich.table import Table as Shown
 from scipy.stats import beta, ttest_ind
 
+import stopping_curves
+import stopping_runs
 from dynaxx import catalog
 from dynaxx.controllers import begin, navigate
 from dynaxx.core.findings import Detector
@@ -76,7 +76,7 @@ class Verdict:
 
 
 def patience(evaluations: int, least: float = 0.0) -> Rule:
-    """Lightning's and Keras' EarlyStopping: so many evaluations in a row without an improvement by more than `least`."""
+    """EarlyStopping of Lightning and Keras: so many evaluations on end not better than the best by `least`."""
 
     def stop(values: np.ndarray) -> int | None:
         best, waited = math.inf, 0

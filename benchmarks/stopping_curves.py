@@ -39,13 +39,13 @@ def _between(rng: np.random.Generator, low: float, high: float) -> float:
 
 
 def power_law(rng: np.random.Generator, time: np.ndarray) -> tuple[np.ndarray, np.ndarray, str]:
-    """b (1 + t/τ)^−α: from a long way to go to hardly any."""
+    """A power law b (1 + t/τ)^−α: from a long way to go to hardly any."""
     fall = _between(rng, 0.3, 3) * (1 + time / _between(rng, 0.001, 0.05)) ** -_between(rng, 0.3, 2.5)
     return fall, np.ones_like(time), "constant"
 
 
 def exponential(rng: np.random.Generator, time: np.ndarray) -> tuple[np.ndarray, np.ndarray, str]:
-    """b e^−t/τ: comes to rest."""
+    """An exponential b e^−t/τ: comes to rest."""
     return _between(rng, 0.3, 3) * np.exp(-time / _between(rng, 0.01, 0.5)), np.ones_like(time), "constant"
 
 

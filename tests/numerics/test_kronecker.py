@@ -1,6 +1,15 @@
 import torch
 
-from dynaxx.numerics.kronecker import carried, eigenpairs, quotients, repaired, rotated, tracked, unrotated
+from dynaxx.numerics.kronecker import (
+    carried,
+    eigenpairs,
+    permuted,
+    quotients,
+    repaired,
+    rotated,
+    tracked,
+    unrotated,
+)
 from dynaxx.numerics.polar import newton_schulz
 
 
@@ -82,6 +91,30 @@ def test_order_says_which_axis_each_one_continues():
     factors = torch.diag(torch.tensor([1.0, 3.0, 2.0], dtype=torch.float64))[None]
     _, order, _ = tracked(factors, torch.eye(3, dtype=torch.float64)[None])
     assert order.tolist() == [[1, 2, 0]]
+
+
+def test_entries_follow_their_axes():
+    second = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    left, right = torch.tensor([[2, 0, 1], [0, 2, 1]]), torch.tensor([[3, 1, 0, 2], [1, 0, 3, 2]])
+    found, rows, columns = permuted(second, left, right), permuted(second, left, None), permuted(second, None, right)
+    for k in range(2):
+        assert torch.equal(found[k], second[k][left[k]][:, right[k]])
+        assert torch.equal(rows[k], second[k][left[k]])
+        assert torch.equal(columns[k], second[k][:, right[k]])
+
+
+def test_tracking_is_one_qr_of_the_sorted_product():
+    """In float64, where the lift that keeps old directions is below the tolerance."""
+    generator = torch.Generator().manual_seed(0)
+    half = torch.randn(2, 6, 6, generator=generator, dtype=torch.float64)
+    factors, basis = half @ half.mT, torch.linalg.qr(torch.randn(2, 6, 6, generator=generator, dtype=torch.float64))[0]
+    found, order, done = tracked(factors, basis)
+    product = factors @ basis
+    along = (basis * product).sum(-2)
+    assert torch.equal(order, along.argsort(descending=True))
+    assert bool(done.all())
+    for k in range(2):
+        torch.testing.assert_close(found[k], torch.linalg.qr(product[k][:, order[k]])[0], rtol=1e-10, atol=1e-10)
 
 
 def test_repair_leaves_what_is_known_and_nothing_below_rounding():

@@ -276,6 +276,33 @@ def test_fisher_leaves_the_model_alone():
     assert all(f.isfinite().all() for f in fisher_diagonal(attention, [torch.randn(3, 4, 8)]).values())
 
 
+def test_words_name_an_old_task_by_its_file(tmp_path):
+    """A later model, elsewhere by then, is pulled to the old weights as if Ewc had been made at them."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    first = Ewc.of(model, [torch.randn(8, 3)], strength=7.0)
+    first.save(tmp_path / "old.safetensors")
+    with torch.no_grad():
+        model.weight += 1
+    second = catalog.choice("perturb", f"ewc:old='{tmp_path / 'old.safetensors'}',strength=7.0").build(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = model.weight.detach().clone()
+    found = []
+    for perturber in (first, second):
+        with torch.no_grad():
+            model.weight.copy_(before)
+        perturber.after_step(optimizer)
+        found.append(model.weight.detach().clone())
+    assert torch.equal(*found)
+    assert not torch.equal(found[0], before)
+    with pytest.raises(BadInput, match=r"these are not of this model's names and shapes"):
+        Ewc(nn.Linear(2, 2), old=str(tmp_path / "old.safetensors"))
+    with pytest.raises(BadInput, match=r"Ewc\(old='nowhere'\) cannot be read"):
+        Ewc(model, old="nowhere")
+    with pytest.raises(BadInput, match=r"give one of them.*save"):
+        catalog.choice("perturb", "ewc:strength=3").build(model)
+
+
 def test_ewc_remembers_where_distance_alone_cannot():
     """Two quadratic tasks in one weight each: EWC gives way in the direction that the old task does not notice."""
     model = nn.Linear(2, 1, bias=False).double()

@@ -100,17 +100,18 @@ def test_it_is_the_gradient_of_one_backward_and_leaves_nothing_behind():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
     model[0].bias.requires_grad_(False)
+    free = [p for p in model.parameters() if p.requires_grad]
     own, x = OwnGradient(Layout(model)), torch.randn(5, 3)
     own.begin()
     model(x).square().mean().backward()
     square, seconds = own.finish()
-    assert square == pytest.approx(sum(float(p.grad.square().sum()) for p in model.parameters() if p.requires_grad))
+    assert float(square) == pytest.approx(sum(float(p.grad.square().sum()) for p in free))
     assert seconds > 0
-    before = [p.grad.clone() for p in model.parameters() if p.requires_grad]
+    before = [p.grad.clone() for p in free]
     model(x).square().mean().backward()  # no longer seen
     assert own.finish() == (None, 0.0)
-    assert all(torch.equal(p.grad, 2 * g) for p, g in zip([p for p in model.parameters() if p.requires_grad], before, strict=True))  # fmt: skip
-    assert not any(p._backward_hooks for p in model.parameters())
+    assert all(torch.equal(p.grad, 2 * g) for p, g in zip(free, before, strict=True))
+    assert not any(p._backward_hooks for p in free)
 
 
 def test_several_backwards_are_no_gradient_of_one():

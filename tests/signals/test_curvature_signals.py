@@ -65,6 +65,15 @@ def test_sharpness_is_the_largest_eigenvalue(bench, quadratic):
     assert float(values["sharpness.products"]) < first
 
 
+def test_the_lowest_ritz_value_shows_a_saddle_and_only_a_saddle(bench, quadratic):
+    lowest = float(stepped(bench(quadratic, sgd(quadratic), "sharpness"), quadratic)["sharpness.lowest"])
+    assert float(SPECTRUM[-1]) - 1e-9 <= lowest < 0
+    with torch.no_grad():
+        quadratic.matrix += 1.5 * torch.eye(len(SPECTRUM), dtype=torch.float64)  # positive definite
+    lowest = float(stepped(bench(quadratic, sgd(quadratic), "sharpness"), quadratic)["sharpness.lowest"])
+    assert lowest >= 0.5 - 1e-9
+
+
 def test_a_state_of_other_parameters_is_not_used(bench, quadratic):
     found = bench(quadratic, sgd(quadratic), "sharpness")
     stepped(found, quadratic)

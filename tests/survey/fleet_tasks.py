@@ -131,3 +131,14 @@ class WideByItself(Wide):
 
     def optimizer(self, model):
         return torch.optim.Adam(model.parameters(), lr=1e-2 * 64 / self.width)
+
+
+class Mixed(Noisy):
+    """Every second batch calls its inputs by another name, which the loss does not know."""
+
+    def batches(self, split, seed):
+        pairs = super().batches(split, seed)
+        return [{"inputs" if i % 2 else "x": x, "y": y} for i, (x, y) in enumerate(pairs)]
+
+    def loss(self, model, batch):
+        return super().loss(model, (batch["x"], batch["y"]))

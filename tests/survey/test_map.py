@@ -10,6 +10,7 @@ import torch
 from dynaxx.errors import BadInput
 from dynaxx.report import write_map
 from dynaxx.survey.advice import Approach, Circumstances, choose, composed
+from dynaxx.survey.comparison import RATES
 from dynaxx.survey.engines import Engine, Job
 from dynaxx.survey.engines._engine import work
 from dynaxx.survey.map import map_task
@@ -61,6 +62,25 @@ def test_a_proxy_is_searched_first_at_its_own_price(tmp_path):
     assert chart.cost.backwards == pytest.approx(trials * 60 * 121 / 4545, rel=1e-6)
     assert engine.trained > trials  # the task itself is scanned all the same
     assert "sensitivity" in found.charts
+
+
+def test_other_optimizers_are_measured_against_the_scans_own_trainings(tmp_path: Path):
+    """A network under Adam: the scan's training at its best rate is one of the two that Muon is held against."""
+    found, engine = mapped("Wide", tmp_path, steps=400)
+    scan, fleet = found.charts["sensitivity"], found.charts["fleet"]
+    rates, seeds = len(scan.arrays["learning_rates"]), len(scan.arrays["initial_loss"])
+    tried = [name for name in fleet.values if name.startswith("final.") and name != "final.task"]
+    assert tried[0] == "final.muon"
+    assert engine.trained == rates * seeds + 2 * len(tried) + max(0, 2 - seeds)
+    chosen = found.plan.optimizer.name
+    assert (chosen == "task") == ("ahead" not in fleet.values or fleet["chance"] > 0.1)
+    factor = 1.0 if chosen == "task" else RATES[chosen]
+    assert found.plan.learning_rate.peak == pytest.approx(factor * scan["learning_rate"])
+
+
+def test_a_batch_without_the_keys_of_the_others_is_named(tmp_path: Path):
+    with pytest.raises(BadInput, match="train batch 1 has keys inputs, y"):
+        mapped("Mixed", tmp_path)
 
 
 def test_the_curvature_is_that_of_the_regression(noisy):

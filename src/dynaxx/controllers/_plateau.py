@@ -62,6 +62,18 @@ def may_gain(situation: Situation) -> float | None:
     return remaining_gain(at, values, end).most / abs(now)
 
 
+def promising(situation: Situation) -> bool:
+    """Whether grokking is under way or a catapult has just begun: what looks like an end is none.
+
+    Args:
+        situation: Where the run is.
+
+    Returns:
+        True while it is; the edge of stability promises nothing.
+    """
+    return any(f.name in ("grokking", "catapult") and f.name in situation.fresh for f in situation.findings)
+
+
 def better(situation: Situation, steps: int) -> Promise | None:
     """The validation loss (the training loss, where there is none) falls below its present level by more than noise.
 

@@ -5,11 +5,11 @@ from typing import Any, ClassVar
 
 from dynaxx.controllers._clock import started, tick
 from dynaxx.controllers._limits import limits
-from dynaxx.controllers._plateau import may_gain
+from dynaxx.controllers._plateau import may_gain, promising
 from dynaxx.controllers._promise import unharmed
 from dynaxx.controllers._rates import planned, yet_to_decay
 from dynaxx.controllers._reading import LOSS, VALIDATION, column_of, latest, level, round_figure
-from dynaxx.controllers._suspects import HEALTHY_FINDINGS, standing
+from dynaxx.controllers._suspects import standing
 from dynaxx.core.findings import Finding
 from dynaxx.core.navigation import ADVICE, Controller, Promise, Proposal, Situation
 from dynaxx.core.records import Action
@@ -65,7 +65,8 @@ class Converge(Controller[Plain]):
         levels = [*state["levels"], level_now]
         if state["stretch"] < STRETCHES and levels[-2] - level_now > COST * abs(levels[-2]):
             return {**state, "stretch": state["stretch"] + 1, "levels": levels}, ()
-        return state, (_stop(_converged(situation), situation, levels, state["stretch"] * budget),)
+        told = _stop(_converged(situation), situation, levels, state["stretch"] * budget)
+        return {**state, "began": None, "not_before": now + limits(situation).steps}, (told,)  # it is said once
 
 
 def _at_rest(situation: Situation, budget: int) -> bool:
@@ -85,7 +86,7 @@ def _budget(situation: Situation) -> int:
 
 def _converged(situation: Situation) -> Finding | None:
     """The finding, unless something healthy is going on that may yet bring a gain."""
-    if any(f.name in HEALTHY_FINDINGS - {"edge_of_stability"} for f in situation.findings if f.name in situation.fresh):
+    if promising(situation):
         return None
     return next((f for f in situation.findings if f.name == "convergence" and f.name in situation.fresh), None)
 

@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dynaxx.controllers._limits import limits
+from dynaxx.controllers._plateau import promising
 from dynaxx.controllers._reading import VALIDATION, column_of, latest, rows
-from dynaxx.controllers._suspects import HEALTHY_FINDINGS, standing
+from dynaxx.controllers._suspects import standing
 from dynaxx.core.findings import Finding
 from dynaxx.core.navigation import Controller, Proposal, Situation
 from dynaxx.core.records import Action
@@ -39,7 +40,7 @@ class Overtraining(Controller[Plain]):
         """Wait, then end."""
         finding = next((f for f in standing(situation) if f.name in FINDINGS), None)
         column = column_of(situation.run, VALIDATION)
-        if finding is None or column is None or any(f.name in HEALTHY_FINDINGS for f in situation.findings):
+        if finding is None or column is None or promising(situation):
             return state, ()
         if situation.step - finding.onset < PATIENCE * limits(situation).steps:
             return state, ()

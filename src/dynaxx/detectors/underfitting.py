@@ -31,7 +31,8 @@ SHRUNK = Threshold(
     false_alarms="with GAINED",
 )
 BELOW = 0.95
-"""Validation over training loss, medians over a dozen evaluations and hundreds of steps of runs that stand still: what training has beside the data, or its labels, holds the training loss up."""
+"""Validation over training loss, medians over many steps of a run that stands still: what training has beside the data,
+or its labels, holds the training loss up."""
 DISTURBED = 0.8
 """Best validation over the present one below which the run is worse than it was: no lack of capacity."""
 FLAT = 0.03

@@ -200,6 +200,7 @@ def _ritz(found: Density) -> Eigenpairs:
         spare=found.vectors[:0],
         products=found.products,
         basis=len(found.vectors),
+        lowest=float(found.nodes.min()),
     )
 
 

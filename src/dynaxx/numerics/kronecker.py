@@ -134,7 +134,7 @@ def tracked(
     Returns:
         New bases, columns by falling Rayleigh quotient; which old column each came from (b, m); and which succeeded.
     """
-    # Held by rows, (A Q)ᵀ: sorting then copies whole rows, and LAPACK, which wants columns together, needs no transpose.
+    # Held by rows, (A Q)ᵀ: sorting copies whole rows, and LAPACK, which wants columns together, needs no transpose.
     rows = torch.bmm(basis.mT, factors)
     along = (basis.mT * rows).sum(-1)
     order = along.argsort(dim=-1, descending=True, stable=True)

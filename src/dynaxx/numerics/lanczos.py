@@ -44,6 +44,8 @@ class Eigenpairs:
         spare: Ritz vectors next in order, for the next warm start; shape (at most `spare`, n).
         products: Vectors that were multiplied.
         basis: Largest number of basis vectors, the memory that it took.
+        lowest: Smallest Ritz value, which λ_min does not exceed: below 0 it proves negative curvature, at no product
+            more. It is far above λ_min where the search began at the largest end.
     """
 
     values: Float[Tensor, " k"]
@@ -54,6 +56,7 @@ class Eigenpairs:
     spare: Float[Tensor, "m n"]
     products: int
     basis: int
+    lowest: float
 
 
 def eigenpairs(
@@ -151,6 +154,7 @@ def eigenpairs(
         spare=vectors[len(best) :],
         products=spent,
         basis=size,
+        lowest=float(values.min()),
     )
 
 

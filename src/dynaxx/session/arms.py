@@ -32,11 +32,12 @@ def divided(
         NotApplicable: There never will.
     """
     spare = max(0, len(batches) - HELD)
-    train = batches[:wanted] if spare >= wanted or recent else batches[:spare]
-    held = list(batches[len(train) :] or recent)
-    if len(train) < min(wanted, HELD) or not held:
-        if length is not None and length >= 2 * HELD:
-            raise NotYet
+    train = batches[:wanted] if spare >= wanted or len(recent) >= HELD else batches[:spare]
+    held = list(batches[len(train) :] or recent)[-HELD:]
+    scarce = len(train) < min(wanted, HELD)
+    if (scarce or len(held) < HELD) and length is not None and length >= 2 * HELD:
+        raise NotYet  # on fewer batches no arm could be told from doing nothing
+    if scarce or not held:
         raise NotApplicable(f"{len(batches)} batches are left in this epoch: too few for {wanted} steps of a trial")
     return list(islice(cycle(train), wanted)), held
 

@@ -283,6 +283,8 @@ class Steering:
     def _guarded(self, call: Callable[[Navigator], Any]) -> Any:
         """A defect of the navigator's own must not stop a training either: it is off from there on."""
         assert self.navigator is not None
+        if not self._parts.folder.is_dir():  # its disk is gone, which the log's writer has said
+            return None
         try:
             with self._parts.recorder.read_within(self._parts.live.current), warnings.catch_warnings():
                 warnings.simplefilter("ignore", RuntimeWarning)  # of NumPy, about values that are not finite

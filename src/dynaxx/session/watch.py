@@ -14,7 +14,7 @@ from dynaxx.core.navigation import Mode
 from dynaxx.core.objective import LossFunction
 from dynaxx.core.parameters import Grouping, Layout, own_parameters
 from dynaxx.core.records import Receipt
-from dynaxx.errors import BadInput, DynaxxWarning
+from dynaxx.errors import BadInput, DynaxxWarning, NotSaved
 from dynaxx.runlog import LogWriter
 from dynaxx.runlog.recorder import Recorder
 from dynaxx.runlog.writer import holds_run
@@ -88,8 +88,8 @@ def watch(
 
     Raises:
         RunFolderExists: The folder holds a run and `resume` is False.
-        BadInput: The model has no parameters, the optimizer holds none of them, or an argument breaks a rule.
-        NotSaved: The folder cannot be written.
+        BadInput: The model has no parameters, the optimizer holds none of them, the folder cannot be written, or an
+            argument breaks a rule.
         CorruptData: A run is to be resumed, and none of its checkpoints is as it was written.
 
     Example:
@@ -131,7 +131,7 @@ def watch(
         about = manifest(model, layout, inner, scheduler, names, steps, budget, facts)
         start = 0 if saved is None else int(saved["run"]["step"])
         if resume or not holds_run(Path(dir)):
-            checkpoints.store.preflight()  # a folder that takes no checkpoint is said now, not at the first save
+            _writable(checkpoints, dir)
         writer = LogWriter(Path(dir), manifest=about, start_step=start, resume=resume)
 
     def warn(message: str) -> None:
@@ -195,6 +195,15 @@ def watch(
         run.restore(saved, info)
     run.steering.begin()
     return run
+
+
+def _writable(checkpoints: RunCheckpoints, folder: str | Path) -> None:
+    """A folder that takes no checkpoint is said now, not at the first save."""
+    try:
+        checkpoints.store.preflight()
+    except NotSaved as error:
+        why = error.__cause__ or error.strerror
+        raise BadInput(f"watch(dir={str(folder)!r}): nothing can be written there ({why}). Give another.") from error
 
 
 def _same_parameters(layout: Layout, optimizer: Optimizer) -> None:

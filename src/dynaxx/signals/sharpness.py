@@ -14,13 +14,19 @@ from dynaxx.signals._curvature import MOST, hessian_of, keep_pairs, tracked
 _UNIT = "loss/parameter²"
 _VALUE = Column(name="sharpness", unit=_UNIT, about="largest eigenvalue of the Hessian on the probe batch")
 _BOUND = Column(name="sharpness.bound", unit=_UNIT, about="bound on the error of the sharpness")
+_LOWEST = Column(
+    name="sharpness.lowest",
+    unit=_UNIT,
+    about="smallest Ritz value of the search: the smallest eigenvalue is no larger, so below 0 there is a way down",
+)
 _PRODUCTS = Column(name="sharpness.products", unit="products", about="Hessian products that the sharpness took")
 
 
 class Sharpness(Signal[dict[str, Any]]):
     """λ₁ of the Hessian of the probe batch at the weights behind the update, with a bound on its error and its price.
 
-    The search begins with the last measurement's vectors (`numerics.tracker`), which go through the checkpoint.
+    The smallest Ritz value of the search goes beside it: it proves a saddle where it is negative. The search begins
+    with the last measurement's vectors (`numerics.tracker`), which go through the checkpoint.
     """
 
     at = Event.STEP_END
@@ -40,5 +46,6 @@ class Sharpness(Signal[dict[str, Any]]):
         return state, (
             Measurement(column=_VALUE, value=float(found.values[0])),
             Measurement(column=_BOUND, value=float(found.bounds[0])),
+            Measurement(column=_LOWEST, value=found.lowest),
             Measurement(column=_PRODUCTS, value=float(found.products)),
         )
