@@ -2,7 +2,7 @@
 
 Real runs (`stopping_runs.py`) are recorded whole with drawn settings, synthetic ones (`stopping_curves.py`) are drawn.
 `--seed N` is the first seed of both (1000; the rule was set on seeds below 44), `--real N` how many seeds of each of
-five tasks are taken, `--curves N` of each of six shapes; `--json FILE` keeps every verdict.
+five tasks are taken, `--curves N` of each of six shapes; `--json FILE` keeps every verdict, a line each.
 
 Every rule is asked at each of 50 evaluations and keeps the best checkpoint so far by the measured validation loss.
 Given up is (kept − best of the whole run) / best of the whole run; without noise where that is known. Dynaxx is asked
@@ -20,7 +20,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -205,8 +204,8 @@ def rests(losses: np.ndarray) -> bool:
 
 def judged_curves(seeds: range) -> Iterator[Verdict]:
     """Every rule on every synthetic run."""
-    for kind in stopping_curves.SHAPES:
-        for seed in seeds:
+    for seed in seeds:
+        for kind in stopping_curves.SHAPES:
             curve = stopping_curves.draw(kind, seed)
             measured, truth = np.asarray(curve.log["val_loss"].values), curve.truth
             rested, whole = rests(truth), truth[measured.argmin()]
@@ -225,8 +224,8 @@ def _ended(measured: np.ndarray, dynaxx: Callable[[], tuple[float, int]]) -> Ite
 
 def judged_runs(seeds: range) -> Iterator[Verdict]:
     """Every rule on every real run."""
-    for task in stopping_runs.TASKS:
-        for seed in seeds:
+    for seed in seeds:
+        for task in stopping_runs.TASKS:
             run = stopping_runs.record(stopping_runs.draw(task, seed))
             measured = np.asarray(run.log["val_loss"].values)
             smooth = np.median(np.lib.stride_tricks.sliding_window_view(np.pad(measured, 1, mode="edge"), 3), axis=1)
@@ -273,20 +272,21 @@ def table(title: str, verdicts: Sequence[Verdict]) -> Shown:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1000, help="the first seed")
-    parser.add_argument("--real", type=int, default=10, help="seeds of each of five tasks")
-    parser.add_argument("--curves", type=int, default=50, help="seeds of each of six shapes")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--real", type=int, default=8, help="seeds of each of five tasks")
+    parser.add_argument("--curves", type=int, default=40, help="seeds of each of six shapes")
+    parser.add_argument("--json", type=Path, help="every verdict is added to this file, a line each")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    console, kept = Console(width=150), dict[str, Any]()
-    for title, verdicts in (
-        ("synthetic", list(judged_curves(range(given.seed, given.seed + given.curves)))),
-        ("real", list(judged_runs(range(given.seed, given.seed + given.real)))),
-    ):
-        console.print(table(f"{title}: {len({(v.kind, v.seed) for v in verdicts})} runs", verdicts))
-        kept[title] = [asdict(verdict) for verdict in verdicts]
-    if given.json is not None:
-        given.json.write_text(json.dumps(kept, indent=1))
+    for title, count, judged in (("real", given.real, judged_runs), ("synthetic", given.curves, judged_curves)):
+        verdicts: list[Verdict] = []
+        for verdict in judged(range(given.seed, given.seed + count)):
+            verdicts.append(verdict)
+            if given.json is not None:
+                with given.json.open("a") as file:
+                    file.write(json.dumps({"set": title, **asdict(verdict)}) + "\n")
+        if verdicts:
+            runs = len({(v.kind, v.seed) for v in verdicts})
+            Console(width=150).print(table(f"{title}: {runs} runs", verdicts))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import pytest
 from dynaxx import catalog
 from dynaxx.controllers._arbiter import arbitrate, start
 from dynaxx.controllers._rates import jump
-from dynaxx.core.navigation import Decision
+from dynaxx.core.navigation import Decision, Outcome, Promise, Proposal
 from dynaxx.core.records import Action
 from dynaxx.runlog import Table
 
@@ -195,6 +195,25 @@ def test_lost_ground_is_regained_by_going_back_where_waiting_costs_more(nav):
     again = lost(nav, lambda at: 2.0)
     assert ask("go_back", nav.situation(250, *again.findings, run=again.run, steps=400, healthy=(190,),
                                         able=nav.ABLE, decisions=(taken,))) == []  # fmt: skip
+
+
+def test_what_an_act_has_done_is_taken_back_with_it(nav):
+    promise = Promise(column="loss", below=1.0, steps=20)
+    action = Action(name="rate_band", arguments={"least": 0.1})
+    proposal = Proposal(controller="level_schedule", action=action, promise=promise)
+
+    def undone(measured, **known):
+        outcome = Outcome(proposal=proposal, step=100, judged=120, kept=False, measured=measured, undone=True)
+        run = table(120, loss=lambda at: 1 + 0.01 * np.sin(at * 2.3))
+        known = {"healthy": (0, 80, 110), "outcomes": (outcome,), **known}
+        return ask("go_back", nav.situation(known.pop("step", 120), run=run, steps=400, able=nav.ABLE, **known))
+
+    [back] = undone(3.0)
+    assert back.action.arguments == {"before": 81, "pass_data": True, "then": []}  # 110 has the act in it
+    assert len(undone(float("nan"))) == 1
+    assert undone(1.0) == []  # it has only not helped
+    assert undone(3.0, step=121) == []  # an older matter
+    assert undone(3.0, healthy=(110,)) == []
 
 
 def test_trials_after_a_rollback_are_counted(nav):

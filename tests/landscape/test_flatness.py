@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from dynaxx.core.objective import Objective
 from dynaxx.errors import BadInput
@@ -168,6 +169,27 @@ def test_the_bounds_hold_on_new_examples_and_say_what_they_assume():
 
 def test_without_a_bounded_loss_the_bounds_are_not_applicable(charts):
     assert any("not applicable without error=" in note for note in charts[1.0].notes)
+
+
+class Cube(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        return 3 * g * ctx.saved_tensors[0] ** 2
+
+
+def test_differences_are_said_where_there_is_no_second_derivative():
+    model = nn.Linear(2, 1).double()
+    chart = flatness(model, lambda m, x: Cube.apply(m(x)).square().mean(), [torch.ones(2, 2, dtype=torch.float64)])
+    assert any("Cube" in note and "Differences of gradients are used" in note for note in chart.notes)
+    assert "fisher_rao_gauss_newton" not in chart.values
+    truth = flatness(model, lambda m, x: m(x).pow(6).mean(), [torch.ones(2, 2, dtype=torch.float64)])
+    assert chart["sharpness"] == pytest.approx(truth["sharpness"], rel=1e-4)
 
 
 def test_a_loss_that_never_rises_has_no_sigma():

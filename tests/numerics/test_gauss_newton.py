@@ -5,6 +5,7 @@ import time
 import pytest
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from dynaxx.core.objective import Objective
@@ -193,6 +194,24 @@ def test_nothing_of_the_model_changes():
 def test_a_loss_linear_in_the_output_has_none():
     operator = GaussNewton(Objective(net(), lambda m, b: m(b[0]).mean(), batches()))
     assert float(operator(operator.space.random(2, seed=0)).abs().max()) == 0.0
+
+
+class Cube(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        return 3 * g * ctx.saved_tensors[0] ** 2
+
+
+def test_a_loss_without_a_second_derivative_by_the_output_is_refused_and_not_zero():
+    operator = GaussNewton(Objective(net(), lambda m, b: Cube.apply(m(b[0])).mean(), batches()))
+    with pytest.raises(NotApplicable, match=r"Cube is marked once_differentiable"):
+        operator(operator.space.random(1, seed=0))
 
 
 def test_what_it_would_be_wrong_about_is_refused():

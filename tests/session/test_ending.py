@@ -1,4 +1,4 @@
-"""A run that has converged: the last stretch at a lower rate, the stop, the blend of what was saved, and the account."""
+"""A run that has converged: the last stretch at a lower rate, the stop, the blend of what was saved."""
 
 import json
 

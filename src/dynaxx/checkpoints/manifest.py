@@ -169,8 +169,24 @@ def load_manifest(folder: Path) -> Manifest:
         CorruptData: It is missing, was changed, or belongs to another checkpoint.
         BadInput: A later version of Dynaxx wrote it.
     """
+    return parse_manifest(read_capped(folder / NAME), folder)
+
+
+def parse_manifest(data: bytes, folder: Path) -> Manifest:
+    """A manifest from its bytes, checked against itself and against its folder's name.
+
+    Args:
+        data: The bytes.
+        folder: The checkpoint that they are of, which may lie anywhere.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        CorruptData: It was changed, or belongs to another checkpoint.
+        BadInput: A later version of Dynaxx wrote it.
+    """
     path = folder / NAME
-    data = read_capped(path)
     text, seal = data[:-_SEAL_SIZE], data[-_SEAL_SIZE:]
     if seal != _SEAL.format(digest(text)).encode():
         raise CorruptData(f"{path}: the bytes are not those that were written.")

@@ -17,7 +17,7 @@ from typing import Any
 
 from dynaxx.checkpoints.bucket import WAITS, Bucket
 from dynaxx.checkpoints.folders import FOLDER, place
-from dynaxx.checkpoints.manifest import NAME, CheckpointInfo, Manifest, dump_manifest, load_manifest
+from dynaxx.checkpoints.manifest import NAME, CheckpointInfo, Manifest, dump_manifest, load_manifest, parse_manifest
 from dynaxx.checkpoints.places import ARCHIVE, NOTES, Place, behind
 from dynaxx.checkpoints.store import CheckpointStore
 from dynaxx.errors import BadInput, CorruptData, DynaxxWarning, NotSaved
@@ -61,14 +61,13 @@ class RemotePlace(Place):
         names = self._names()
         new = [name for name in names if name not in self._manifests]
         found = self._bucket.read_all([f"{name}/{NAME}" for name in new])
-        with tempfile.TemporaryDirectory(prefix="dynaxx-") as folder:
-            for path, data in found.items():
-                try:
-                    manifest = _parsed(Path(folder) / path, data)
-                    self._manifests[manifest.folder] = manifest
-                except (CorruptData, BadInput) as error:
-                    message = f"A checkpoint in {self.name} is not listed: {error}"
-                    warnings.warn(message, DynaxxWarning, stacklevel=2)
+        for path, data in found.items():
+            try:
+                manifest = parse_manifest(data, Path(self.name) / Path(path).parent)
+                self._manifests[manifest.folder] = manifest
+            except (CorruptData, BadInput) as error:
+                message = f"A checkpoint in {self.name} is not listed: {error}"
+                warnings.warn(message, DynaxxWarning, stacklevel=2)
         infos = [self._info(self._manifests[name]) for name in names if name in self._manifests]
         past = behind(infos)
         return tuple(sorted(infos, key=lambda info: (info.path.name not in past, place(info.path.name))))
@@ -232,8 +231,7 @@ class RemotePlace(Place):
         data = self._bucket.read(f"{name}/{NAME}")
         if data is None:
             raise CorruptData(f"{self.name}/{name}/{NAME} is missing.")
-        with tempfile.TemporaryDirectory(prefix="dynaxx-") as folder:
-            return _parsed(Path(folder) / name / NAME, data), data
+        return parse_manifest(data, Path(self.name) / name), data
 
     def _read(self, info: CheckpointInfo, only: Collection[str] | None) -> tuple[dict[str, Any], CheckpointInfo]:
         with tempfile.TemporaryDirectory(prefix="dynaxx-") as folder:
@@ -243,13 +241,6 @@ class RemotePlace(Place):
 
     def _info(self, manifest: Manifest) -> CheckpointInfo:
         return manifest.info(Path(self._bucket.root) / manifest.folder)
-
-
-def _parsed(path: Path, data: bytes) -> Manifest:
-    """A manifest, read where a local store would find it."""
-    path.parent.mkdir()
-    path.write_bytes(data)
-    return load_manifest(path.parent)
 
 
 def _renumbered(folder: Path, number: int) -> Path:

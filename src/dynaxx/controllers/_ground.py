@@ -7,11 +7,11 @@ import numpy as np
 
 from dynaxx.controllers._limits import limits
 from dynaxx.controllers._past import acts
-from dynaxx.controllers._promise import Descent, descent
-from dynaxx.controllers._reading import NORMAL, rows
+from dynaxx.controllers._promise import ERRORS, MEDIAN, Descent, descent
+from dynaxx.controllers._reading import LOSS, NORMAL, column_of, rows
 from dynaxx.controllers._suspects import standing
 from dynaxx.core.findings import Finding
-from dynaxx.core.navigation import Situation
+from dynaxx.core.navigation import Outcome, Situation
 
 FINDINGS = frozenset({"divergence", "loss_spike", "corrupted_batch", "weights_overwritten"})
 """What says since when the loss has stood higher, or that the weights are not what training made of them."""
@@ -65,6 +65,35 @@ def lost_ground(situation: Situation) -> Ground | None:
         return None
     level = _level(found, now, situation, situation.step - to)
     return None if level is None else Ground(found, to, now.column, level)
+
+
+def harmed_by(situation: Situation) -> tuple[Outcome, int] | None:
+    """An act that is being undone because it broke its promise, where the loss stands higher than before it.
+
+    Undoing an act does not undo what it has done to the weights.
+
+    Args:
+        situation: Where the run is.
+
+    Returns:
+        The outcome, and the step of the newest healthy checkpoint before the act; None where there is none, or to go
+        back to it is beyond the budget.
+    """
+    undone = [o for o in situation.outcomes if o.undone and o.judged == situation.step]
+    column = column_of(situation.run, LOSS)
+    if not undone or column is None or "rollback" not in situation.able:
+        return None
+    outcome = undone[-1]
+    to = max((step for step in situation.healthy if step <= outcome.step), default=None)
+    if to is None or situation.step - to > limits(situation).rollback:
+        return None
+    _, before = rows(situation.run, column, 0, outcome.step)
+    before = before[np.isfinite(before)][-limits(situation).horizon :]
+    if len(before) < AFTER:
+        return None
+    noise = NORMAL * float(np.median(np.abs(np.diff(before)))) / math.sqrt(2)
+    bound = float(np.median(before[-AFTER:])) + ERRORS * MEDIAN * noise * math.sqrt(2 / AFTER)
+    return (outcome, to) if not outcome.measured <= bound else None  # also where it is not finite
 
 
 def cause_of(finding: Finding) -> str:

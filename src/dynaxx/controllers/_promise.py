@@ -1,6 +1,7 @@
 """What controllers promise of the loss: to be unharmed, or to fall faster than it would by itself."""
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -119,17 +120,20 @@ def unharmed(situation: Situation) -> Promise | None:
     return found.promise(found.now - found.gain(SPEED) + ERRORS * found.error)
 
 
-def steady(situation: Situation) -> Promise | None:
+def steady(situation: Situation, horizons: int = 1) -> Promise | None:
     """The loss does not rise over its present level, within the noise: what an act promises that may slow the descent.
 
     Args:
         situation: Where the run is.
+        horizons: After how many it is judged.
 
     Returns:
         The promise; None where no level is known.
     """
     found = descent(situation)
-    return None if found is None else found.promise(found.now + ERRORS * found.error)
+    if found is None:
+        return None
+    return replace(found.promise(found.now + ERRORS * found.error), steps=horizons * found.steps)
 
 
 def faster(situation: Situation, speed: float) -> Promise | None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from dynaxx.controllers._ground import cause_of, lost_ground
+from dynaxx.controllers._ground import cause_of, harmed_by, lost_ground
 from dynaxx.controllers._limits import limits
 from dynaxx.core.navigation import Controller, Promise, Proposal, Situation
 from dynaxx.core.records import Action
@@ -16,7 +16,8 @@ LEVEL = 4
 class GoBack(Controller[Plain]):
     """To the newest healthy checkpoint before the onset, once for each cause; the batches since are passed over.
 
-    It promises the level before, within the noise.
+    It promises the level before, within the noise. An act that is undone and has left the loss higher is taken back
+    with what it has done to the weights.
     """
 
     about: ClassVar[str] = "goes back where ground was lost, if that is cheaper than waiting"
@@ -26,7 +27,17 @@ class GoBack(Controller[Plain]):
         return {}
 
     def decide(self, state: Plain, situation: Situation) -> tuple[Plain, Sequence[Proposal]]:
-        """The worst of the alarms that say since when."""
+        """What an act has done first, then the worst of the alarms that say since when."""
+        harm = harmed_by(situation)
+        if harm is not None:
+            outcome, to = harm
+            reason = (
+                f"{outcome.proposal.action.name} of step {outcome.step} has left the loss at {outcome.measured:.4g}: "
+            )
+            reason += f"back to step {to}"
+            arguments = {"before": to + 1, "pass_data": True, "then": []}
+            action = Action(name="rollback", arguments=arguments, reason=reason)
+            return state, (Proposal(controller="go_back", action=action, cause="", level=LEVEL),)
         ground = lost_ground(situation)
         if ground is None:
             return state, ()

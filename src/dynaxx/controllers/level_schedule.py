@@ -32,6 +32,8 @@ EARLY = 0.2
 UNTIL = 0.85
 """Share of the planned steps up to which a rate that was spent too early is held: the schedule's own end serves as the
 decay of the last stretch (warmup–stable–decay schedules decay over a tenth to a fifth)."""
+WATCHED = 3
+"""Horizons after which a rate that was raised again is judged: at first the loss stands higher at a higher rate."""
 ACTS = 2
 """Jumps that are undone in one run: a schedule that jumps more often is meant to."""
 LEVEL = 5
@@ -115,6 +117,6 @@ def _held(found: Jump, suspect: Suspect, situation: Situation, bounds: Limits) -
         action=action,
         finding=suspect.finding,
         cause=suspect.cause,
-        promise=steady(situation),
+        promise=steady(situation, WATCHED if "least" in band else 1),
         level=LEVEL,
     )

@@ -111,7 +111,7 @@ BRINGS_ABOUT: dict[str, tuple[str, ...]] = {
     "non_finite_data": ("corrupted_batch", *_OVERSHOT, *_STANDSTILL),
     "label_noise": ("overfitting", "too_little_capacity", *_STANDSTILL),
     "shuffled_labels": ("overfitting", "data_shift", "too_little_capacity", *_STANDSTILL),
-    "unshuffled_data": ("forgetting", "corrupted_batch", "data_shift"),
+    "unshuffled_data": ("forgetting", "data_shift"),
     "repeated_batch": ("overfitting", "unshuffled_data", "data_shift", "label_noise", *_STANDSTILL),
     "class_imbalance": ("overfitting", "data_shift", "corrupted_batch", "vanishing_gradients", "dead_units"),
     "inputs_not_normalised": ("initialisation_too_large", "warmup_missing", "learning_rate_too_high", *_OVERSHOT),

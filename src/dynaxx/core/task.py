@@ -46,6 +46,9 @@ class Task(ABC):
     """Examples in a training batch; settable, so that a plan may change it."""
     threads: int | None = None
     """torch threads on CPU; small nets are 10-40 times slower on two busy cores than on one thread. None: torch's."""
+    retained: tuple[str, ...] = ()
+    """Further splits that `batches` gives, such as an earlier task's validation. Each is evaluated beside the
+    validation and logged as `<split>_loss`: what the training forgets, or keeps (`--perturber ewc:…`)."""
     sizes: ClassVar[tuple[str, ...]] = ()
     """What `--size` may be, smallest first; empty: the task has one size."""
     size: str | None = None
@@ -93,7 +96,7 @@ class Task(ABC):
         """One epoch of data, the same for the same seed.
 
         Args:
-            split: "train" or "validation".
+            split: "train" or "validation", or one of `retained`.
             seed: Derived from the run's seed and the epoch.
 
         Returns:

@@ -109,8 +109,10 @@ def _largest(run: Log) -> _Jump | None:
         reach = gap * np.maximum(usual.max(axis=0), 1e-6 * size)
         beyond = np.where(size > 0, change[row] / reach, 0.0)
         layer = int(np.nanargmax(beyond))
-        explained = change[row] <= float(ALONE) * np.maximum(reach, gap * own[0])
-        unmoved = change[row, layer] > float(BEYOND) * own[0, layer] or _calm(slopes, layer, first, last)
+        unmeasured = bool(change[row, layer] > float(BEYOND) * own[0, layer])  # no update of that size was there
+        moved = np.maximum(reach, gap * own[0]) if unmeasured else reach
+        explained = change[row] <= float(ALONE) * moved
+        unmoved = unmeasured or _calm(slopes, layer, first, last)
         if beyond[layer] < float(BEYOND) or change[row, layer] < float(SHARE) * size[layer] or not unmoved:
             continue
         if not np.delete(explained, layer).all() or (jump is not None and beyond[layer] <= jump.beyond):

@@ -132,6 +132,8 @@ class Flatness(Probe):
         forwards += 1
         if self._measures == "all":
             hessian = Hessian(objective)
+            if hessian.check is not None and hessian.check.note:
+                notes.append(hessian.check.note)
             self._average(point, weights.abs(), rows)
             self._curvature(hessian, weights, rows, notes)
             layers = self._relative(objective, hessian, rows)

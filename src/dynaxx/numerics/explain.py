@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dynaxx.core.objective import Objective
 from dynaxx.errors import BadInput
@@ -66,15 +67,27 @@ def marked(objective: Objective) -> str | None:
     if not objective.batches:
         return None
     with objective.prepared(), torch.enable_grad():
-        waiting: list[Any] = [objective.loss(0).grad_fn]
-        seen: set[Any] = set()
-        while waiting:
-            node = waiting.pop()
-            if node is None or node in seen:
-                continue
-            seen.add(node)
-            function = type(node).__dict__.get("_forward_cls")  # only nodes of custom functions have it
-            if function is not None and "once_differentiable" in str(function.backward.__code__.co_qualname):
-                return str(function.__name__)
-            waiting.extend(parent for parent, _ in node.next_functions)
+        return once_differentiable(objective.loss(0))
+
+
+def once_differentiable(value: Tensor) -> str | None:
+    """The first custom function behind a value that is marked once_differentiable.
+
+    Args:
+        value: With its graph.
+
+    Returns:
+        The function's name, or None.
+    """
+    waiting: list[Any] = [value.grad_fn]
+    seen: set[Any] = set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        function = type(node).__dict__.get("_forward_cls")  # only nodes of custom functions have it
+        if function is not None and "once_differentiable" in str(function.backward.__code__.co_qualname):
+            return str(function.__name__)
+        waiting.extend(parent for parent, _ in node.next_functions)
     return None

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dynaxx.core.objective import Objective
 from dynaxx.core.task import derive_seed
 from dynaxx.errors import BadInput, NotApplicable
+from dynaxx.numerics.explain import once_differentiable
 from dynaxx.numerics.operator import Operator
 from dynaxx.numerics.space import Space
 
@@ -173,7 +174,8 @@ class GaussNewton(OutputCurvature):
         objective: The loss and the point.
 
     Raises:
-        NotApplicable: The model returns no single tensor, or the loss does not see the parameters through it alone.
+        NotApplicable: The model returns no single tensor, the loss does not see the parameters through it alone, or has
+            no second derivative by it.
 
     Example:
         >>> line = nn.Linear(2, 1, bias=False)
@@ -187,6 +189,11 @@ class GaussNewton(OutputCurvature):
         """∂ℓ/∂z with its graph, and z."""
         if not passed.loss.requires_grad:
             return [torch.zeros_like(z) for z in passed.leaves], passed.leaves
+        if operation := once_differentiable(passed.loss):  # autograd would pass by it without a word
+            raise NotApplicable(
+                f"GaussNewton: the loss has no second derivative by the model's output: {operation} is marked "
+                "once_differentiable. Write the loss in operations that have one."
+            )
         slopes = torch.autograd.grad(passed.loss, passed.leaves, create_graph=True, materialize_grads=True)
         return list(slopes), passed.leaves
 

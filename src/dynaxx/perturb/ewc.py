@@ -127,7 +127,7 @@ def _read(path: str) -> dict[str, dict[str, Tensor]]:
         found = load_file(path)
     except (OSError, SafetensorError) as error:
         raise BadInput(
-            f"Ewc(old={path!r}) cannot be read: {error}. Give a file that `Ewc.of(model, old_batches).save(path)` wrote."
+            f"Ewc(old={path!r}) cannot be read: {error}. Write it with `Ewc.of(model, old_batches).save(path)`."
         ) from error
     return {
         part: {key.removeprefix(f"{part}."): t for key, t in found.items() if key.startswith(f"{part}.")}

@@ -110,6 +110,11 @@ class Navigator:
         state = self._state["controllers"].get("converge") if self.mode == "act" else None
         return None if state is None else state["since"]
 
+    @property
+    def waits(self) -> bool:
+        """Whether an act is still to be judged."""
+        return bool(self._state["pending"])
+
     def due(self, step: int) -> bool:
         """Whether this step is one of those at which it looks.
 

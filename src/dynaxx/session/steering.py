@@ -103,8 +103,7 @@ class Steering:
         self._parts = parts
         self._save = save
         self._begun = False
-        self.event = parts.event
-        """Writes an event at the present step."""
+        self.event = parts.event  # writes an event at the present step
         self.recent = Recent(keep=mode != "off")
         self.rollbacks = Rollback(
             training=parts.training,
@@ -322,7 +321,8 @@ class Steering:
         return frozenset(able)
 
     def _healthy(self, findings: Sequence[Finding]) -> tuple[int, ...]:
-        if not any(finding.alarms for finding in findings):
+        waits = self.navigator is not None and self.navigator.waits
+        if not waits and not any(finding.alarms for finding in findings):
             return ()  # nobody asks, and listing reads every manifest
         self._parts.saving.settle(wait=True)
         return tuple(sorted({info.step for info in trusted(self._parts.saving.store, findings)}))
@@ -397,5 +397,5 @@ class Steering:
     @property
     def batches_per_update(self) -> int:
         """How many batches the loop is to take to an update."""
-        action = self._parts.actuator.in_force.get("accumulate")
+        action = (self.trials.acting or self._parts.actuator).in_force.get("accumulate")
         return self.accumulate if action is None else int(action.arguments["batches"])

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import count, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from dynaxx.checkpoints.retention import Last, Policy
 from dynaxx.core.loop import epoch_seed, evaluate, train_steps, validation_seed
 from dynaxx.core.methods import Averager
 from dynaxx.core.navigation import Mode
-from dynaxx.core.task import Task, derive_seed
+from dynaxx.core.task import Split, Task, derive_seed
 from dynaxx.errors import BadInput
 from dynaxx.session.beginning import begin_from, best_of, finite_start, same_settings
 from dynaxx.session.ending import KEEP, end
@@ -272,7 +272,8 @@ def _loop(
     progress: Callable[[Progress], None],
 ) -> Outcome:
     began = time.perf_counter()
-    validation = task.batches("validation", validation_seed(plan.seed))
+    held = {"val": task.batches("validation", validation_seed(plan.seed))}
+    held |= {name: task.batches(cast(Split, name), validation_seed(plan.seed)) for name in task.retained}
     latest: dict[str, float] = {}
     history = _evaluated(run)
     empty = 0
@@ -292,11 +293,11 @@ def _loop(
                 finite_start(task, loss, loader)
             fresh = plan.evaluates(run)
             if fresh:
-                latest = {f"val_{k}": v for k, v in evaluate(task, model, validation).items()}
+                latest = {f"{name}_{k}": v for name, b in held.items() for k, v in evaluate(task, model, b).items()}
                 averager = method.averager
                 if averager is not None and averager.ready:
                     with averaged(task, model, averager, plan.order_seed):
-                        both = evaluate(task, model, validation)
+                        both = evaluate(task, model, held["val"])
                     latest |= {f"averaged_val_{k}": v for k, v in both.items()}
                 run.log(**latest, **samples.take(model))
                 history = [entry for entry in history if entry[0] < run.step]  # it may have gone back

@@ -124,6 +124,8 @@ class Trials:
         """Batches passed forward and backward so far; a forward alone counts as a third of one."""
         self.train: Steps = self._plain
         """How the loop takes its steps; a Task's loop puts its own here."""
+        self.acting: Actuator | None = None
+        """The actuator of the arm that is being tried, by whose accumulation the loop goes; None between trials."""
 
     @property
     def why_not(self) -> str | None:
@@ -206,10 +208,14 @@ class Trials:
         actuator.load_state_dict(copy.deepcopy(dict(actions)))
         for action in wanted:
             actuator.begin(action, step)
-        with self._hooks.heard_by(_Silent(self._layout, optimizer, actuator, step)):
-            for _ in self.train(batches):
-                pass
-            return self._judged(held)
+        self.acting = actuator
+        try:
+            with self._hooks.heard_by(_Silent(self._layout, optimizer, actuator, step)):
+                for _ in self.train(batches):
+                    pass
+                return self._judged(held)
+        finally:
+            self.acting = None
 
     def _judged(self, held: Sequence[Any]) -> tuple[float, ...]:
         assert self._loss is not None
