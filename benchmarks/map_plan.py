@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from dynaxx import catalog
@@ -94,9 +95,9 @@ def final(spec: str, seed: int, steps: int, recipe: Recipe) -> dict[str, float]:
         if outcome.status != "finished":
             raise SystemExit(f"{spec}: the training was {outcome.status} at step {outcome.step}; run again.")
         view = open_run(Path(folder) / "run")
-        found = {"val_loss": float(view["val_loss"][-1])}
+        found = {"val_loss": float(np.asarray(view["val_loss"])[-1])}
         if recipe.averaging or recipe.phases:
-            found["averaged"] = float(view["averaged_val_loss"][-1])
+            found["averaged"] = float(np.asarray(view["averaged_val_loss"])[-1])
         return found
 
 

@@ -95,6 +95,13 @@ def test_a_plug_in_joins_its_family(plug_in):
     assert catalog.task("other-digits", "small").size == "small"
 
 
+def test_a_plug_in_that_is_gone_has_left_its_family(plug_in, monkeypatch):
+    plug_in(other=TASK + "class Other(Digits): steps = 3\n")
+    assert "other" in catalog.names("tasks")
+    monkeypatch.undo()
+    assert catalog.names("tasks") == ["diabetes", "digits", "stdlib-lm"]
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [

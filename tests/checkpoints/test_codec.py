@@ -1,7 +1,9 @@
 import enum
+import gc
 import json
 import random
 import warnings
+import weakref
 from collections import Counter, OrderedDict, defaultdict, namedtuple
 
 import numpy as np
@@ -331,3 +333,17 @@ trees = st.recursive(
 @given(state=trees)
 def test_any_tree_comes_back(state, identical):
     assert identical(through(state), state)
+
+
+def test_a_state_is_let_go_of_at_once():
+    """What is left to the collector of cycles can be as large as the model, until it happens to run."""
+    gc.disable()
+    try:
+        weight = torch.ones(3)
+        tensors, tree = encode({"weight": weight, "pair": (1, [2])})
+        state = decode(tensors, tree)
+        seen = weakref.ref(weight), weakref.ref(tensors["weight"]), weakref.ref(state["weight"])
+        del weight, tensors, tree, state
+        assert [held() for held in seen] == [None, None, None]
+    finally:
+        gc.enable()

@@ -6,7 +6,7 @@ import pytest
 
 from dynaxx.checkpoints.manifest import CheckpointInfo, Origin
 from dynaxx.checkpoints.policy_words import policy
-from dynaxx.checkpoints.retention import All, Best, Every, Last, Newer
+from dynaxx.checkpoints.retention import All, Best, Every, Last, Newer, Spread
 from dynaxx.errors import BadInput, UnknownName
 
 
@@ -35,6 +35,12 @@ LINE = [checkpoint(n, 100 * n) for n in range(1, 8)]
         ("newer:199", {6, 7}),
         ("every:300", {1, 3, 6}),  # at or after 0, 300, 600
         ("every:250", {1, 3, 5}),  # 0-249: 100; 250-499: 300; 500-749: 500
+        ("spread:7", {1, 2, 3, 4, 5, 6, 7}),
+        ("spread:4", {1, 3, 5, 7}),  # 2 goes, then 4, then 6
+        ("spread:2", {1, 7}),
+        ("spread:1", {7}),
+        ("spread:7:40", {1, 3, 5, 7}),  # 10 bytes each
+        ("spread:7:5", set()),
         ("all", {1, 2, 3, 4, 5, 6, 7}),
         ("last:1,every:300", {1, 3, 6, 7}),
     ],
@@ -79,6 +85,20 @@ def test_every_never_changes_its_mind():
         kept = Every(20).keep(infos[:n])
         survivors = [info for info in infos[:n] if info.id in kept]
         assert kept <= Every(20).keep([*survivors, *infos[n:]])
+
+
+@pytest.mark.parametrize("count", [4, 8, 16])
+def test_thinned_out_after_every_save_it_stays_spread(count):
+    kept = []
+    for number in range(1, 401):
+        kept.append(checkpoint(number, 10 * number))
+        chosen = Spread(count).keep(kept)
+        kept = [info for info in kept if info.id in chosen]
+        assert len(kept) == min(count, number)
+        steps = [info.step for info in kept]
+        assert (steps[0], steps[-1]) == (10, 10 * number)
+        even = (steps[-1] - steps[0]) / max(1, count - 1)
+        assert number < count or max(b - a for a, b in itertools.pairwise(steps)) <= 2 * even
 
 
 def test_a_union_keeps_what_any_part_keeps():

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 from dynaxx.cli import run
+from dynaxx.cli.diagnose import plain, show
+from dynaxx.core.findings import Cause, Finding, Remedy
+from dynaxx.detectors import Diagnosis
 
 
 def log(path: Path, losses: np.ndarray) -> Path:
@@ -89,3 +92,18 @@ def test_bad_input_is_one_clear_line(
 def test_three_steps_are_no_ground_for_a_finding(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert run(["diagnose", str(log(tmp_path / "short.csv", np.array([2.0, 9.0, 1.0]))), "--fail-on", "note"]) == 0
     assert "0 alarms, 0 notes" in capsys.readouterr().out
+
+
+def test_symptoms_stand_beneath_their_cause(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    rate = Cause(name="learning_rate_too_high", confidence=0.62, remedies=(Remedy(text="Lower it."),))
+    faded = Cause(name="vanishing_gradients", confidence=0.75, remedies=(Remedy(text="Replace sigmoids."),))
+    found = tuple(
+        Finding(code="D0", name=name, title=name, severity="warning", spans=((first, 400),), causes=(cause,))
+        for name, first, cause in (("vanishing_gradients", 197, faded), ("update_size", 3, rate))
+    )
+    diagnosis = Diagnosis(findings=found, silent=(), not_applicable={}, steps=400)
+    show(diagnosis, "run", everything=False)
+    said = capsys.readouterr().out
+    assert said.index("62%") < said.index("brings about") < said.index("Lower it.", said.index("warning"))
+    assert "Replace sigmoids." not in said
+    assert [cause["symptom_of"] for cause in plain(diagnosis, "run")["causes"]] == ["", "learning_rate_too_high"]

@@ -89,3 +89,15 @@ def test_gradients_that_do_not_come_back_in_the_first_step_are_found(run):
 def test_a_log_that_begins_later_is_not_applicable(make_log):
     with pytest.raises(NotApplicable, match="first steps"):
         Initialisation().detect(make_log({"outputs.guess_loss": (range(50, 90), np.ones(40))}))
+
+
+def test_a_loss_that_hardly_depends_on_the_weights(run):
+    def small(gradient, size):
+        norms = {"grad_norm": np.full((STEPS, 2), gradient), "parameter_norm": np.full((STEPS, 2), size)}
+        return Initialisation().detect(run(**norms))
+
+    found = small(0.1, 0.5)  # ‖g‖‖θ‖/L = 2 · 0.1 · 0.5 / ln 10
+    assert found.evidence[0].value == pytest.approx(0.1 / LN10)
+    assert found.causes[0].name == "initialisation_too_small"
+    assert small(0.1, 5.0) is None
+    assert small(1e-8, 5.0) is None, "a gradient that underflows says nothing of the weights"

@@ -76,3 +76,10 @@ def test_few_evaluations(make_log, rng):
     columns["val_loss"] = (AT[:5], np.ones(5))
     with pytest.raises(NotApplicable, match="at least 8"):
         Overfitting().detect(make_log(columns))
+
+
+def test_losses_of_opposite_sign_do_not_measure_the_same(make_log, rng):
+    columns = log(rng, 0.5)
+    columns["loss"] = -np.arange(1.0, 801.0)
+    with pytest.raises(NotApplicable, match="do not measure the same"):
+        Overfitting().detect(make_log(columns))

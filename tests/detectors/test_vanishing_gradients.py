@@ -72,3 +72,20 @@ def test_a_shallow_or_unknown_model_or_a_short_log_is_not_applicable(make_log, f
         VanishingGradients().detect(make_log({"grad_norm": np.ones((STEPS, 4))}))
     with pytest.raises(NotApplicable, match="at least 20"):
         VanishingGradients().detect(make_log({"grad_norm": np.ones((3, 4))}, manifest=facts_of(4)))
+
+
+def test_what_stops_high_is_not_helped_by_the_optimizer(run):
+    stopped = {"loss": np.full(STEPS, 2.0)}
+    assert VanishingGradients().detect(run(6.0, "Adam", **stopped)).severity == "note", "the plan is unknown"
+    log = run(6.0, "Adam", **stopped)
+    log.manifest["steps"] = STEPS
+    assert VanishingGradients().detect(log).severity == "warning"
+
+
+def test_no_sigmoid_is_blamed_where_no_activation_can_saturate(run):
+    def remedy(**more):
+        return VanishingGradients().detect(run(6.0, **more)).causes[0].remedies[0].text
+
+    saturable = {"activations.saturated": np.zeros((STEPS, 8))}
+    assert "sigmoid" in remedy(**saturable)
+    assert "sigmoid" not in remedy(**{"activations.saturated": np.full((STEPS, 8), np.nan)})

@@ -288,7 +288,7 @@ def test_an_optimizer_that_fails_within_its_step_gets_its_rate_back(tmp_path, sm
         ("learning_rate", {"factor": math.nan}, "must be positive and finite. Got nan"),
         ("gradient_clip", {"max_norm": -1.0}, r"apply\('gradient_clip', max_norm=...\) must be positive"),
         ("gradient_scale", {"factor": math.inf}, "must be finite and not negative. Got inf"),
-        ("skip", {"when": "sometimes"}, "must be 'non_finite' or 'always'. Got 'sometimes'"),
+        ("skip", {"when": "sometimes"}, "must be 'non_finite', 'gross', 'outlier' or 'always'. Got 'sometimes'"),
         ("gradient_clip", {}, "max_norm"),
         ("gradient_clip", {"max_norm": 1.0, "steps": 0}, "steps=...\\) must be at least 1. Got 0"),
         ("learning_rat", {"factor": 0.5}, "Did you mean 'learning_rate'?"),

@@ -24,7 +24,7 @@ def test_an_alarm_is_on_the_strip_and_told_with_cause_and_remedy(monkeypatch: py
     (fact,), section = diagnosed(healthy)
     assert (fact.value, fact.alarm) == ("learning rate too high", True)
     causes, findings, silence = section.panels
-    assert causes["rows"][0][1:] == ["90%", "divergence", "Halve the rate."]
+    assert causes["rows"][0][1:] == ["90%", "divergence", "", "Halve the rate."]
     assert findings["rows"][0] == ["critical", "D7", "loss ×50 since step 900", "900–1,000", "median ×50"]
     assert silence["rows"] == [["overfitting", "could not speak: no val_loss"]]
 

@@ -1,6 +1,7 @@
 """Which checkpoints of a live run stay, what is said of them at the end, and what the log tells of each."""
 
 import errno
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from dynaxx.checkpoints.branch import branch
 from dynaxx.checkpoints.health import verdicts
 from dynaxx.checkpoints.places import LocalPlace
 from dynaxx.checkpoints.pruning import pin
+from dynaxx.checkpoints.retention import Last, Spread
 from dynaxx.core.findings import Finding
 from dynaxx.errors import BadInput, DynaxxWarning
 
@@ -150,3 +152,44 @@ def test_a_resumed_run_knows_what_saving_has_cost(tmp_path: Path) -> None:
     assert 0 < again["seconds"] < kept["seconds"]
     assert resumed._saving.policy.cost == again["seconds"]
     resumed.close()
+
+
+def test_what_stays_may_be_a_policy(tmp_path: Path) -> None:
+    run, step = begin(tmp_path / "run", navigate="off")
+    advance(run, step, 100, keep=Spread(5) | Last(2), wait=False)
+    run.close()
+    kept = steps_in(tmp_path / "run")
+    assert kept[0] == 5
+    assert kept[-2:] == [95, 100]
+    assert 5 <= len(kept) <= 6
+
+
+def test_pruning_is_beside_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads every new checkpoint whole once, which the next step need not wait for."""
+    run, step = begin(tmp_path / "run", navigate="off")
+    threads: list[str] = []
+    sound = CheckpointStore.is_sound
+
+    def noted(self: CheckpointStore, which) -> bool:
+        threads.append(threading.current_thread().name)
+        return sound(self, which)
+
+    monkeypatch.setattr(CheckpointStore, "is_sound", noted)
+    advance(run, step, 50, keep=2, wait=False)
+    run.close()
+    assert threads
+    assert all(name.startswith("dynaxx-tidying") for name in threads)
+    assert len(steps_in(tmp_path / "run")) == 2
+
+
+def test_what_cannot_be_pruned_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, step = begin(tmp_path / "run", navigate="off")
+    advance(run, step, 10, keep=2)
+
+    def broken(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("dynaxx.session.saving.prune", broken)
+    with pytest.warns(DynaxxWarning, match="Older checkpoints stay for now.*Input/output"):
+        advance(run, step, 15, keep=2)
+    run.close()

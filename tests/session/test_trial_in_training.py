@@ -29,7 +29,7 @@ class Noisy(Task):
     updates = 0
 
     def optimizer(self, model):
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.07)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.13)
         optimizer.register_step_post_hook(self.count)
         return optimizer
 
@@ -80,7 +80,7 @@ def test_the_trial_parts_two_close_causes_and_the_run_goes_on_with_the_winner(tm
     assert trial["winner"] == "learning_rate_too_high"
     arms = trial["arms"]
     assert arms["learning_rate_too_high"]["p"] <= 0.025  # 5 % over two arms
-    # At twice the rate on half as many steps the larger batch has as much noise as no remedy: rate over batch decides.
+    # Rate over batch sets the noise, and here the rate rises with the batch: no better than doing nothing.
     assert arms["batch_too_small"]["p"] > 0.025
     assert trial["spent"] == pytest.approx(3 * (trial["steps"] + HELD / 3))
     assert trial["spent"] <= 0.2 * STEPS
@@ -90,4 +90,4 @@ def test_the_trial_parts_two_close_causes_and_the_run_goes_on_with_the_winner(tm
     assert ("learning_rate", {"factor": 0.2}) in [(action["name"], action["arguments"]) for action in begun]
     assert list(view["loss"].steps) == list(range(1, STEPS + 1))  # the trial's steps are no steps of the run
     untouched = train(Noisy(), tmp_path / "untouched", name="noisy", navigate="off", checkpoints=1, quiet=True)
-    assert outcome.validation["val_loss"] < 0.9 * untouched.validation["val_loss"]
+    assert outcome.validation["val_loss"] < 0.7 * untouched.validation["val_loss"]

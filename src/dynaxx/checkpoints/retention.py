@@ -136,7 +136,7 @@ class Spread(Policy):
     """So many of the line, as evenly apart in steps as thinning out leaves them, whatever length the training gets.
 
     Where there are too many, the one whose two neighbours are closest goes, never the first or the last. Applied after
-    every save it leaves no gap of more than twice that of an even spread.
+    every save, where these come evenly, it leaves no gap of more than twice that of an even spread.
 
     Args:
         count: How many at most.

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from dynaxx.controllers._ground import cause_of, harmed_by, lost_ground
+from dynaxx.controllers._ground import CERTAIN, cause_of, harmed_by, lost_ground
 from dynaxx.controllers._limits import limits
 from dynaxx.core.navigation import Controller, Promise, Proposal, Situation
 from dynaxx.core.records import Action
@@ -41,8 +41,9 @@ class GoBack(Controller[Plain]):
         ground = lost_ground(situation)
         if ground is None:
             return state, ()
-        reason = f"{ground.finding.title}: back to step {ground.to}; left alone, the loss would need longer to come "
-        reason += f"back than these {situation.step - ground.to} steps"
+        certain = cause_of(ground.finding) in CERTAIN
+        why = "the weights are not what training made of them" if certain else "waiting would cost more"
+        reason = f"{ground.finding.title}: {situation.step - ground.to} steps back, to step {ground.to}; {why}"
         arguments = {"before": ground.to + 1, "pass_data": True, "then": []}
         proposal = Proposal(
             controller="go_back",

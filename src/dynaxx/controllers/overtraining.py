@@ -50,6 +50,8 @@ class Overtraining(Controller[Plain]):
         if now is None or not finite.any():
             return state, ()
         best = int(np.argmin(np.where(finite, values, np.inf)))
+        if situation.step - steps[best] < PATIENCE * limits(situation).steps:
+            return state, ()  # the accusation may be older than the rise
         if now - values[best] <= LOSS_OF * abs(values[best]):
             return state, ()
         reason = (

@@ -139,10 +139,18 @@ def still_better(metric: Track | None, since: int) -> bool | None:
 
 
 def need_fall(found: Validation) -> None:
-    """Refuse evaluations without a best point to speak of.
+    """Refuse losses that cannot be set beside each other as shares.
+
+    Args:
+        found: The evaluations.
 
     Raises:
-        NotApplicable: The validation loss is not positive, so that shares mean nothing.
+        NotApplicable: The validation loss is not positive, or the training loss is of the other sign.
     """
     if found.lowest <= 0:
         raise NotApplicable(f"{found.track.name} is not positive: shares of it mean nothing")
+    beside = found.train[np.isfinite(found.train)]
+    if len(beside) and beside.max() < 0:
+        raise NotApplicable(
+            f"{found.track.name} is positive and the training loss negative: they do not measure the same"
+        )

@@ -8,7 +8,7 @@ from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Remedy
 from dynaxx.detectors._depth import depth
 from dynaxx.detectors._facts import matrices
 from dynaxx.detectors._inputs import scale_of_inputs
-from dynaxx.detectors._read import QUIETLY, end_of, rows
+from dynaxx.detectors._read import QUIETLY, end_of, optional, rows
 from dynaxx.detectors._remedies import FAN_IN, STANDARDISE
 from dynaxx.detectors._start import LATEST, elasticity, start
 from dynaxx.detectors._weigh import ranked, suspect
@@ -45,6 +45,9 @@ SYMMETRIC = Threshold(
 )
 
 
+LIVE = 1e-3
+"""First gradient norm over the first loss below which the gradient itself is lost, by underflow or a step that is
+skipped: the last layer's bias alone gives 0.03 and more, however small the weights are."""
 QUIET = Threshold(
     value=5.0,
     origin="decades by which gradients per parameter of the first step fall from the last third of the depth to the "
@@ -171,6 +174,9 @@ def _flat(run: Log) -> _Fault | None:
     """A loss that hardly depends on the weights: all that they multiply is next to zero."""
     slope = elasticity(run, 5)
     if not slope < FLAT.value or int(run["grad_norm"].steps[0]) > LATEST:
+        return None
+    gradient, loss = optional(run, "grad_norm"), optional(run, "loss")
+    if gradient is None or loss is None or not gradient.total().values[0] > LIVE * abs(loss.values[0]):
         return None
     evidence = Evidence(
         text=f"one per cent of the weights changes the first losses by {slope:.2g} %",

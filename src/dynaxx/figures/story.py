@@ -12,7 +12,7 @@ from dynaxx.figures._build import line, smoothed
 from dynaxx.figures._read import named, scale_for
 from dynaxx.runlog import RunView
 
-_KINDS = ("finding", "check", "decision", "receipt", "trial", "rolled_back", "outcome", "blend")
+_KINDS = ("finding", "check", "decision", "receipt", "trial", "rolled_back", "outcome", "blend", "update_left_out")
 _MARKS = 8
 """Acts that are marked on the curve; of more than these the last ones."""
 _SPANS = 8
@@ -61,7 +61,7 @@ def _picture(view: RunView, events: Sequence[Mapping[str, Any]]) -> Lines | None
         y_label=named("loss", loss.column.unit),
         y_scale=scale_for(loss.values, *(excursion.values for excursion in left)),
         marks=dict(_acts(events)[-_MARKS:]),
-        spans=_spans(events),
+        spans=_spans(events, int(loss.steps[-1]) if len(loss.steps) else 0),
         note="Shaded: where a detector raised an alarm. Dotted: what was done.",
     )
 
@@ -78,17 +78,24 @@ def _acts(events: Sequence[Mapping[str, Any]]) -> list[tuple[str, float]]:
     return list(found.items())
 
 
-def _spans(events: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float]]:
-    """The stretches of each alarm as the latest event about it knew them."""
+def _spans(events: Sequence[Mapping[str, Any]], end: int) -> dict[str, tuple[float, float]]:
+    """The stretches of each alarm as the latest event about it knew them; one that was never over lasts to the end."""
     latest: dict[str, Mapping[str, Any]] = {}
+    over: dict[str, bool] = {}
     for event in events:
         if event["kind"] == "finding":
-            latest[str(_part(event, "finding").get("name"))] = _part(event, "finding")
+            name = str(_part(event, "finding").get("name"))
+            latest[name], over[name] = _part(event, "finding"), event.get("state") == "closed"
+        elif event["kind"] == "rolled_back":
+            over = dict.fromkeys(over, True)  # what stood, stood on the course that was left behind
     found: dict[str, tuple[float, float]] = {}
     for name, finding in latest.items():
         if finding.get("severity") != "note":
-            for place, (first, last) in enumerate(finding.get("spans", ())[-2:]):
-                found[name.replace("_", " ") + (" again" if place else "")] = (float(first), float(last))
+            spans = [(float(first), float(last)) for first, last in finding.get("spans", ())[-2:]]
+            if spans and not over[name]:
+                spans[-1] = (spans[-1][0], max(spans[-1][1], float(end)))
+            for place, span in enumerate(spans):
+                found[name.replace("_", " ") + (" again" if place else "")] = span
     return dict(list(found.items())[:_SPANS])
 
 
@@ -123,7 +130,11 @@ def _finding(event: Mapping[str, Any]) -> tuple[str, str, str] | None:
 def _check(event: Mapping[str, Any]) -> tuple[str, str, str]:
     values = event.get("values", {})
     shown = ", ".join(f"{key} {_figure(value)}" for key, value in values.items() if not isinstance(value, list | dict))
-    return "checked", str(event.get("name", "")).replace("_", " "), shown or str(event.get("reason", ""))
+    return (
+        "checked",
+        str(event.get("name", "")).replace("_", " "),
+        shown or f"it could not speak: {event.get('not_applicable', '')}",
+    )
 
 
 def _decision(event: Mapping[str, Any]) -> tuple[str, str, str] | None:
@@ -154,8 +165,8 @@ def _trial(event: Mapping[str, Any]) -> tuple[str, str, str]:
 def _blend(event: Mapping[str, Any]) -> tuple[str, str, str]:
     if "file" not in event:
         return "not blended", "the checkpoints of the last stretch", str(event.get("why", ""))
-    figures = f"loss {_figure(event['blend'])} against {_figure(event['best_part'])} of the best part, on examples that "
-    return "blended", f"{event['parts']} checkpoints: {event['verdict']}", f"{figures}chose neither; {event['file']}"
+    losses = f"loss {_figure(event['blend'])}, of the best part {_figure(event['best_part'])}, on examples that chose "
+    return "blended", f"{event['parts']} checkpoints: {event['verdict']}", f"{losses}neither; {event['file']}"
 
 
 def _rolled_back(event: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -175,6 +186,10 @@ def _outcome(event: Mapping[str, Any]) -> tuple[str, str, str]:
     return result, _act(proposal), figure
 
 
+def _left_out(event: Mapping[str, Any]) -> tuple[str, str, str]:
+    return "left out", "the update after this step", str(event.get("why", ""))
+
+
 _WORDS = {
     "finding": _finding,
     "check": _check,
@@ -184,6 +199,7 @@ _WORDS = {
     "rolled_back": _rolled_back,
     "outcome": _outcome,
     "blend": _blend,
+    "update_left_out": _left_out,
 }
 
 
@@ -197,6 +213,8 @@ def _words(action: Mapping[str, Any]) -> str:
     if action.get("name") == "rollback":
         data = "passing over the data since" if given.get("pass_data") else "taking the data again"
         return f"rollback to before step {given.get('before')}, {data}"
+    if action.get("name") == "trial":
+        return f"trial of {', '.join(_part(given, 'arms'))}, {given.get('steps')} steps each"
     arguments = ", ".join(f"{key.replace('_', ' ')} {_figure(value)}" for key, value in given.items())
     steps = f" for {action['steps']} steps" if action.get("steps") else ""
     return f"{str(action.get('name', '?')).replace('_', ' ')} {arguments}".strip() + steps

@@ -90,8 +90,8 @@ class Hessian(Operator):
         check: Compare the way with another one, once per model, loss and mode.
         batched: Whether rows are multiplied in one vectorised backward (double backward alone); None: whichever is
             quicker the first time, which makes the last bits depend on the clock.
-        keep_graph: Whether the graph of a single (micro)batch waits for the next product (double backward alone). Two
-            gradients of time less for each further product, and, on transformers, 3.6 instead of 2.8 of memory.
+        keep_graph: Whether the graph of a single (micro)batch waits for the next product (double backward alone). A
+            gradient of time less for each further product, and, on a transformer, 3.6 instead of 2.8 of memory.
 
     Raises:
         BadInput: The loss has no second derivative and the mode asks for one.

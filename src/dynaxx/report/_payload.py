@@ -68,7 +68,7 @@ def _page(view: RunView, name: str) -> tuple[str, list[Fact], list[figures.Figur
     facts, diagnosis = diagnosed(view)
     story = [figure for figure in drawn if figure.name == "story"]
     rest = [figure for figure in drawn if figure.name != "story"]
-    return name, [*summary(view), *facts], [*story, diagnosis, *rest]
+    return name, [*facts, *summary(view)], [*story, diagnosis, *rest]
 
 
 def assembled(

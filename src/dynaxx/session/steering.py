@@ -321,8 +321,7 @@ class Steering:
         return frozenset(able)
 
     def _healthy(self, findings: Sequence[Finding]) -> tuple[int, ...]:
-        waits = self.navigator is not None and self.navigator.waits
-        if not waits and not any(finding.alarms for finding in findings):
+        if not (self.navigator is not None and self.navigator.waits) and not any(f.alarms for f in findings):
             return ()  # nobody asks, and listing reads every manifest
         self._parts.saving.settle(wait=True)
         return tuple(sorted({info.step for info in trusted(self._parts.saving.store, findings)}))

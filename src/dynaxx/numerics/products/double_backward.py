@@ -17,9 +17,9 @@ Graph = list[GradientEdge | None]
 class DoubleBackward:
     """Hv = ∂⟨∇L, v⟩/∂θ (Pearlmutter 1994), reverse over reverse.
 
-    With one microbatch the graph of ∇L is built once and reused: a product costs 1.7 to 2.3 gradients instead of 3 to
-    4, for the memory of that graph. With several, each is built for all rows of a call and freed on the way through the
-    last one, so memory stays that of one.
+    With one microbatch the graph of ∇L is built once and reused: a product costs 1.7 to 2.3 gradients instead of 2.7 to
+    3.5, for the memory of that graph. With several, each is built for all rows of a call and freed on the way through
+    the last one, so memory stays that of one.
 
     Args:
         objective: The loss and the point.

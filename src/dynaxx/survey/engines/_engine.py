@@ -126,7 +126,7 @@ def _train(job: Job) -> Ended:
         signals=member.signals,
         evaluations=member.evaluations,
         checkpoints=member.checkpoints,
-        keep=member.checkpoints + 1,
+        keep=f"last:{member.checkpoints + 1}",
         progress=_Position(folder),
     )
     if outcome.status not in ("finished", "already finished"):
