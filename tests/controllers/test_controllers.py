@@ -85,6 +85,8 @@ def test_rate_up_searches_before_it_climbs(nav):
     assert proposal.action.name == "trial"
     assert arms == [1000.0, 3000.0, 10_000.0]  # updates of 1, 3 and 10 % of the weights
     assert proposal.action.arguments["scale"] == pytest.approx(1 / 3)
+    look, _ = done(Action(name="check", arguments={"check": "directional_curvature"}), "rate_up", step=40)
+    assert ask("rate_up", low(nav, run=run, decisions=(look,), outcomes=(_,)))[0].action.name == "trial"
     decision, _ = done(proposal.action, "rate_up", step=380)
     where = low(nav, run=run, decisions=(decision,))
     assert "trial" not in [p.action.name for p in ask("rate_up", where)]  # once

@@ -138,15 +138,20 @@ def test_the_remedy_wins_where_it_helps(tmp_path: Path) -> None:
     assert view["lr.max"].values[7] == pytest.approx(0.1)
 
 
-def test_refused_beyond_the_share_and_at_the_end_of_an_epoch(tmp_path: Path) -> None:
+def test_refused_beyond_the_share_and_put_off_at_the_end_of_an_epoch(tmp_path: Path) -> None:
     arms = {"half": [("learning_rate", {"factor": 0.5})]}
     plain, _ = train(tmp_path / "plain")
-    for name, at, length, reason in (("share", 5, 25, "beyond the share"), ("end", 38, 5, "batches are left")):
-        tried, _ = train(tmp_path / name, arms=arms, at=at, length=length)
-        assert all(map(torch.equal, plain, tried))
-        [receipt] = dynaxx.open_run(tmp_path / name).events("receipt")
-        assert receipt["receipt"]["status"] == "refused"
-        assert reason in receipt["receipt"]["detail"]
+    tried, _ = train(tmp_path / "share", arms=arms, at=5, length=500)
+    assert all(map(torch.equal, plain, tried))
+    [receipt] = dynaxx.open_run(tmp_path / "share").events("receipt")
+    assert receipt["receipt"]["status"] == "refused"
+    assert "beyond the share" in receipt["receipt"]["detail"]
+    tried, run = train(tmp_path / "end", arms=arms, at=38, length=5)
+    assert all(map(torch.equal, plain, tried))
+    view = dynaxx.open_run(tmp_path / "end")
+    assert not view.events("trial")
+    assert not view.events("receipt")
+    assert run.steering.remedies.waiting  # for the next epoch, which never came
 
 
 def test_kick_dies_away(tmp_path: Path) -> None:

@@ -98,8 +98,9 @@ class RateUp(Controller[Plain]):
 def _search(situation: Situation) -> Action | None:
     """A search for the rate from here, once: quicker than raises one after another, each with its own proof."""
     bounds = limits(situation)
-    trials = [d for d in situation.decisions if d.proposal.action.name == "trial"]
-    if trials or acts(situation, "begin_anew") or acts(situation, "rate_up"):
+    raised = any(d.proposal.action.name != "check" for d in acts(situation, "rate_up"))
+    trials = any(d.proposal.action.name == "trial" for d in situation.decisions)
+    if raised or trials or acts(situation, "begin_anew"):
         return None
     found = start(situation, bounds, bounds.trial, anew=False)
     return None if found is None else found.trial

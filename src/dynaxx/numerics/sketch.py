@@ -13,7 +13,7 @@ from dynaxx.core.task import derive_seed
 from dynaxx.errors import NotApplicable
 
 CHUNK = 1 << 20
-"""Coordinates that share two tables of signs, rotated anew for each chunk: 4 MB of memory however large the model."""
+"""Coordinates that share two tables of signs, rotated anew for each chunk: 2 MB of memory however large the model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +27,7 @@ class Sketch:
 
     Vectors of at most `size` coordinates are mapped isometrically. Buckets run through consecutive coordinates and each
     chunk's are rotated at random, so that no index is stored; a sign is the product of two tables' entries, rotated
-    apart, as one table would make the errors of different chunks add up. Temporaries of 5 MB.
+    apart, as one table would make the errors of different chunks add up. Temporaries of 7 MB.
 
     Args:
         size: Number of buckets, a power of two of at most `CHUNK`.
@@ -43,17 +43,16 @@ class Sketch:
         return (2 * self.size) ** -0.5
 
     def signs(self, device: torch.device) -> Tensor:
-        """The two tables of signs, each twice in a row so that any rotation is a slice.
+        """The two tables of signs.
 
         Args:
             device: Where to put them.
 
         Returns:
-            int8 of shape (2, 2·CHUNK).
+            int8 of shape (2, CHUNK).
         """
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "sketch"))
-        tables = torch.randint(0, 2, (2, CHUNK), generator=generator, dtype=torch.int8).mul_(2).sub_(1)
-        return torch.cat([tables, tables], dim=1).to(device)
+        return torch.randint(0, 2, (2, CHUNK), generator=generator, dtype=torch.int8).mul_(2).sub_(1).to(device)
 
     def __call__(self, tensors: Sequence[Tensor], layout: Layout) -> Float[Tensor, " size"]:
         """The sketch of one tensor per parameter, taken as one long vector in the order of the layout.
@@ -102,10 +101,16 @@ class Sketch:
             one, other = ((position + (turn >> bits)) % CHUNK for bits in (0, 20))
             front = (position + (turn >> 40)) % self.size
             padded = out.new_zeros(front + n + -(front + n) % self.size)
-            sign = signs[0, one : one + n] * signs[1, other : other + n]
+            sign = _rotated(signs[0], one, n) * _rotated(signs[1], other, n)
             torch.mul(values[done : done + n], sign, out=padded[front : front + n])
             out += padded.view(-1, self.size).sum(0)
             done += n
+
+
+def _rotated(table: Tensor, start: int, count: int) -> Tensor:
+    """So many entries of a table from a place on; behind its end it begins again."""
+    end = start + count
+    return table[start:end] if end <= len(table) else torch.cat([table[start:], table[: end - len(table)]])
 
 
 def _shard_start(parameter: Tensor, layout: Layout) -> int | None:
