@@ -58,7 +58,7 @@ def remaining_gain(
     if not 0.75 <= sure < 1:  # SciPy reads a two-sided level below a half as its complement
         raise BadInput(f"remaining_gain(sure=...) must be in [0.75, 1). Got {sure}.")
     time = np.log(at)
-    slope, offset, low, _ = theilslopes(values, time, alpha=2 * sure - 1)
+    slope, offset, low, _ = np.array(theilslopes(values, time, alpha=2 * sure - 1))
     residuals = values - offset - slope * time
     spread = max(1.0, autocorrelation_time(residuals)) if np.ptp(residuals) > 0 else 1.0
     left = max(0.0, math.log(end / at[-1]))
