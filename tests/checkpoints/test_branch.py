@@ -23,7 +23,7 @@ TASKS = Path(__file__).parents[1] / "survey" / "fleet_tasks.py"
 
 
 def run(folder, **options):
-    options = {"steps": 30, "signals": ("lr", "update_norm"), "checkpoints": 6, "keep": 20, **options}
+    options = {"steps": 30, "signals": ("lr", "update_norm"), "checkpoints": 6, "keep": "last:20", **options}
     return train(catalog.task(f"{TASKS}:Noisy"), folder, name="Noisy", quiet=True, **options)
 
 

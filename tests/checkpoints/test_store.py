@@ -147,7 +147,7 @@ def test_staging_of_the_dead_goes_and_of_the_living_stays(store, monkeypatch):
         (aside / staging_name("y")).mkdir()
         os._exit(0)
     mine.mkdir()
-    time.sleep(0.05)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     (dead,) = [p for p in aside.iterdir() if p.name.startswith("y")]
     assert is_orphan(dead)  # a zombie yet
     os.waitpid(pid, 0)

@@ -73,9 +73,15 @@ def test_rate_up_is_bounded_by_what_is_logged(nav, column, factor):
 
 
 def test_rate_up_stops_at_ten_thousand(nav):
-    force = {"learning_rate": rate(5000.0)}
-    assert ask("rate_up", low(nav, in_force=force))[0].action.arguments == {"factor": 10_000.0}
-    assert ask("rate_up", low(nav, in_force={"learning_rate": rate(9000.0)})) == []
+    run = table(update_ratio__total=constant(1e-5))
+    found = ask("rate_up", low(nav, run=run, in_force={"learning_rate": rate(5000.0)}))
+    assert found[0].action.arguments == {"factor": 10_000.0}
+    assert ask("rate_up", low(nav, run=run, in_force={"learning_rate": rate(9000.0)})) == []
+
+
+def test_rate_up_stops_at_thirty_where_no_update_is_logged(nav):
+    assert ask("rate_up", low(nav, in_force={"learning_rate": rate(9.0)}))[0].action.arguments == {"factor": 27.0}
+    assert ask("rate_up", low(nav, in_force={"learning_rate": rate(27.0)})) == []
 
 
 def test_rate_up_searches_before_it_climbs(nav):

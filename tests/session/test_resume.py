@@ -195,7 +195,7 @@ def test_a_read_only_folder_is_said_before_the_training(tmp_path: Path, monkeypa
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "mkdir", refused)
-        with pytest.raises(NotSaved, match=r"No checkpoint can be saved \(Read-only.*make the folder writable"):
+        with pytest.raises(BadInput, match=r"watch\(dir=.*nothing can be written there.*Read-only"):
             dynaxx.watch(model, optimizer, tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
     with dynaxx.watch(model, optimizer, tmp_path / "run", quiet=True):

@@ -31,6 +31,9 @@ LEAST = 1.5
 """Smallest raise worth an act; smaller ones are within what a schedule does."""
 FASTER = 1.5
 """Promised speed over the present one: the smallest raise, as far below the best rate the speed goes with the rate."""
+BLIND = 30.0
+"""Highest factor that raises come to where no size of updates is logged: nothing but ruin would tell that one was too
+many, and a rate 30 × too low is what must be mended (issue "Diagnosis and the navigator")."""
 LATEST = 0.8
 """Share of the planned steps after which nothing is raised."""
 
@@ -110,7 +113,9 @@ def _step(situation: Situation) -> tuple[float, str]:
     """The factor of this raise, and what bounds it."""
     ratio = latest(situation.run, "update_ratio.total", situation.step)
     step, why = STEP, ""
-    if ratio is not None and 0 < ratio < AIM / STEP:
+    if ratio is None:
+        step = min(STEP, BLIND / own_factor(situation))
+    elif 0 < ratio < AIM / STEP:
         step, why = min(LONG, AIM / ratio), f", as an update is {ratio:.2g} of the weights"
     bound, bounded = room(situation, step)
     return bound, bounded or why

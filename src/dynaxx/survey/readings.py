@@ -113,8 +113,9 @@ _OF_CHARTS: Mapping[str, Callable[[Mapping[str, Chart]], Reading | None]] = {
 
 def _of_results(ground: Ground) -> dict[str, Reading]:
     results = [r for r in ground.results("sensitivity", "fleet") if math.isfinite(r.initial)]
-    if not results:
-        return {}
+    if not results:  # where no rate of the sweep descends, nothing is trained
+        still = _descending(ground.charts)
+        return {"progress": still} if still is not None and still.value == 0 else {}
     return {"progress": max((_progress(result) for result in results), key=lambda reading: reading.value)}
 
 
