@@ -3,7 +3,6 @@ import os
 import random
 import resource
 import shutil
-import time
 
 import pytest
 import torch
