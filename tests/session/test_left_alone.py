@@ -22,7 +22,7 @@ from left_alone import places, run_once
     ],
 )
 def test_it_ends_where_its_clean_twin_does(tmp_path: Path, task: str, seed: int, steps: int, within: float) -> None:
-    assert min(places(task, seed, steps)) >= 16, "before that a hundredfold batch is not told from a usual one"
+    assert min(places(task, seed, steps)) >= 4, "before that a hundredfold batch is not told from a usual one"
     clean = run_once(task, seed, steps, "clean", "act", tmp_path / "clean")
     acting = run_once(task, seed, steps, "spoilt", "act", tmp_path / "acting")
     assert clean["left out"] == []
