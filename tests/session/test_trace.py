@@ -51,6 +51,14 @@ def test_it_is_as_if_the_batch_had_never_been(tmp_path, spoil, accumulate):
     assert torch.isfinite(state["1.running_var"]).all()
 
 
+def test_four_batches_say_what_is_usual(tmp_path):
+    clean, _ = trained(tmp_path / "clean", at=4)
+    state, left_out = trained(tmp_path / "fifth", lambda x: 100 * x, at=4)
+    assert left_out == [4]
+    assert all(torch.equal(state[name], value) for name, value in clean.items())
+    assert trained(tmp_path / "fourth", lambda x: 100 * x, at=3)[1] == []
+
+
 def test_without_it_running_statistics_are_lost(tmp_path):
     torch.manual_seed(0)
     model = net()
