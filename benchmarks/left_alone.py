@@ -125,7 +125,8 @@ def table(results: Mapping[str, Mapping[str, Any]], name: str) -> None:
         if not ratios:
             continue
         mean = statistics.mean(ratios)
-        error = statistics.stdev(ratios) / math.sqrt(len(ratios)) if len(ratios) > 1 else math.nan
+        known = len(ratios) > 1 and math.isfinite(mean)
+        error = statistics.stdev(ratios) / math.sqrt(len(ratios)) if known else math.nan
         each = " ".join(f"{ratio:.4f}" for ratio in ratios)
         print(f"{name:10} {twin:8} / clean: {mean:.4f} ± {error:.4f}   {each}")
 

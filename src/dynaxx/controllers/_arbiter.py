@@ -165,17 +165,19 @@ def _bounds(case: _Case, proposal: Proposal) -> str | None:
 def _bounds_of(case: _Case, proposal: Proposal) -> str | None:
     action, situation = proposal.action, case.situation
     arguments = action.arguments
-    factor = None
-    others = rate_factor(situation) / own_factor(situation)
+    rates = []
     if action.name == "learning_rate":
-        factor = float(arguments["factor"]) * others
-    elif action.name == "accumulate":
-        factor = float(arguments.get("rate", 1.0)) * own_factor(situation)
+        rates = [float(arguments["factor"])]
     elif action.name == "rollback":
-        rates = [a["arguments"]["factor"] for a in arguments.get("then", ()) if a["name"] == "learning_rate"]
-        factor = float(rates[-1]) * others if rates else None
-    if factor is not None and not LEAST_RATE <= factor <= MOST_RATE:
-        return f"the rate would be × {factor:.3g}, outside [{LEAST_RATE:g}, {MOST_RATE:g}]"
+        rates = [float(a["arguments"]["factor"]) for a in arguments.get("then", ()) if a["name"] == "learning_rate"][
+            -1:
+        ]
+    rates += [factor * rate_factor(situation) / own_factor(situation) for factor in rates]  # the others may end
+    if action.name == "accumulate":
+        rates = [float(arguments.get("rate", 1.0)) * own_factor(situation)]
+    for factor in rates:
+        if not LEAST_RATE <= factor <= MOST_RATE:
+            return f"the rate would be × {factor:.3g}, outside [{LEAST_RATE:g}, {MOST_RATE:g}]"
     if action.name == "gradient_scale" and float(arguments["factor"]) > 1:
         return "gradients are not scaled up"
     if action.name == "layer_rates":

@@ -225,7 +225,7 @@ def _lower(suspect: Suspect, situation: Situation, aim: float = AIM) -> float | 
     critical = suspect.finding.severity == "critical"
     cut, _ = lower(situation, suspect.finding.onset, deep=critical and suspect.cause in PATIENT, aim=aim)
     own = own_factor(situation)
-    factor = round_figure(max(own * cut, LEAST_RATE * own / rate_factor(situation)))
+    factor = round_figure(max(own * cut, LEAST_RATE, LEAST_RATE * own / rate_factor(situation)))
     return factor if factor < own else None
 
 

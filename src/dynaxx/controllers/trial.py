@@ -68,9 +68,8 @@ def _remedy(cause: Cause, situation: Situation) -> Action | None:
     action = next((action for action in offered if action.name in able), None)
     if action is None or action.name != "learning_rate":
         return action
-    total = rate_factor(situation) * float(action.arguments["factor"])
-    if not LEAST_RATE <= total <= MOST_RATE:
+    factor = float(action.arguments["factor"])
+    own, total = own_factor(situation) * factor, rate_factor(situation) * factor  # the other factors may end
+    if not LEAST_RATE <= min(own, total) <= max(own, total) <= MOST_RATE:
         return None
-    return replace(
-        action, arguments={"factor": round_figure(own_factor(situation) * float(action.arguments["factor"]))}
-    )
+    return replace(action, arguments={"factor": round_figure(own)})
