@@ -59,6 +59,15 @@ def test_a_leap_between_two_evaluations_is_the_statistics_and_no_overfitting(mak
     assert found is None or "leapt" not in found.title
 
 
+def test_a_leap_is_no_alarm_before_it_has_stayed(make_log, rng):
+    columns = log(rng, 1.0, floor=0.5)
+    columns["val_loss"][1][-2:] *= 40
+    assert TrainEvalGap().detect(make_log(columns)).severity == "note"
+    columns["val_loss"][1][-1] /= 40
+    found = TrainEvalGap().detect(make_log(columns))
+    assert found is None or "leapt" not in found.title
+
+
 def test_one_strange_evaluation_that_passes_is_no_leap(make_log, rng):
     columns = log(rng, 1.0, floor=0.5)
     columns["val_loss"][1][10] *= 40

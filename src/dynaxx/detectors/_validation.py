@@ -89,7 +89,7 @@ def leapt(found: Validation) -> int | None:
         return None
     at = int(np.argmax(values[1:] / values[:-1])) + 1
     moved = train[at] > 2 * np.nanmedian(train[max(0, at - 3) : at])
-    stayed = float(np.median(values[at:])) > LEAP / 3 * values[at - 1]
+    stayed = min(float(np.median(values[at:])), float(values[-1])) > LEAP / 3 * values[at - 1]
     return at if values[at] > LEAP * values[at - 1] and stayed and not moved else None
 
 
