@@ -46,14 +46,6 @@ def identical():
     return _identical
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def _through(state):
     """To bytes and back, in memory."""
     tensors, tree = encode(state)

@@ -127,7 +127,6 @@ def trained(seed, steps=250):
 
 @pytest.fixture(scope="module")
 def nets():
-    torch.set_num_threads(1)
     return [trained(seed) for seed in (1, 2)]
 
 

@@ -34,7 +34,6 @@ def _net(dropout: float = 0.0, norm: bool = True) -> nn.Module:
 @pytest.fixture
 def live() -> Callable[..., LivePoint]:
     """`live(model=…, optimizer=…, batches=…, trained=40)`."""
-    torch.set_num_threads(1)
 
     def make(
         model: nn.Module | None = None,

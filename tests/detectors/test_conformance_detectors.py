@@ -80,7 +80,6 @@ def train(folder, *, norm=False, rate=3e-3, steps=180, warm=0, bad=None, seed=0)
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """The runs as they are recorded."""
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("runs")
     return {
         "mlp": train(folder / "mlp"),

@@ -64,14 +64,6 @@ class Net(nn.Module):
         return self.head(self.frozen(self.body(x)))
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class Counted:
     """A loss that counts its passes over the 20 examples, those within curvature products apart."""
 

@@ -18,14 +18,6 @@ from dynaxx.landscape.connectivity import Connectivity
 LINE = {"matching": "none", "curves": "none"}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def entropy(model, batch):
     return functional.cross_entropy(model(batch[0]), batch[1])
 
@@ -71,11 +63,7 @@ def batches(train=True, size=256):
 
 @pytest.fixture(scope="module")
 def pair():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    found = trained(0, 64, 15), trained(1, 64, 15)
-    torch.set_num_threads(threads)
-    return found
+    return trained(0, 64, 15), trained(1, 64, 15)
 
 
 @pytest.fixture(scope="module")

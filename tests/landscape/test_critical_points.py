@@ -20,11 +20,6 @@ AXES = torch.linalg.qr(torch.randn(D, D, generator=torch.Generator().manual_seed
 SUBSETS = [subset for size in range(K + 1) for subset in itertools.combinations(range(D), size)]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 class Autoencoder(nn.Module):
     def __init__(self):
         super().__init__()

@@ -19,11 +19,6 @@ INVARIANT = {
 CHANGING = {"one_step", "worst_case", "average_case", "sharpness", "pac_bayes_sigma"}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 def entropy(model, batch):
     return nn.functional.cross_entropy(model(batch[0]), batch[1])
 

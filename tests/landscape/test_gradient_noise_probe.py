@@ -18,14 +18,6 @@ from dynaxx.landscape._noise import critical_scale, normality, simple_scale
 from dynaxx.landscape.gradient_noise import GradientNoise
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class Bowl(nn.Module):
     """L = mean of h (θ − x)² / 2: gradients h (θ − x), Hessian diag h, Σ = h² s² for x of variance s²."""
 

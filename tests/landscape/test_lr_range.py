@@ -18,14 +18,6 @@ from dynaxx.landscape._training import Scratch, stretch
 from dynaxx.landscape.lr_range import LrRange
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class Bowl(nn.Module):
     """L = mean of h (w − x)² / 2."""
 

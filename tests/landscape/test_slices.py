@@ -25,14 +25,6 @@ from dynaxx.numerics.hessian import Hessian
 from dynaxx.numerics.space import Space
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def entropy(model, batch):
     return functional.cross_entropy(model(batch[0]), batch[1])
 

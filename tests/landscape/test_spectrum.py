@@ -18,14 +18,6 @@ from dynaxx.numerics.gauss_newton import GaussNewton
 from dynaxx.numerics.hessian import Hessian
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def entropy(model, batch):
     return functional.cross_entropy(model(batch[0]), batch[1])
 

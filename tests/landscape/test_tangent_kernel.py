@@ -13,11 +13,6 @@ from dynaxx.landscape import tangent_kernel
 from dynaxx.landscape.tangent_kernel import TangentKernelProbe
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 class Wide(nn.Module):
     """One hidden layer in the parametrisation of the theory: f = v·tanh(Wx/√d)/√n."""
 

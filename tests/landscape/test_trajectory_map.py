@@ -16,14 +16,6 @@ from dynaxx.landscape import trajectory_map
 from dynaxx.landscape.trajectory_map import TrajectoryMap
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class Point(nn.Module):
     """A point of d dimensions; the loss is Σ aᵢ wᵢ² / 2."""
 

@@ -148,14 +148,6 @@ def seeded():
     random.seed(0)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def both(tmp_path):
     """`both(loop, **options)` runs `loop(watch, book)` bare, then watched; the loop returns what must end up the same.

@@ -12,14 +12,6 @@ from dynaxx.numerics.permutation import Symmetry
 from dynaxx.numerics.symmetry import state, symmetry
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def entropy(model, batch):
     return functional.cross_entropy(model(batch[0]), batch[1])
 

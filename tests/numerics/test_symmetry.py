@@ -11,14 +11,6 @@ from dynaxx.numerics.permutation import Part, Symmetry
 from dynaxx.numerics.symmetry import checked, outputs, state, symmetry, verify
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def entropy(model, batch):
     out = model(batch[0])
     return functional.cross_entropy(out.reshape(-1, out.shape[-1]), batch[1].reshape(-1))

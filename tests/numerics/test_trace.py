@@ -124,7 +124,6 @@ def test_bad_input(budget, method, message):
 @pytest.fixture(scope="module")
 def trained():
     """The Hessian of a digits net of 910 parameters after 1000 steps, dense."""
-    torch.set_num_threads(1)
     x, y = load_digits(return_X_y=True)
     x, y = torch.tensor(x / 16, dtype=torch.float32)[:500], torch.tensor(y)[:500]
     torch.manual_seed(0)

@@ -11,12 +11,8 @@ PLAIN = {"lr": 1.0, "momentum": 0.0, "weight_decay": 0.0, "clip": None}
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def seeded():
     torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
 
 
 def product_data(inputs=3, outputs=2, repeat=1):

@@ -17,14 +17,6 @@ FAMILY = [SOAP, KLShampoo, Shampoo]
 M, N = 4, 3
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def gradients(count, shape=(M, N), dtype=torch.float64):
     g = torch.Generator().manual_seed(3)
     scale = torch.linspace(0.2, 2, shape[-1], dtype=dtype)

@@ -22,14 +22,6 @@ STEPS = 10
 SHAPES = {"kernel": (4, 3, 2, 2), "matrix": (5, 4), "vector": (5,), "scalar": (), "zero": (3, 2)}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def parameters(dtype=torch.float64):
     generator = torch.Generator().manual_seed(0)
     found = {n: torch.randn(s, generator=generator, dtype=torch.float64).to(dtype) for n, s in SHAPES.items()}

@@ -21,12 +21,8 @@ RATES = {"lars": (30.0, 100.0, 10.0, 3.0)}
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def seeded():
     torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(params=NAMES)

@@ -16,14 +16,6 @@ NAMES = [n for n in catalog.names("optim") if issubclass(catalog.get("optim", n)
 SECOND = [n for n in NAMES if n in ("adamw", "soap", "shampoo")]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def noise(count, seed=0):
     """Gradients with a mean, correlated rows and a different spread by column."""
     g = torch.Generator().manual_seed(seed)

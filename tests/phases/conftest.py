@@ -8,14 +8,6 @@ from torch import nn
 from dynaxx.tasks._transformer import Transformer
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class Text:
     """A source whose next letter depends on the last two; 16 letters."""
 

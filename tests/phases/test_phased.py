@@ -72,7 +72,6 @@ def test_a_single_phase_is_its_optimizer_bit_for_bit(net):
 @pytest.fixture(scope="module")
 def whole():
     """The uninterrupted run, with the state behind every step, through torch.save and weights_only."""
-    torch.set_num_threads(1)
 
     def net(seed=0):
         torch.manual_seed(seed)

@@ -16,14 +16,6 @@ from dynaxx.rescue.faults import ALTERATIONS, names, plant
 from dynaxx.rescue.nets import small_task
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class Blobs(Task):
     """Two features, three classes, one hidden layer: in nothing like the suite's own nets."""
 

@@ -30,7 +30,6 @@ EVERYTHING = Recipe(
 
 
 def run(folder: Path, recipe: Recipe, **options):
-    torch.set_num_threads(1)
     options = {"steps": 40, "quiet": True, **options}
     outcome = train(catalog.task(f"{TASKS}:Noisy"), folder, name="noisy", recipe=recipe, **options)
     return outcome, open_run(folder)

@@ -40,7 +40,6 @@ class Second(Task):
 
 def test_an_earlier_split_is_evaluated_and_ewc_keeps_it(tmp_path: Path):
     """w₀ + w₁ = 2 solves the new task; w₀ = 1 the old one, on which the Fisher information of w₁ is 0."""
-    torch.set_num_threads(1)
     task = Second()
     model = task.model()
     Ewc.of(model, task.batches("first", 0), likelihood="gaussian").save(tmp_path / "old.safetensors")

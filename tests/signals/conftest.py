@@ -17,14 +17,6 @@ from dynaxx.session.forward import ForwardWatch
 sys.path.insert(0, str(Path(__file__).parent))  # for `_every_signal`
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 class Bench:
     """Takes signals through the steps of a model as the session does.
 

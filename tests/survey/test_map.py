@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import torch
 
 from dynaxx.errors import BadInput
 from dynaxx.report import write_map
@@ -33,7 +32,6 @@ class Here(Engine):
 
 
 def mapped(task: str, dir: Path, **options):
-    torch.set_num_threads(1)
     engine = Here()
     return map_task(f"{TASKS}:{task}", dir, engine=engine, **options), engine
 

@@ -54,7 +54,6 @@ def test_metrics_are_those_of_the_whole_split_in_the_unit_of_the_target():
 
 
 def test_it_overfits_on_cue():
-    torch.set_num_threads(1)
     torch.manual_seed(0)
     task = Diabetes()
     model = task.model()

@@ -50,7 +50,6 @@ def test_without_scikit_learn(monkeypatch):
 
 @pytest.mark.slow
 def test_tiny_recognises_more_than_97_percent():
-    torch.set_num_threads(1)
     torch.manual_seed(3)
     task = Digits()
     model = task.model()

@@ -19,7 +19,6 @@ TASKS = catalog.names("tasks")
 
 @pytest.fixture(params=TASKS)
 def task(request):
-    torch.set_num_threads(1)
     torch.manual_seed(0)
     return catalog.task(request.param)
 

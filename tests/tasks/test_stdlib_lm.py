@@ -11,7 +11,6 @@ from dynaxx.tasks.stdlib_lm import VALIDATION_WINDOWS, StdlibLM
 
 @pytest.fixture
 def task():
-    torch.set_num_threads(1)
     torch.manual_seed(0)
     return StdlibLM()
 
