@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from dynaxx.errors import BadInput, UnknownName
 
@@ -108,3 +109,26 @@ def beneath(owner: str, model: nn.Module, paths: Sequence[str]) -> set[str]:
             raise UnknownName(f"module or parameter of {type(model).__name__} for {owner}", path, names)
         found |= here
     return found
+
+
+def group_of(optimizer: Optimizer, parameter: Tensor) -> tuple[dict[str, Any], int]:
+    """The group that a parameter is in, and its place there.
+
+    Args:
+        optimizer: Any.
+        parameter: One of its parameters.
+
+    Returns:
+        Group and index.
+
+    Raises:
+        BadInput: It is not one of them.
+    """
+    for group in optimizer.param_groups:
+        for index, each in enumerate(group["params"]):
+            if each is parameter:
+                return group, index
+    raise BadInput(
+        f"{type(optimizer).__name__}: this parameter (shape {tuple(parameter.shape)}) is not one of its own. "
+        "Ask for a parameter of its groups."
+    )

@@ -1,21 +1,21 @@
 """What SOAP, KL-Shampoo and Shampoo share: Kronecker factors by block, their eigenbases, and the step around them."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Self, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dynaxx.errors import BadInput
 from dynaxx.numerics.kronecker import carried, eigenpairs, tracked
 from dynaxx.optim import _many as many
 from dynaxx.optim import _options as options
 from dynaxx.optim._adam import adam_step, blank_moments
-from dynaxx.optim._elementwise import group_of
-from dynaxx.optim._groups import decay_groups
+from dynaxx.optim._groups import group_of
+from dynaxx.optim._method import Stepping
 from dynaxx.optim._stack import Stack, Work, stacks
-from dynaxx.optim._state import Precise, tensor_bytes, wide
+from dynaxx.optim._state import tensor_bytes, wide
 from dynaxx.optim._tiles import Tile, Tiling, tiling
 from dynaxx.optim._transport import Transportable, completed
 
@@ -25,7 +25,7 @@ SMALLEST = 8
 """Smallest block that the message about memory offers: below it the factors are hardly more than a diagonal."""
 
 
-class KroneckerEigen(Transportable, Precise):
+class KroneckerEigen(Transportable, Stepping):
     """An optimizer that steps in the eigenbases of E[G Gᵀ] and E[Gᵀ G], block by block of every matrix.
 
     Tensors of more dimensions are laid out as matrices, long sides cut (`optim/_tiles.py`); vectors and scalars take
@@ -51,66 +51,17 @@ class KroneckerEigen(Transportable, Precise):
         "memory_limit": options.optional(options.COUNT),
     }
 
-    @classmethod
-    def for_model(cls, model: nn.Module, **options: Any) -> Self:
-        """All trainable parameters; decay for matrices and kernels only, not for vectors and embeddings.
-
-        Args:
-            model: The model; frozen parameters are left out.
-            options: Those of the constructor.
-
-        Returns:
-            The optimizer.
-        """
-        decay = options.pop("weight_decay", cls.weight_decay)
-        return cls(decay_groups(cls.__name__, model, decay), **{**options, "weight_decay": decay})
-
     weight_decay: ClassVar[float] = 0.01
     """The default: SOAP's and Meta's."""
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As torch's, with options and parameters checked, and the memory too.
-
-        Args:
-            param_group: `params`, and options that differ from the defaults.
-
-        Raises:
-            BadInput: An option or parameter breaks a rule, or the state would exceed the memory limit.
-        """
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        try:
-            options.check_options(type(self).__name__, group, self.rules)
-            options.check_parameters(type(self).__name__, group, why="a Kronecker factor")
-            self._check_memory(group["memory_limit"])
-        except BadInput:
-            self.param_groups.pop()
-            raise
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        options.check_whole(type(self).__name__, group, why="a Kronecker factor")
+        self._check_memory(group["memory_limit"])
 
     def planned_bytes(self) -> int:
         """Memory that the state will take, from the shapes alone: made once on the meta device."""
         return self._planned({})
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Update every parameter that has a gradient.
-
-        Args:
-            closure: Computes the loss and its gradients anew.
-
-        Returns:
-            The loss of the closure, or None.
-
-        Raises:
-            BadInput: A gradient is sparse, or a factor has become non-finite or cannot be decomposed.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            self._step_group(group)
-        return loss
 
     def _step_group(self, group: dict[str, Any]) -> None:
         plain: list[tuple[Tensor, Tensor, dict[str, Tensor]]] = []

@@ -89,7 +89,25 @@ def parameter_name(group: Mapping[str, Any], index: int) -> str:
     return f"number {index} of its group (shape {tuple(group['params'][index].shape)})"
 
 
-def check_parameters(owner: str, group: Mapping[str, Any], *, why: str) -> None:
+def check_real(owner: str, group: Mapping[str, Any]) -> None:
+    """Refuse complex parameters.
+
+    Args:
+        owner: Name of the optimizer's class.
+        group: A parameter group.
+
+    Raises:
+        BadInput: A parameter is complex or not floating point.
+    """
+    for index, parameter in enumerate(group["params"]):
+        if not parameter.dtype.is_floating_point:
+            raise BadInput(
+                f"{owner}(params=...): {parameter_name(group, index)} is {parameter.dtype}, and must be real floating "
+                "point. Give it to an optimizer of torch, in a second one beside this."
+            )
+
+
+def check_whole(owner: str, group: Mapping[str, Any], *, why: str) -> None:
     """Refuse what a method that mixes the entries of a tensor cannot treat.
 
     Args:
@@ -100,17 +118,12 @@ def check_parameters(owner: str, group: Mapping[str, Any], *, why: str) -> None:
     Raises:
         BadInput: A parameter is complex, not floating point, or sharded over ranks.
     """
+    check_real(owner, group)
     for index, parameter in enumerate(group["params"]):
-        name = parameter_name(group, index)
-        if not parameter.dtype.is_floating_point:
-            raise BadInput(
-                f"{owner}(params=...): {name} is {parameter.dtype}, and parameters must be real floating point. "
-                "Give it to an optimizer of torch, in a second one beside this."
-            )
         if is_sharded(parameter):
             raise BadInput(
-                f"{owner}(params=...): {name} is sharded over ranks (a DTensor), and {why} needs whole tensors. "
-                "Use data parallelism without sharding, or adamw."
+                f"{owner}(params=...): {parameter_name(group, index)} is sharded over ranks (a DTensor), and {why} "
+                "needs whole tensors. Use data parallelism without sharding, or adamw."
             )
 
 

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from dynaxx.optim import _options as options
-from dynaxx.optim._elementwise import Elementwise, group_of
+from dynaxx.optim._groups import group_of
+from dynaxx.optim._method import Elementwise
 from dynaxx.optim._transport import completed
 
 

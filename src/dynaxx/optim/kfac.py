@@ -14,13 +14,14 @@ from dynaxx.optim import _options as options
 from dynaxx.optim._adam import adam_step, blank_moments
 from dynaxx.optim._capture import Capture, capturable
 from dynaxx.optim._groups import decay_groups
-from dynaxx.optim._state import Precise, tensor_bytes
+from dynaxx.optim._method import Stepping
+from dynaxx.optim._state import tensor_bytes
 
 OMEGA = 0.95**5
 """By what the damping is adjusted."""
 
 
-class KFAC(Precise):
+class KFAC(Stepping):
     """W ← (1 − ηλ) W − η B, B ← μ B + (G + …)⁻¹ ∇W (A + …)⁻¹ with A = E[a aᵀ], G = E[g gᵀ] (Martens, Grosse 2015).
 
     a are a layer's inputs (with 1 for the bias) and g the gradients of one term of the loss by its outputs: G is taken
@@ -86,6 +87,7 @@ class KFAC(Precise):
         eps: float = 1e-8,
     ) -> None:
         self._captures: list[Capture] = []
+        self._moves: list[_Move] = []
         self._predicted: Tensor | None = None
         super().__init__(
             params,
@@ -135,24 +137,11 @@ class KFAC(Precise):
         return made
 
     def __getstate__(self) -> dict[str, Any]:  # a copy of model and optimizer together keeps its hooks
-        return {**super().__getstate__(), "_captures": self._captures, "_predicted": self._predicted}
+        return {**super().__getstate__(), "_captures": self._captures, "_moves": [], "_predicted": self._predicted}
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As torch's, with options and parameters checked.
-
-        Args:
-            param_group: `params`, and options that differ from the defaults.
-
-        Raises:
-            BadInput: An option or a parameter breaks a rule.
-        """
-        super().add_param_group(param_group)
-        try:
-            options.check_options("KFAC", self.param_groups[-1], self.rules)
-            options.check_parameters("KFAC", self.param_groups[-1], why="a Kronecker factor")
-        except BadInput:
-            self.param_groups.pop()
-            raise
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        options.check_whole("KFAC", group, why="a Kronecker factor")
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """As torch's, in the precision it was saved in; what was captured of a batch is forgotten.
@@ -203,9 +192,8 @@ class KFAC(Precise):
     def _terms(self, logits: Tensor) -> int:
         return logits[..., 0].numel() if self.defaults["loss_per"] == "position" else len(logits)
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Update every parameter that has a gradient.
+        """Update every parameter that has a gradient; what was captured before a closure is forgotten.
 
         Args:
             closure: Computes the loss and its gradients anew.
@@ -216,26 +204,29 @@ class KFAC(Precise):
         Raises:
             BadInput: A gradient is sparse; a layer has a gradient but its hook saw none; there are several ranks.
         """
-        loss = None
         if closure is not None:
-            for capture in self._captures:
-                capture.clear()
-            with torch.enable_grad():
-                loss = closure()
-        moves: list[_Move] = []
-        for group in self.param_groups:
-            parts = list(options.dense_gradients("KFAC", group))
-            if group["rule"] == "adamw":
-                states = [(p, g, self._adam_state(p)) for _, p, g in parts]
-                adam_step(states, group, group["betas"], float(group["lr"]))
-            else:
-                given = {id(p) for _, p, _ in parts}
-                moves += [self._natural(c, group) for c in self._captures if id(c.weight) in given]
+            self._clear()
+        return super().step(closure)
+
+    def _step(self) -> None:
+        super()._step()
+        moves, self._moves = self._moves, []
         if moves:
             self._move(moves)
+        self._clear()
+
+    def _step_group(self, group: dict[str, Any]) -> None:
+        parts = list(options.dense_gradients("KFAC", group))
+        if group["rule"] == "adamw":
+            states = [(p, g, self._adam_state(p)) for _, p, g in parts]
+            adam_step(states, group, group["betas"], float(group["lr"]))
+        else:
+            given = {id(p) for _, p, _ in parts}
+            self._moves += [self._natural(c, group) for c in self._captures if id(c.weight) in given]
+
+    def _clear(self) -> None:
         for capture in self._captures:
             capture.clear()
-        return loss
 
     def _adam_state(self, parameter: Tensor) -> dict[str, Tensor]:
         state = cast(dict[str, Tensor], self.state[parameter])

@@ -1,7 +1,7 @@
 """Muon: orthogonalised momentum for hidden matrices, AdamW for everything else, in one optimizer."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any, ClassVar, NamedTuple, Self, cast
 
@@ -14,13 +14,13 @@ from dynaxx.numerics.polar import newton_schulz
 from dynaxx.optim import _many as many
 from dynaxx.optim import _options as options
 from dynaxx.optim._adam import adam_step, blank_moments
-from dynaxx.optim._elementwise import group_of
-from dynaxx.optim._groups import beneath, embeddings, output_head, trainable
-from dynaxx.optim._state import Precise, tensor_bytes, wide
+from dynaxx.optim._groups import beneath, embeddings, group_of, output_head, trainable
+from dynaxx.optim._method import Stepping
+from dynaxx.optim._state import tensor_bytes, wide
 from dynaxx.optim._transport import Transportable, completed
 
 
-class Muon(Transportable, Precise):
+class Muon(Transportable, Stepping):
     """W ← (1 − ηλ) W − η s · NS(G̃) for hidden matrices (Jordan 2024), AdamW for groups with `rule="adamw"`.
 
     B ← μ B + (1 − μ) G, G̃ = (1 − μ) G + μ B with Nesterov's form, else B; NS brings all singular values near 1.
@@ -120,29 +120,15 @@ class Muon(Transportable, Precise):
         ]
         return cls([group for group in groups if group["params"]], weight_decay=decay, **options)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As torch's, with options and parameters checked.
-
-        Args:
-            param_group: `params`, and options that differ from the defaults.
-
-        Raises:
-            BadInput: An option or a parameter breaks a rule.
-        """
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        try:
-            options.check_options("Muon", group, self.rules)
-            options.check_parameters("Muon", group, why="orthogonalisation")
-            for index, parameter in enumerate(group["params"]):
-                if group["rule"] == "muon" and parameter.dim() < 2:
-                    raise BadInput(
-                        f"Muon(params=...): {options.parameter_name(group, index)} has {parameter.dim()} dimensions, "
-                        'and needs two. Put it into a group with rule="adamw", or make the optimizer by for_model.'
-                    )
-        except BadInput:
-            self.param_groups.pop()
-            raise
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        options.check_whole("Muon", group, why="orthogonalisation")
+        for index, parameter in enumerate(group["params"]):
+            if group["rule"] == "muon" and parameter.dim() < 2:
+                raise BadInput(
+                    f"Muon(params=...): {options.parameter_name(group, index)} has {parameter.dim()} dimensions, "
+                    'and needs two. Put it into a group with rule="adamw", or make the optimizer by for_model.'
+                )
 
     def planned_bytes(self) -> int:
         """Memory that the state will take, from the shapes alone."""
@@ -150,32 +136,12 @@ class Muon(Transportable, Precise):
             tensor_bytes(_blank(p, group["rule"], "meta")) for group in self.param_groups for p in group["params"]
         )
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Update every parameter that has a gradient.
-
-        Args:
-            closure: Computes the loss and its gradients anew.
-
-        Returns:
-            The loss of the closure, or None.
-
-        Raises:
-            BadInput: A gradient is sparse.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            parts = [
-                _Part(p, g, self._state_of(p, group)) for _, p, g in options.dense_gradients("Muon", group)
-            ]  # fmt: skip
-            if group["rule"] == "adamw":
-                adam_step(parts, group, group["betas"], float(group["lr"]))
-            elif parts:
-                _muon_step(parts, group)
-        return loss
+    def _step_group(self, group: dict[str, Any]) -> None:
+        parts = [_Part(p, g, self._state_of(p, group)) for _, p, g in options.dense_gradients("Muon", group)]
+        if group["rule"] == "adamw":
+            adam_step(parts, group, group["betas"], float(group["lr"]))
+        elif parts:
+            _muon_step(parts, group)
 
     def _state_of(self, parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
         state = cast(dict[str, Tensor], self.state[parameter])

@@ -9,7 +9,8 @@ from torch.optim.optimizer import ParamsT
 
 from dynaxx.errors import BadInput
 from dynaxx.optim import _options as options
-from dynaxx.optim._elementwise import Elementwise, group_of
+from dynaxx.optim._groups import group_of
+from dynaxx.optim._method import Elementwise
 
 
 class SGD(Elementwise, torch.optim.SGD):
