@@ -214,23 +214,3 @@ class RunningAverage(WeightAverage):
         saved = state["averages"]
         self._averages = None if saved is None else self.weights.read(saved, wide=True)
         self.count = int(state["count"])
-
-
-def whole(call: str, name: str, value: Any, least: int) -> int:
-    """A whole number not below a bound.
-
-    Args:
-        call: Who asks ("Swa").
-        name: The option.
-        value: What was given.
-        least: Its smallest value.
-
-    Returns:
-        The number.
-
-    Raises:
-        BadInput: It is none, or smaller.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise BadInput(f"{call}({name}=...) must be a whole number of at least {least}. Got {value!r}.")
-    return value

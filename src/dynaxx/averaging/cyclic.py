@@ -3,7 +3,8 @@
 import math
 from typing import ClassVar
 
-from dynaxx.averaging._average import RunningAverage, Source, whole
+from dynaxx.averaging._average import RunningAverage, Source
+from dynaxx.core.arguments import at_least
 from dynaxx.errors import BadInput
 
 
@@ -32,7 +33,7 @@ class Cyclic(RunningAverage):
     def __init__(self, model: Source, *, period: int = 1000, start: int = 0, growth: float = 1) -> None:
         if not growth >= 1:
             raise BadInput(f"Cyclic(growth=...) must be at least 1: cycles do not shrink. Got {growth!r}.")
-        self._period, self._start = whole("Cyclic", "period", period, 1), whole("Cyclic", "start", start, 0)
+        self._period, self._start = at_least("Cyclic", "period", period, 1), at_least("Cyclic", "start", start, 0)
         self._growth = growth
         super().__init__(model)
 

@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from dynaxx.averaging._average import Source, WeightAverage, whole
+from dynaxx.averaging._average import Source, WeightAverage
+from dynaxx.core.arguments import at_least
 
 
 class Latest(WeightAverage):
@@ -34,8 +35,8 @@ class Latest(WeightAverage):
     memory: ClassVar[str] = "window × parameters"
 
     def __init__(self, model: Source, *, window: int = 6, every: int = 100) -> None:
-        self._every = whole("Latest", "every", every, 1)
-        self._snapshots: deque[list[Tensor]] = deque(maxlen=whole("Latest", "window", window, 1))
+        self._every = at_least("Latest", "every", every, 1)
+        self._snapshots: deque[list[Tensor]] = deque(maxlen=at_least("Latest", "window", window, 1))
         super().__init__(model)
 
     @property

@@ -2,7 +2,8 @@
 
 from typing import ClassVar
 
-from dynaxx.averaging._average import RunningAverage, Source, whole
+from dynaxx.averaging._average import RunningAverage, Source
+from dynaxx.core.arguments import at_least
 
 
 class Swa(RunningAverage):
@@ -28,7 +29,7 @@ class Swa(RunningAverage):
     memory: ClassVar[str] = "1 × parameters in float32"
 
     def __init__(self, model: Source, *, start: int = 0, every: int = 1) -> None:
-        self._start, self._every = whole("Swa", "start", start, 0), whole("Swa", "every", every, 1)
+        self._start, self._every = at_least("Swa", "start", start, 0), at_least("Swa", "every", every, 1)
         super().__init__(model)
 
     def share(self, step: int) -> float | None:

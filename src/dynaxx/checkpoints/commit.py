@@ -14,12 +14,13 @@ from typing import Any
 from torch import Tensor
 
 from dynaxx.checkpoints.codec import decode, encode
-from dynaxx.checkpoints.durable import sync_folder, write_durably
+from dynaxx.checkpoints.durable import write_durably
 from dynaxx.checkpoints.folders import STAGING, TRASH, made, next_number
 from dynaxx.checkpoints.manifest import NAME, SIZE_CAP, STATE, CheckpointInfo, Manifest, Origin, dump_manifest
 from dynaxx.checkpoints.staging import staging_name, sweep
 from dynaxx.checkpoints.tensorfile import FileEntry, TensorEntry, file_entry
 from dynaxx.errors import BadInput, NotSaved
+from dynaxx.runlog.disk import sync_folder
 
 Written = Mapping[str, tuple[FileEntry, Mapping[str, TensorEntry]]]
 """Tensor file → its entry and its tensors' entries."""

@@ -44,19 +44,6 @@ def write_durably(path: Path, parts: Sequence[bytes | memoryview], meanwhile: Ca
     return result
 
 
-def sync_folder(folder: Path) -> None:
-    """Wait until a folder's entries are on disk: a renamed or created file is durable only after this.
-
-    Args:
-        folder: The folder.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def plain_size(path: Path) -> int:
     """The size of a regular file; a symbolic link is refused.
 

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dynaxx.checkpoints.durable import sync_folder
 from dynaxx.checkpoints.manifest import CheckpointInfo
 from dynaxx.checkpoints.opening import find, open_place
 from dynaxx.checkpoints.places import LocalPlace, Place
 from dynaxx.errors import BadInput, NotApplicable
+from dynaxx.runlog.disk import sync_folder
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 LARGEST = 5_000_000_000

@@ -7,9 +7,9 @@ from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
-from dynaxx.checkpoints.durable import sync_folder
 from dynaxx.checkpoints.manifest import Origin
 from dynaxx.errors import CorruptData
+from dynaxx.runlog.disk import sync_folder
 
 STAGING = ".staging"
 TRASH = "trash"

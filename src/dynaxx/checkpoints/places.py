@@ -18,13 +18,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dynaxx.checkpoints.durable import sync_folder
 from dynaxx.checkpoints.folders import STAGING, TRASH, left_behind, made
 from dynaxx.checkpoints.manifest import NAME, CheckpointInfo, Origin, load_manifest
 from dynaxx.checkpoints.staging import staging_name, sweep
 from dynaxx.checkpoints.store import CheckpointStore
 from dynaxx.errors import BadInput, CorruptData, DynaxxWarning
-from dynaxx.runlog.disk import replace_file
+from dynaxx.runlog.disk import replace_file, sync_folder
 from dynaxx.runlog.sealed import seal, unseal
 
 NOTES = "notes"

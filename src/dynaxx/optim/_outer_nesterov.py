@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from dynaxx.core.arguments import at_least
 from dynaxx.core.parameters import local, own_parameters
 from dynaxx.errors import BadInput
 
@@ -40,8 +41,7 @@ class OuterNesterov(Optimizer):
     def __init__(self, inner: Optimizer, *, every: int = 32, rate: float = 0.7, momentum: float = 0.9) -> None:
         if not isinstance(inner, Optimizer):
             raise BadInput(f"OuterNesterov(inner=...) must be a torch.optim.Optimizer. Got {type(inner).__name__}.")
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise BadInput(f"OuterNesterov(every=...) must be a whole number of at least 1. Got {every!r}.")
+        at_least("OuterNesterov", "every", every, 1)
         if not 0 < rate <= 2:
             raise BadInput(f"OuterNesterov(rate=...) must be above 0 and at most 2. Got {rate!r}.")
         if not 0 <= momentum < 1:

@@ -1,6 +1,5 @@
 """What perturbers share: a model's trainable parameters, copies that go back bit for bit, noise of a step's own."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -31,28 +30,6 @@ def trainable(call: str, model: nn.Module) -> dict[str, nn.Parameter]:
     if not found:
         raise BadInput(f"{call}(model): no parameter requires a gradient, so there is nothing to train.")
     return found
-
-
-def at_least(call: str, name: str, value: Any, least: float) -> Any:
-    """A finite number not below a bound; whole where the bound is an int.
-
-    Args:
-        call: Who asks.
-        name: The option.
-        value: What was given.
-        least: Its smallest value.
-
-    Returns:
-        The number.
-
-    Raises:
-        BadInput: It is none, or smaller.
-    """
-    kinds = int if isinstance(least, int) else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value < math.inf:
-        kind = "whole" if isinstance(least, int) else "finite"
-        raise BadInput(f"{call}({name}=...) must be a {kind} number of at least {least:g}. Got {value!r}.")
-    return value
 
 
 class Kept:

@@ -6,11 +6,12 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from dynaxx.core.arguments import at_least
 from dynaxx.core.methods import Perturber
 from dynaxx.core.parameters import Layout, local
 from dynaxx.errors import BadInput
 from dynaxx.numerics.reductions import layer_norms
-from dynaxx.perturb._common import Noise, at_least, trainable
+from dynaxx.perturb._common import Noise, trainable
 
 
 class AnnealedNoise(Perturber):

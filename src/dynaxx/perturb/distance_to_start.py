@@ -6,9 +6,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from dynaxx.core.arguments import at_least
 from dynaxx.core.methods import Perturber
 from dynaxx.core.parameters import local
-from dynaxx.perturb._common import at_least, trainable
+from dynaxx.perturb._common import trainable
 from dynaxx.perturb._pull import load, pull
 
 

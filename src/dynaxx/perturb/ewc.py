@@ -9,10 +9,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from dynaxx.core.arguments import at_least
 from dynaxx.core.methods import Perturber
 from dynaxx.core.parameters import bare_name, is_sharded, local
 from dynaxx.errors import BadInput, NotApplicable
-from dynaxx.perturb._common import at_least, trainable
+from dynaxx.perturb._common import trainable
 from dynaxx.perturb._fisher import fisher_diagonal
 from dynaxx.perturb._pull import load, pull
 

@@ -8,13 +8,14 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from dynaxx.core.arguments import at_least
 from dynaxx.core.isolation import RandomState
 from dynaxx.core.methods import Perturber
 from dynaxx.core.parameters import Layout, some
 from dynaxx.core.repeated import begin_repeating, end_repeating
 from dynaxx.errors import BadInput
 from dynaxx.numerics.reductions import layer_norms, tensor_norms
-from dynaxx.perturb._common import Kept, at_least, trainable
+from dynaxx.perturb._common import Kept, trainable
 
 
 class Sam(Perturber):

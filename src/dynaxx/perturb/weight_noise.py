@@ -6,10 +6,11 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from dynaxx.core.arguments import at_least
 from dynaxx.core.methods import Perturber
 from dynaxx.core.parameters import Layout
 from dynaxx.numerics.reductions import tensor_norms
-from dynaxx.perturb._common import Kept, Noise, at_least, trainable
+from dynaxx.perturb._common import Kept, Noise, trainable
 
 
 class WeightNoise(Perturber):

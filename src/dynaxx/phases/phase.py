@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dynaxx.catalog import Choice, choice
+from dynaxx.core.arguments import at_least
 from dynaxx.errors import BadInput, UnknownName
 
 NONE = "none"
@@ -112,8 +113,7 @@ def stages(phases: Sequence[Phase], steps: int) -> tuple[Stage, ...]:
         >>> [(stage.name, stage.end) for stage in stages(plan, 1000)]
         [('descend', 800), ('settle', None)]
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise BadInput(f"Phased(steps=...) must be a whole number of at least 1. Got {steps!r}.")
+    at_least("Phased", "steps", steps, 1)
     for phase in phases:
         if not isinstance(phase, Phase):
             raise BadInput(f"Phased(phases=...) must be a list of Phase. Got {phase!r}. Write Phase(name=..., ...).")

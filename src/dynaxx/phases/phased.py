@@ -8,6 +8,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dynaxx.core.arguments import at_least
 from dynaxx.core.methods import Averager, ModelOptimizer, Perturber
 from dynaxx.core.parameters import Layout
 from dynaxx.errors import BadInput, UnknownName
@@ -69,8 +70,7 @@ class Phased(Optimizer):
         gradients: int = 8,
         force: bool = False,
     ) -> None:
-        if isinstance(gradients, bool) or not isinstance(gradients, int) or gradients < 1:
-            raise BadInput(f"Phased(gradients=...) must be a whole number of at least 1. Got {gradients!r}.")
+        at_least("Phased", "gradients", gradients, 1)
         self.inner: Any = None  # torch's constructor adds groups, which is refused later on
         self._stages = stages(phases, steps)
         self._model, self._layout = model, Layout(model)
