@@ -71,3 +71,9 @@ def test_the_relation_is_made_of_causes_and_holds_no_circle():
 
     for name in BRINGS_ABOUT:
         below(name)
+
+
+def test_where_a_healthy_run_is_comes_after_what_may_be_the_matter():
+    rested = finding("convergence", 300, ("converged", 0.8), severity="note")
+    risen = finding("divergence", 200, ("data_shift", 0.4), severity="note")
+    assert order(rested, risen) == ["data_shift", "converged"]

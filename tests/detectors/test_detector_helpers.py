@@ -112,7 +112,7 @@ def test_figures_of_a_stretch_are_medians_and_a_check_counts(make_log):
 @pytest.mark.parametrize(
     ("columns", "cause"),
     [
-        ({"grad_norm": np.zeros((50, 3))}, "loss_disconnected"),
+        ({"grad_norm": np.zeros((50, 3))}, "underflow"),
         ({"grad_norm": np.tile([0.0, 0.0, 1.0], (50, 1))}, "loss_disconnected"),
         (
             {"grad_norm": np.tile([0.0, 0.0, 1.0], (50, 1)), "activations.dead": np.tile([0.0, 1.0], (50, 1))},

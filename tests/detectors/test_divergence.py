@@ -62,3 +62,25 @@ def test_near_zero_many_times_is_nothing(make_log, rng):
 def test_too_short(make_log, rng):
     with pytest.raises(NotApplicable, match="128"):
         Divergence().detect(make_log({"loss": stream(rng, 100)}))
+
+
+def test_a_rise_on_its_way_back_is_a_note(make_log, rng):
+    loss = stream(rng, noise=0.02)
+    rise = 0.9 * np.exp(-np.arange(600) / 150)
+    assert Divergence().detect(make_log({"loss": np.r_[loss[:1000], loss[1000:] + rise][:1050]})).severity == "warning"
+    assert Divergence().detect(make_log({"loss": np.r_[loss[:1000], loss[1000:] + rise][:1160]})).severity == "note"
+
+
+def test_a_gradient_out_of_nowhere_accuses_the_batch(make_log, rng):
+    loss = stream(rng, noise=0.02)
+    loss[1000:] += 0.8
+    norms = np.exp(0.1 * rng.standard_normal(1600))
+    struck = norms.copy()
+    struck[999] = 200.0
+    lasting = norms * np.where(np.arange(1600) < 999, 1.0, 200.0)
+    named = [
+        Divergence().detect(make_log({"loss": loss, "grad_norm": g[:, None]})).causes[0].name
+        for g in (struck, norms, lasting)
+    ]
+    assert named[0] == "corrupted_batch"
+    assert "corrupted_batch" not in named[1:], "a gradient that stays high is the run's own"

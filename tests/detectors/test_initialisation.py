@@ -101,3 +101,14 @@ def test_a_loss_that_hardly_depends_on_the_weights(run):
     assert found.causes[0].name == "initialisation_too_small"
     assert small(0.1, 5.0) is None
     assert small(1e-8, 5.0) is None, "a gradient that underflows says nothing of the weights"
+
+
+def test_faint_first_weights_are_found_although_a_normalisation_hides_them(run):
+    """Outputs of five layers at their usual spread, of the first one or, as in a healthy net, of none too small."""
+    for share, found in ((0.002, True), (0.6, False)):
+        given = {"activations.std": np.tile([share, 0.5, 0.5, 0.5, 0.5], (STEPS, 1)), "inputs.std": np.ones(STEPS)}
+        finding = Initialisation().detect(run(**given))
+        assert (finding is not None) is found
+        if finding is not None:
+            assert finding.causes[0].name == "initialisation_too_small"
+            assert finding.evidence[0].value == pytest.approx(0.002)

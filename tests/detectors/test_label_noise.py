@@ -92,3 +92,16 @@ def test_dropout_and_overfitting_are_not(run):
     assert LabelNoise().detect(run(**evaluated(0.6, 0.2, 0.95))) is None, "as sure as it is right"
     assert LabelNoise().detect(run(**evaluated(0.01, 0.9, 0.8))) is None, "the training loss is the smaller one"
     assert LabelNoise().detect(run(**evaluated(1.9, 1.5, 0.15))) is None, "hardly better than a guess"
+
+
+def test_labels_that_were_learned_once_are_not_without_information(run):
+    assert LabelNoise().detect(run(np.where(np.arange(STEPS) < 150, 0.3, 1.0))) is None
+
+
+def test_a_loss_of_ln_2_beside_two_decided_outputs_is_no_classifiers(run):
+    """A generator of points in the plane, whose loss hovers at ln 2: its outputs are no indifferent logits."""
+    two = {"outputs.width": np.full(STEPS, 2.0), "first": math.log(2), "level": math.log(2) / LN10}
+    indifferent = {**two, "outputs.guess_loss": np.full(STEPS, math.log(2))}
+    spread = {**two, "outputs.guess_loss": np.linspace(math.log(2), 1.3, STEPS)}
+    assert LabelNoise().detect(run(**indifferent)) is not None
+    assert LabelNoise().detect(run(**spread)) is None

@@ -100,3 +100,15 @@ def test_a_loss_out_of_nowhere_accuses_the_batch_whatever_it_set_off(make_log, r
     climb[700:712] *= 2.0 ** np.arange(1, 13)
     found = look(make_log({"loss": climb, "lr": np.full(1200, 0.1)}))
     assert found.causes[0].name == "learning_rate_too_high"
+
+
+def test_a_rise_that_is_over_is_an_alarm_where_it_cost_a_third_and_a_young_one_is_not_yet(make_log, rng):
+    def severity(height, length, end):
+        loss = 0.1 + 2 * np.exp(-np.arange(600) / 60) + 0.005 * rng.standard_normal(600)
+        loss[400 : 400 + length] += height
+        return look(make_log({"loss": loss[:end]})).severity
+
+    assert severity(0.3, 12, 600) == "note"
+    assert severity(1.5, 12, 600) == "warning"
+    assert severity(1.5, 60, 405) == "note"
+    assert severity(1.5, 60, 420) != "note"

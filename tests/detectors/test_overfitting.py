@@ -83,3 +83,17 @@ def test_losses_of_opposite_sign_do_not_measure_the_same(make_log, rng):
     columns["loss"] = -np.arange(1.0, 801.0)
     with pytest.raises(NotApplicable, match="do not measure the same"):
         Overfitting().detect(make_log(columns))
+
+
+def test_a_validation_loss_that_has_only_risen_under_strong_decay_may_yet_follow(make_log, rng):
+    columns = log(rng, 0.0, train=3 * np.exp(-np.arange(800) / 300))
+    columns["val_loss"] = (AT, 3.0 + 2.0 * (1 - np.exp(-AT / 300)))
+    for decay, severity in ((1.0, "note"), (0.05, "warning")):
+        groups = {"optimizer": {"class": "AdamW", "groups": [{"lr": 1e-3, "weight_decay": decay}]}}
+        assert Overfitting().detect(make_log(columns, groups)).severity == severity
+
+
+def test_a_net_that_was_trained_before_is_not_compared_with_a_guess(make_log, rng):
+    columns = log(rng, 0.0, train=0.12 * np.exp(-np.arange(800) / 300))
+    columns["val_loss"] = (AT, 0.15 - 0.02 * AT / 800)
+    assert Overfitting().detect(make_log(columns)) is None

@@ -55,3 +55,27 @@ def test_a_restart_that_comes_back_is_healthy(make_log, rng):
 def test_a_rate_of_zero(make_log, rng):
     with pytest.raises(NotApplicable, match="positive"):
         ScheduleTooAggressive().detect(make_log(log(rng, np.ones(600), np.zeros(600)), steps=600))
+
+
+def test_a_short_excess_at_the_start_is_no_peak_that_was_spent(make_log, rng):
+    lr = cosine(600) * np.where(AT < 30, 24.0, 1.0)
+    assert ScheduleTooAggressive().detect(make_log(log(rng, 2.3 * np.exp(-AT / 150), lr), steps=600)) is None
+
+
+def test_the_end_of_a_restarts_first_cycle_is_not_spent_and_an_early_drop_is_found_soon(make_log, rng):
+    twice = np.maximum(np.tile(cosine(300), 2), 1e-4)
+    loss = 2.3 * np.exp(-AT / 150)
+    for steps in (290, 300):
+        clipped = {name: _first(column, steps) for name, column in log(rng, loss, twice).items()}
+        assert ScheduleTooAggressive().detect(make_log(clipped, steps=600)) is None
+    dropped = log(rng, 2.3 - 1.2 * np.minimum(AT, 30) / 60, np.where(AT < 30, 0.1, 1e-4))
+    soon = {name: _first(column, 62) for name, column in dropped.items()}
+    assert ScheduleTooAggressive().detect(make_log(soon, steps=600)).onset == 30
+
+
+def _first(column, steps):
+    return (
+        tuple(part[:steps] if i < 2 else part for i, part in enumerate(column))
+        if isinstance(column, tuple)
+        else (column[:steps])
+    )

@@ -4,6 +4,8 @@ import pytest
 from dynaxx.detectors.slow_progress import SlowProgress
 from dynaxx.errors import NotApplicable
 
+AT = np.arange(1, 401)
+
 
 def log(rng, fall, ratio, margin, agreement=0.6, steps=400):
     at = np.arange(steps)
@@ -36,13 +38,25 @@ def test_epsilon_is_told_from_the_rate(make_log, rng):
     assert {c.name for c in found.causes[:2]} >= {"epsilon_too_large"}
 
 
-def test_a_decayed_rate_and_a_warm_up_are_not_judged(make_log, rng):
-    at = np.arange(1, 401)
-    for rates, why in ((np.where(at < 100, 1.0, 0.01), "decayed"), (at / 400, "warm-up")):
-        with pytest.raises(NotApplicable, match=why):
-            SlowProgress().detect(
-                make_log({**log(rng, 0.05, 2e-5, 4000.0), "lr": (at, rates[:, None], ("g",))}, steps=400)
-            )
+def rated(make_log, rng, rates, **more):
+    return make_log({**log(rng, 0.05, 2e-5, 4000.0), "lr": (AT, rates[:, None], ("g",)), **more}, steps=400)
+
+
+def test_a_warm_up_is_not_judged_and_of_a_decayed_rate_the_time_before(make_log, rng):
+    with pytest.raises(NotApplicable, match="warm-up"):
+        SlowProgress().detect(rated(make_log, rng, AT / 400))
+    with pytest.raises(NotApplicable, match="rows"):
+        SlowProgress().detect(rated(make_log, rng, np.where(AT < 50, 1.0, 0.01)))
+    late = SlowProgress().detect(rated(make_log, rng, np.where(AT < 300, 1.0, 0.01)))
+    assert late.spans == ((1, 299),)
+    fast = {"update_ratio.total": (AT, np.where(AT < 300, 5e-3, 2e-5))}
+    assert SlowProgress().detect(rated(make_log, rng, np.where(AT < 300, 1.0, 0.01), **fast)) is None
+
+
+def test_the_last_margin_speaks_where_none_was_taken_since(make_log, rng):
+    once = {**log(rng, 0.05, 2e-5, 4000.0), "stability_margin": ([10], [4000.0])}
+    found = SlowProgress().detect(make_log(once, steps=400))
+    assert found.evidence[0].value in (4000.0, pytest.approx(2e-5 * 400))
 
 
 @pytest.mark.parametrize(
@@ -56,3 +70,16 @@ def test_curvature_along_the_update_speaks_at_the_rate_of_now(make_log, rng, rat
     found = SlowProgress().detect(make_log(columns, steps=400, events=(check,)))
     assert (found is not None) is speaks
     assert SlowProgress().detect(make_log(columns, steps=400)) is None
+
+
+def test_a_trained_models_short_steps_are_a_note(make_log, rng):
+    known = {"outputs.guess_loss": np.full(400, 3.0), "outputs.width": np.full(400, 100.0)}
+    assert SlowProgress().detect(make_log(log(rng, 0.05, 2e-5, 4000.0), steps=400)).severity == "warning"
+    assert SlowProgress().detect(make_log({**log(rng, 0.05, 2e-5, 4000.0), **known}, steps=400)).severity == "note"
+
+
+def test_a_fall_that_leads_down_in_time_is_not_slow(make_log, rng):
+    """A fifth gained evenly in 100 steps: of 400 steps in all that is four fifths, of 150 it is not half."""
+    columns = log(rng, 0.2, 2e-5, 4000.0, steps=100)
+    assert SlowProgress().detect(make_log(columns, steps=400)) is None
+    assert SlowProgress().detect(make_log(columns, steps=150)).severity == "warning"

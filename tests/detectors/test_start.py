@@ -6,7 +6,7 @@ import pytest
 from dynaxx.detectors._depth import depth
 from dynaxx.detectors._inputs import few_batches, scale_of_inputs
 from dynaxx.detectors._rounding import grid
-from dynaxx.detectors._start import elasticity, excess, largest_step, start
+from dynaxx.detectors._start import elasticity, excess, largest_step, start, trained
 from dynaxx.errors import NotApplicable
 
 
@@ -74,3 +74,9 @@ def test_values_on_a_grid(rng):
     assert grid(np.geomspace(1, 1e4, 60)) == 0
     assert grid(unit * np.ones(5)) == 0, "too few"
     assert grid(np.array([0.3 * 1.1**k for k in range(30)])) == 0
+
+
+@pytest.mark.parametrize(("loss", "knows"), [(0.4, True), (1.3, True), (1.9, False), (2.4, False), (-1.2, False)])
+def test_who_begins_far_below_a_guess_has_been_trained_before(make_log, loss, knows):
+    assert trained(make_log(outputs(2.3, loss=loss))) is knows
+    assert not trained(make_log({"loss": np.full(5, loss)}))

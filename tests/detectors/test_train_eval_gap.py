@@ -22,13 +22,14 @@ def check(train, evaluation):
 
 
 def test_validation_far_below_training(make_log, rng):
-    found = TrainEvalGap().detect(make_log(log(rng, 0.5)))
+    found = TrainEvalGap().detect(make_log(log(rng, 0.45)))
     assert found.severity == "warning"
     assert found.causes[0].name == "regularisation_too_strong"
 
 
 def test_a_little_below_is_dropout_as_usual(make_log, rng):
-    assert TrainEvalGap().detect(make_log(log(rng, 0.8))) is None
+    assert TrainEvalGap().detect(make_log(log(rng, 0.6))).severity == "note"
+    assert TrainEvalGap().detect(make_log(log(rng, 0.95))) is None
     assert TrainEvalGap().detect(make_log(log(rng, 0.5, floor=0.1))) is None
 
 
@@ -54,6 +55,8 @@ def test_a_leap_between_two_evaluations_is_the_statistics_and_no_overfitting(mak
     assert (found.onset, found.severity) == (320, "warning")
     assert found.causes[0].name == "train_eval_mismatch"
     assert Overfitting().detect(make_log(columns)) is None
+    back = {**columns, "val_loss": (AT, columns["val_loss"][1] / np.where(AT == 380, 40, 1))}
+    assert "leapt" not in TrainEvalGap().detect(make_log(back)).title if TrainEvalGap().detect(make_log(back)) else True
     columns["loss"][310:] *= 40  # where training leaps too it is another matter
     found = TrainEvalGap().detect(make_log(columns))
     assert found is None or "leapt" not in found.title
@@ -72,3 +75,13 @@ def test_one_strange_evaluation_that_passes_is_no_leap(make_log, rng):
     columns = log(rng, 1.0, floor=0.5)
     columns["val_loss"][1][10] *= 40
     assert TrainEvalGap().detect(make_log(columns)) is None
+
+
+def test_while_validation_falls_fast_dropout_costs_nothing_yet(make_log, rng):
+    steps = np.arange(400)
+    columns = {
+        "loss": 1.5 * np.exp(-steps / 600) * np.exp(0.01 * rng.standard_normal(400)),
+        "val_loss": (AT, 0.9 * np.exp(-AT / 300)),
+    }
+    assert TrainEvalGap().detect(make_log({**columns, "val_loss": (AT, np.full(20, 0.35))})).severity == "warning"
+    assert TrainEvalGap().detect(make_log(columns)).severity == "note"

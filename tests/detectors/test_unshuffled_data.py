@@ -62,3 +62,10 @@ def test_few_batches_that_return_are_another_matter(make_log, columns):
 def test_a_single_pass_is_not_applicable(make_log):
     with pytest.raises(NotApplicable, match="two epochs"):
         UnshuffledData().detect(make_log({"loss": np.ones(100), "epoch": np.arange(1, 101) / 1000}))
+
+
+def test_what_repeats_once_and_not_again_is_chance(make_log, columns):
+    log = columns(np.zeros(PASS), own=0.01)
+    log["loss"] = log["loss"][: 6 * PASS] * np.exp(np.sin(np.arange(6 * PASS) ** 1.02 * 2 * np.pi / PASS * 0.75) * 0.5)
+    log["epoch"] = log["epoch"][: 6 * PASS]
+    assert UnshuffledData().detect(make_log(log)) is None

@@ -56,3 +56,16 @@ def test_epsilon_and_clipping_explain_small_steps(run):
 def test_layers_that_never_move_are_not_applicable(run):
     with pytest.raises(NotApplicable, match="no layer"):
         UpdateSize().detect(run(0.0))
+
+
+def test_no_gradient_at_all_was_lost_on_the_way(run):
+    found = UpdateSize().detect(run(1e-6, grad_norm=np.zeros((STEPS, 4))))
+    assert found.causes[0].name == "underflow"
+
+
+def test_large_steps_that_have_halved_the_loss_and_short_ones_of_a_trained_model_are_notes(run):
+    assert UpdateSize().detect(run(0.3, loss=np.geomspace(2, 0.8, STEPS))).severity == "note"
+    assert UpdateSize().detect(run(0.3, loss=np.geomspace(2, 1.5, STEPS))).severity == "warning"
+    known = {"outputs.guess_loss": np.full(STEPS, 3.0), "outputs.width": np.full(STEPS, 10.0)}
+    assert UpdateSize().detect(run(1e-6, loss=0.5, **known)).severity == "note"
+    assert UpdateSize().detect(run(0.5, loss=0.5, **known)).severity == "warning"

@@ -84,8 +84,11 @@ _CUT_OFF = ("vanishing_gradients", "exploding_gradients", "ill_conditioned", "to
 STATES = frozenset((*_OVERSHOT, *_STANDSTILL))
 """Causes that nobody sets: states of a model or of a run, which have a cause themselves if one is found."""
 
+NO_FAULT = frozenset(("converged", "noise_floor", "edge_of_stability", "grokking"))
+"""Where a run is when nothing is wrong with it."""
+
 BRINGS_ABOUT: dict[str, tuple[str, ...]] = {
-    "learning_rate_too_high": (*_OVERSHOT, *_STANDSTILL, "loss_disconnected", "unshuffled_data"),
+    "learning_rate_too_high": (*_OVERSHOT, *_STANDSTILL, "loss_disconnected"),
     "learning_rate_too_low": (*_STANDSTILL, "batch_too_large"),
     "warmup_missing": ("learning_rate_too_high", *_OVERSHOT),
     "schedule_too_aggressive": ("learning_rate_too_high", "learning_rate_too_low", *_OVERSHOT, *_STANDSTILL),
@@ -110,8 +113,8 @@ BRINGS_ABOUT: dict[str, tuple[str, ...]] = {
     "corrupted_batch": ("learning_rate_too_high", "data_shift", *_OVERSHOT, *_STANDSTILL),
     "non_finite_data": ("corrupted_batch", *_OVERSHOT, *_STANDSTILL),
     "label_noise": ("overfitting", "too_little_capacity", *_STANDSTILL),
-    "shuffled_labels": ("overfitting", "data_shift", "too_little_capacity", *_STANDSTILL),
-    "unshuffled_data": ("forgetting", "data_shift"),
+    "shuffled_labels": ("overfitting", "data_shift", "too_little_capacity", "dead_units", *_STANDSTILL),
+    "unshuffled_data": ("forgetting", "data_shift", "learning_rate_too_high", "gradients_not_cleared", *_OVERSHOT),
     "repeated_batch": ("overfitting", "unshuffled_data", "data_shift", "label_noise", *_STANDSTILL),
     "class_imbalance": ("overfitting", "data_shift", "corrupted_batch", "vanishing_gradients", "dead_units"),
     "inputs_not_normalised": ("initialisation_too_large", "warmup_missing", "learning_rate_too_high", *_OVERSHOT),

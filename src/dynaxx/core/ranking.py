@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from dynaxx.core.causes import BRINGS_ABOUT, CAUSES, STATES
+from dynaxx.core.causes import BRINGS_ABOUT, CAUSES, NO_FAULT, STATES
 from dynaxx.core.findings import Finding, Remedy, Severity, by_urgency
 
 WEIGHT: dict[Severity, float] = {"note": 0.3, "warning": 1.0, "critical": 1.0}
@@ -49,13 +49,13 @@ def rank(findings: Sequence[Finding]) -> tuple[RankedCause, ...]:
         findings: In any order.
 
     Returns:
-        Those that stand for themselves, most likely first, ties in the order of the findings; then the symptoms of
-        others, most likely first.
+        Those that stand for themselves, most likely first, ties in the order of the findings; then what is no fault;
+        then the symptoms of others, most likely first.
     """
     found = _together(findings)
     explained = {name: _explanation(name, found) for name in found}
     causes = [replace(cause, symptom_of=explained[name]) for name, cause in found.items()]
-    return tuple(sorted(causes, key=lambda cause: (bool(cause.symptom_of), -cause.confidence)))
+    return tuple(sorted(causes, key=lambda c: (bool(c.symptom_of), c.name in NO_FAULT, -c.confidence)))
 
 
 def _together(findings: Sequence[Finding]) -> dict[str, RankedCause]:

@@ -83,6 +83,19 @@ def adaptive(run: Log) -> bool:
     return any(word in name for word in ("adam", "rmsprop", "adagrad", "lamb", "soap", "shampoo", "lion"))
 
 
+def dropout(run: Log) -> float | None:
+    """The largest share that a module of the model drops at random.
+
+    Args:
+        run: The log.
+
+    Returns:
+        The probability, 0 where no module drops; None where the log does not say.
+    """
+    found = (run.manifest.get("model") or {}).get("dropout")
+    return None if found is None else max(map(float, found.values()), default=0.0)
+
+
 def layer_facts(run: Log) -> dict[str, Mapping[str, Any]]:
     """What the manifest says of each layer: kind, numel, trainable.
 

@@ -1,6 +1,7 @@
 """Where a positive stream jumps: lone outliers and lasting rises, against its own trailing level and its own tail."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy.ndimage import median_filter
@@ -41,6 +42,14 @@ EARLY = Threshold(
     origin="before that a lone outlier must be so many times the stream's level; Lightning's rule is 3 times",
     false_alarms="with RATE",
 )
+NOWHERE = 8.0
+"""A loss over all of the 64 before, from which it came at once whatever followed: of the rescue suite's rates too high
+none begins above 1.6, of its batches scaled a hundredfold all do."""
+GONE = 3.0
+"""And from which it was gone again, within three rows."""
+BEFORE = 8
+"""Steps for which what a batch did to an optimizer's moments may go unseen in the loss: after a batch scaled a
+hundredfold Adam's loss was back for three and rose then."""
 SAMPLING = 0.25
 """A scale this near to the usual one, in logarithms, is the usual one: three standard errors of a MAD of 128."""
 FLOOR = 0.005
@@ -124,6 +133,52 @@ def sudden(values: np.ndarray, first: int, peak: int) -> float:
     part = logs[max(0, first - 3) : peak + 1]
     whole = float(logs[peak]) - level
     return float(np.diff(part).max()) / whole if len(part) > 1 and whole > 0 else 1.0
+
+
+def beyond(values: np.ndarray, at: int) -> float:
+    """A value over the largest of the 64 before it; 1 where there is none."""
+    before = values[max(0, at - 64) : at]
+    return float(values[at] / before.max()) if len(before) and before.max() > 0 else 1.0
+
+
+class Blow(NamedTuple):
+    """A value out of nowhere that was gone again at once.
+
+    Args:
+        at: Index of its first row.
+        ratio: How many times the largest of the 64 rows before it was.
+    """
+
+    at: int
+    ratio: float
+
+
+def blow(values: np.ndarray, at: int) -> Blow | None:
+    """What one batch does: a value far beyond all before, after which the next ones are as before.
+
+    A run that is thrown off its course by its rate stays high. What the batch has done to weights and moments may show
+    later, so that the last `BEFORE` rows are looked at.
+
+    Args:
+        values: Positive numbers, shape (n,).
+        at: Index of the row where something was noticed.
+
+    Returns:
+        The blow; None where there is none, or too little follows to tell.
+
+    Example:
+        >>> blow(np.array([1.0, 2.0, *[1.0] * 7, 30.0, 1.0]), 10)
+        Blow(at=9, ratio=15.0)
+    """
+    start = max(0, at - BEFORE)
+    near, before = values[start : at + 1], values[max(0, start - 64) : start]
+    if len(before) == 0 or before.max() <= 0:
+        return None
+    above = np.flatnonzero(near > NOWHERE * before.max())
+    after = values[start + int(np.argmax(near)) + 1 :][:3]
+    if len(above) == 0 or len(after) == 0 or after.min() > GONE * before.max():
+        return None
+    return Blow(start + int(above[0]), float(near.max() / before.max()))
 
 
 def _residuals(logs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

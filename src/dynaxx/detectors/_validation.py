@@ -73,7 +73,7 @@ def validation(run: Log, least: int = LEAST) -> Validation:
 
 
 def leapt(found: Validation) -> int | None:
-    """The evaluation at which the validation leapt `LEAP`-fold and stayed, while the training loss did not move.
+    """The evaluation at which the validation leapt `LEAP`-fold and never came back, while the training loss stayed.
 
     Weights that fit the training data as well as before do not lose what they knew between two evaluations: what
     evaluation adds to them has changed, such as running statistics of a normalisation.
@@ -89,7 +89,7 @@ def leapt(found: Validation) -> int | None:
         return None
     at = int(np.argmax(values[1:] / values[:-1])) + 1
     moved = train[at] > 2 * np.nanmedian(train[max(0, at - 3) : at])
-    stayed = min(float(np.median(values[at:])), float(values[-1])) > LEAP / 3 * values[at - 1]
+    stayed = values[at:].min() > LEAP / 3 * values[at - 1]
     return at if values[at] > LEAP * values[at - 1] and stayed and not moved else None
 
 

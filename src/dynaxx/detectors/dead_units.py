@@ -127,7 +127,7 @@ def _causes(run: Log, *, start: bool, weights: bool) -> tuple[Cause, ...]:
             "learning_rate_too_high",
             0.4,
             0.2 if start else 2.0,
-            3.0 if step > 0.1 else 0.7,
+            3.0 if step > 0.1 else 0.7 if step > 0.05 or step == 0 else 0.35,
             0.2 if begun > 1 else 1.0,
             why=f"the largest early relative update of a layer was {step:.2g}" if step > 0 else "",
             remedies=(rate(0.3), LEAKY),

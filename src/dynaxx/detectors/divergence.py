@@ -3,12 +3,12 @@
 import numpy as np
 
 from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Severity, Test, Threshold
-from dynaxx.detectors._acts import advice, clip, roll_back, scale_rate, stop
+from dynaxx.detectors._acts import advice, clip, lower_momentum, roll_back, scale_rate, skip, stop
 from dynaxx.detectors._blocks import Blocks, blocks
 from dynaxx.detectors._dynamics import dynamics, lagging, lengthened, raised, too_high
 from dynaxx.detectors._facts import group
 from dynaxx.detectors._read import LOSS, Track, optional, unbroken
-from dynaxx.detectors._spikes import sudden
+from dynaxx.detectors._spikes import blow, sudden
 from dynaxx.detectors._weigh import Suspect, ranked
 from dynaxx.numerics.cusum import cusum
 
@@ -33,6 +33,12 @@ SHARE = Threshold(
     origin="and by a fifth of what was gained: a loss near zero may rise many times over and lose nothing",
     false_alarms="0 of 65 healthy rescue runs, asked at eight moments each (26 000 steps); seen when it was set",
 )
+LEFT = Threshold(
+    value=0.3,
+    origin="share of what was gained that may be left of a rise that is no longer at its highest: it comes back, "
+    "as restarts are (`schedule_too_aggressive.LOST`)",
+    false_alarms="clean and staircase runs of a net with batch normalisation alarmed without it, 50 steps after a jump",
+)
 SUDDEN = 2
 """Blocks: a rise that is all there within so many is a jump, a slower one a drift."""
 ONCE = 0.35
@@ -43,7 +49,7 @@ class Divergence(Detector):
     """A lasting rise of the loss over its best level, by Page's cumulative sum over block medians.
 
     Blocks of 16 steps and more, so that neither a spike nor a run of hard batches counts. A warning while the rise
-    stands at the end of the log, critical above where the run began, a note where the loss came back.
+    stands at the end of the log, critical above where the run began, a note where the loss came back or is on its way.
     """
 
     code = "D7"
@@ -64,7 +70,11 @@ class Divergence(Detector):
         top = float(cut.medians[first : last + 1].max())
         start = float(np.max(cut.medians[:2]))
         severity: Severity = (
-            "note" if not stands else "critical" if cut.medians[-3:].min() > start + 3 * cut.noise else "warning"
+            "note"
+            if not stands or _returning(cut, best[first], onset)
+            else "critical"
+            if cut.medians[-3:].min() > start + 3 * cut.noise
+            else "warning"
         )
         rate = _slope(cut, onset, last)
         where = int(cut.first[onset])
@@ -131,6 +141,12 @@ def _onset(cut: Blocks, best: np.ndarray, first: int) -> int:
     return min(first, int(low[-1]) + 1) if len(low) else first
 
 
+def _returning(cut: Blocks, best: float, onset: int) -> bool:
+    """Whether the loss has been higher already since it rose, and what is left is little of what was gained."""
+    now, top, low = (cut.value(float(x)) for x in (cut.medians[-1], cut.medians[onset:].max(), best))
+    return now < top and now - low < float(LEFT) * (cut.value(float(np.max(cut.medians[:2]))) - low)
+
+
 def _slope(cut: Blocks, onset: int, last: int) -> float:
     top = onset + int(np.argmax(cut.medians[onset : last + 1]))
     start = max(onset - 1, 0)
@@ -148,7 +164,11 @@ def _causes(
     share = sudden(near.values, min(16, len(near) - 1), int(np.argmax(near.values))) if len(near) > 32 else 0.0
     once = first - onset <= SUDDEN and share > ONCE
     seen = dynamics(run, begin, end)
-    lifted, longer = raised(run, begin), lengthened(run, begin)
+    at = _jump(near)
+    hit = _struck(run, loss, at)
+    struck, (began, said) = hit is not None, hit or (begin, "")
+    lifted = raised(run, begin) or raised(run, at)
+    longer = lengthened(run, began)
     repeats = None if seen.agreement is None else seen.agreement > 0.8
     logits = _grows(optional(run, "logit_norm"), begin, end)
     rate = too_high(
@@ -162,19 +182,38 @@ def _causes(
     shift = Suspect("data_shift", 0.15, (roll_back(begin, why), advice("Compare the data before and after this step.")))
     rate.weigh(longer or lifted, 3, "updates had grown threefold before the loss rose", against=0.8)
     rate.weigh(repeats, 0.3, "")
+    rate.weigh(struck and not (longer or lifted), 0.3, "")
+    shift.weigh(struck, 0.3, "")
+    batch = Suspect("corrupted_batch", 0.12, (skip("outlier", why), roll_back(at, why)))
+    batch.weigh(struck, 12, said, against=0.3)
+    batch.weigh(lifted or longer, 0.2, "")
     shift.weigh(longer or lifted, 0.3, "")
     shift.weigh(once, 4, f"{share:.0%} of the rise came in one step, and stayed", against=0.2)
     lag = lagging(Suspect("preconditioner_lag", 0.1, (clip(why), scale_rate(0.7, 200, why))), run, begin - 50, end)
-    inertia = Suspect(
-        "momentum_too_high", 0.08, (advice("Lower the momentum, 0.9 is usual."), scale_rate(0.5, None, why))
-    )
+    inertia = Suspect("momentum_too_high", 0.08, (lower_momentum(0.9, why), scale_rate(0.5, None, why)))
     inertia.weigh(group(run, "momentum") > 0.96, 6, f"momentum {group(run, 'momentum'):g}", against=0.3)
     scale = Suspect("attention_logit_growth", 0.03, (advice("Normalise queries and keys, or add a z-loss."),))
     scale.weigh(logits, 2, "the outputs' norm grows with the loss")
     scale.weigh(_grows(optional(run, "attention.max_logit"), begin, end), 8, "attention logits grow", against=0.3)
     summed = Suspect("gradients_not_cleared", 0.05, (advice("Call zero_grad once per update."),))
     summed.weigh(repeats, 20, f"successive gradients repeat each other (cosine {seen.agreement or 0:.2f})", against=0.3)
-    return ranked(rate, plan, shift, lag, inertia, scale, summed)
+    return ranked(rate, batch, plan, shift, lag, inertia, scale, summed)
+
+
+def _jump(near: Track) -> int:
+    """The step at which the loss rose most."""
+    return int(near.steps[int(np.argmax(np.diff(near.values))) + 1]) if len(near) > 1 else int(near.steps[-1])
+
+
+def _struck(run: Log, loss: Track, at: int) -> tuple[int, str] | None:
+    """The step at which a loss or a gradient came out of nowhere as the loss jumped, and how far."""
+    norms = optional(run, "grad_norm")
+    for name, seen in (("loss", loss), ("gradient", None if norms is None else norms.total().finite)):
+        hit = None if seen is None else blow(seen.values, int(np.searchsorted(seen.steps, at, "right")) - 1)
+        if seen is not None and hit is not None:
+            step = int(seen.steps[hit.at])
+            return step, f"the {name} of step {step} is {hit.ratio:.3g} times the largest of the 64 before"
+    return None
 
 
 def _grows(found: Track | None, begin: int, end: int) -> bool | None:

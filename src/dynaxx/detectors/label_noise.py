@@ -4,9 +4,10 @@ import numpy as np
 
 from dynaxx.core.findings import Detector, Evidence, Finding, Log, Remedy, Test, Threshold
 from dynaxx.detectors._depth import drop
+from dynaxx.detectors._doubt import weigh_doubt
 from dynaxx.detectors._facts import checked, matrices
 from dynaxx.detectors._read import QUIETLY, end_of, rows
-from dynaxx.detectors._start import Start, start, weights_left
+from dynaxx.detectors._start import NEAR, Start, start, weights_left
 from dynaxx.detectors._weigh import Suspect, ranked, suspect
 from dynaxx.errors import NotApplicable
 
@@ -70,7 +71,8 @@ class LabelNoise(Detector):
         if len(tail) == 0:
             raise NotApplicable("the loss is not finite")
         level = float(np.median(tail)) / begun.chance
-        if STUCK.value <= level <= RUNAWAY and _gain(loss.values) <= FALLING.value * begun.chance:
+        stuck = STUCK.value <= level <= RUNAWAY and _gain(loss.values) <= FALLING.value * begun.chance
+        if stuck and _indifferent(run, begun) and _best(loss.values) >= STUCK.value * begun.chance:
             step = _usual_update(run)
             return None if not step >= MOVING or _fails_otherwise(run) else self._stuck(run, begun, level, step)
         return self._unsure(run, begun, float(np.median(tail)))
@@ -141,21 +143,12 @@ class LabelNoise(Detector):
             ),
             Evidence(text=f"the training loss is {loss / val:.2g} times the validation loss", columns=("loss",)),
         )
-        causes = (
-            suspect(
-                "label_noise",
-                0.7,
-                3.0 if doubt > UNSURE.value + 0.3 else 1.0,
-                why="the model is right and not sure: training labels contradict each other",
-                remedies=(LOOK,),
-            ),
-            suspect(
-                "regularisation_too_strong",
-                0.4,
-                0.2 if doubt > UNSURE.value + 0.3 else 1.0,
-                why="label smoothing or dropout in training alone make doubt, too",
-            ),
+        noisy = suspect("label_noise", 0.6, why="the model is right and not sure", remedies=(LOOK,))
+        strong = suspect(
+            "regularisation_too_strong", 0.4, why="label smoothing or dropout in training alone make doubt, too"
         )
+        weigh_doubt(run, strong, noisy)
+        causes = (noisy, strong)
         return self._finding(
             run, f"the model is {accuracy:.0%} right and {doubt:.1f} times too unsure", evidence, causes
         )
@@ -192,6 +185,20 @@ def _last(run: Log, name: str) -> float:
     values = rows(run, name).values[-4:]
     values = values[np.isfinite(values)]
     return float(np.median(values)) if len(values) else float("nan")
+
+
+def _indifferent(run: Log, begun: Start) -> bool:
+    """Whether the last outputs decide nothing: what has two outputs and a loss of ln 2 may be no classifier at all."""
+    guess = rows(run, "outputs.guess_loss").values[-10:]
+    guess = guess[np.isfinite(guess)]
+    return len(guess) == 0 or float(np.median(guess)) < (1 + NEAR) * begun.chance
+
+
+def _best(loss: np.ndarray) -> float:
+    """The lowest median of 16 steps on end: labels that were learned once are not without information."""
+    loss = loss[np.isfinite(loss)]
+    count = len(loss) // 16
+    return float(np.median(loss[len(loss) - 16 * count :].reshape(count, 16), axis=1).min())
 
 
 def _gain(loss: np.ndarray) -> float:

@@ -161,6 +161,9 @@ def _causes(run: Log, still: _Still) -> tuple[Cause, ...]:
     foreign = float(optimizer.get("foreign", held.get("foreign", 0)) or 0)
     known = "foreign" in optimizer or "foreign" in held
     rebuild = Remedy(text="Build the optimizer from this model's parameters, after the model is complete.")
+    joint = Remedy(
+        text="If a second optimizer holds them, have both watched as one: dynaxx.optim.Joint(first, second)."
+    )
     dead = 0.0
     if "activations.dead" in run.columns:
         values = rows(run, "activations.dead").values[-5:]
@@ -175,7 +178,7 @@ def _causes(run: Log, still: _Still) -> tuple[Cause, ...]:
             0.1 if foreign else 6.0 if known else 1.5,
             0.3 if later else 1.0,
             why="they receive gradients and no update",
-            remedies=(rebuild,),
+            remedies=(rebuild, joint),
         )
         if still.outside
         else None,

@@ -3,7 +3,7 @@
 import numpy as np
 
 from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Test, Threshold
-from dynaxx.detectors._acts import advice, clip, roll_back, scale_rate
+from dynaxx.detectors._acts import advice, clip, lower_momentum, roll_back, scale_rate
 from dynaxx.detectors._dynamics import LARGE, dynamics
 from dynaxx.detectors._facts import checked, group, planned
 from dynaxx.detectors._progress import ceiling, opening, progress
@@ -194,9 +194,7 @@ def _causes(run: Log, loss: Track, points: float) -> tuple[Cause, ...]:
     high.weigh(points >= 5, 3, f"{points:g} points of signs, {float(POINTS):g} are enough")
     high.weigh(repeats, 0.25, "")
     high.weigh(momentum > 0.96, 0.4, "")
-    inertia = Suspect(
-        "momentum_too_high", 0.08, (advice("Lower the momentum, 0.9 is usual."), scale_rate(0.3, None, why))
-    )
+    inertia = Suspect("momentum_too_high", 0.08, (lower_momentum(0.9, why), scale_rate(0.3, None, why)))
     inertia.weigh(
         momentum > 0.96, 12, f"momentum {momentum:g} multiplies steps by {1 / max(1 - momentum, 1e-9):.0f}", against=0.2
     )

@@ -42,6 +42,12 @@ SOLVED = 0.1
 """Validation loss as a share of the first loss below which the gap is of no account."""
 GROKS = 0.1
 """Weight decay from which validation may yet follow a solved training set (Power 2022 has 1; a tenth to be safe)."""
+STRONG = Threshold(
+    value=0.4,
+    origin="decoupled weight decay above which a validation loss that has not fallen below its first value yet is a "
+    "note: Power 2022 groks at 1, where it rises at first; vision and language models are trained at 0.3 and less",
+    false_alarms="modular addition at a decay of 0.5 to 2 alarmed without it (rescue suite, 1 of 54 healthy runs)",
+)
 
 
 class Overfitting(Detector):
@@ -78,7 +84,7 @@ class Overfitting(Detector):
             return apart
         best = int(found.track.steps[found.best])
         fine = still_better(accuracy(run), best)
-        severity: Severity = "note" if fine else "warning"
+        severity: Severity = "note" if fine or _groks(run, found) else "warning"
         return Finding(
             code=self.code,
             name="overfitting",
@@ -115,7 +121,8 @@ def _apart(run: Log, found: Validation) -> Finding | None:
     loss = unbroken(run, LOSS, 60)
     start, half = opening(loss), len(found.track) // 2
     train, lowest = float(np.nanmedian(found.train[-3:])), float(found.smooth[half:].min())
-    worse = train < float(FITTED) * start and lowest >= start
+    # A net that was trained before begins below its validation loss: it must not have got better either.
+    worse = train < float(FITTED) * start and lowest >= max(start, 0.95 * float(found.track.values[0]))
     late = -max(3, len(found.track) // 3)
     flat = found.now > 0.98 * float(np.median(found.smooth[late - 2 : late + 1]))
     apart = flat and found.now > max(float(APART) * train, SOLVED * start)
@@ -145,6 +152,11 @@ def _apart(run: Log, found: Validation) -> Finding | None:
         causes=ranked(memory, shift, labels, repeated),
         test=Test(text="Look at the losses of single training examples.", check="example_losses"),
     )
+
+
+def _groks(run: Log, found: Validation) -> bool:
+    """Whether it may be grokking: strong decay, and a validation loss that has only risen."""
+    return group(run, "weight_decay") > float(STRONG) and found.best <= 1
 
 
 def _metric(fine: bool | None) -> tuple[Evidence, ...]:

@@ -7,8 +7,9 @@ from dynaxx.detectors._acts import advice, scale_rate, stop
 from dynaxx.detectors._dynamics import AGREE, LARGE, SMALL, Dynamics, dynamics, too_high
 from dynaxx.detectors._facts import checked, planned
 from dynaxx.detectors._progress import Progress, opening, progress
-from dynaxx.detectors._read import LOSS, Track, optional, unbroken
-from dynaxx.detectors._structure import structural
+from dynaxx.detectors._read import LOSS, VALIDATION, Track, matching, optional, unbroken
+from dynaxx.detectors._start import trained
+from dynaxx.detectors._structure import gradientless, structural
 from dynaxx.detectors._weigh import Suspect, ranked
 
 LEAST = Threshold(
@@ -28,6 +29,16 @@ STEPS = Threshold(
     "plateau within 100",
     false_alarms="with GAINED",
 )
+DOWNWARD = Threshold(
+    value=0.2,
+    origin="−λ_min/λ_max: of 19 measurements in healthy runs of the rescue suite nine tenths are below 0.14, the "
+    "largest is 0.28; the median of a stretch is compared",
+    false_alarms="raises no alarm: it weighs one cause",
+)
+EVALUATIONS = 4
+"""Falling ones on end, which chance makes of one in 24."""
+SEEN = 0.01
+"""Share of the first validation loss gained that is no wandering of a net that learns nothing."""
 MARGIN = 300.0
 """Stability margin beyond what healthy rates leave unused, a factor of 5 to 30, by ten."""
 STILL = 1e-7
@@ -59,6 +70,8 @@ class Plateau(Detector):
         never = (
             _best_gain(loss) < float(GAINED)
             and not falling
+            and not trained(run)
+            and not _seen_by_validation(run)
             and last >= min(float(STEPS), 0.25 * (planned(run) or 10**9))
         )
         seen = dynamics(run, 1 if never else now.first, last)
@@ -94,6 +107,17 @@ class Plateau(Detector):
         )
 
 
+def _seen_by_validation(run: Log) -> bool:
+    """Whether the last evaluations fall one by one, from the first by `SEEN`: they are quieter than batches."""
+    found = optional(run, VALIDATION)
+    values = found.finite.values if found is not None else np.empty(0)
+    return (
+        len(values) >= EVALUATIONS
+        and bool((np.diff(values[-EVALUATIONS:]) < 0).all())
+        and bool(values[-1] < (1 - SEEN) * values[0])
+    )
+
+
 def _best_gain(loss: Track) -> float:
     """Share of the first loss that the best stretch of 16 steps had gained: what was lost again was learned once."""
     count = len(loss) // 16
@@ -117,6 +141,13 @@ def _causes(run: Log, now: Progress, seen: Dynamics, never: bool) -> tuple[Cause
     saddle = Suspect("saddle", 0.06, (scale_rate(3.0, 100, why),))
     curved = _curvature(run, now)
     saddle.weigh(None if curved is None else curved < 0, 15, "the loss curves downward along the gradient", against=0.3)
+    down = _downward(run, now)
+    saddle.weigh(
+        None if down is None else down > float(DOWNWARD),
+        4,
+        f"the strongest downward curvature is {down or 0:.2g} of the strongest upward one",
+        against=0.5,
+    )
     low = Suspect("learning_rate_too_low", 0.1, (scale_rate(10.0, None, why),))
     low.weigh(small, 6, f"updates are {seen.ratio or 0:.1g} of the weights' size", against=0.2)
     low.weigh(agree, 3, said, against=0.7)
@@ -144,7 +175,7 @@ def _unlearned(run: Log, seen: Dynamics, others: list[Suspect], why: str) -> lis
     """Why a run that moves has learned nothing at all; what the model itself shows speaks against all else."""
     still = None if seen.ratio is None else seen.ratio < STILL
     reasons = structural(run)
-    reasons[0].weigh(still, 20, "the weights do not move")
+    reasons[0].weigh(still and not gradientless(run), 20, "the weights do not move")
     proven = max(reason.confidence for reason in reasons) > 0.5
     labels = Suspect("shuffled_labels", 0.35, (advice("Compare a few inputs with their labels by eye."),))
     labels.why.append("the weights move as in any run, and nothing is learned")
@@ -170,6 +201,18 @@ def _gradient(run: Log, now: Progress) -> float | None:
     if len(early) < 3 or len(late) < 3 or np.median(early) <= 0:
         return None
     return float(np.median(late) / np.median(early))
+
+
+def _downward(run: Log, now: Progress) -> float | None:
+    """−λ_min/λ_max in the stretch, as far as the search for λ_max has seen λ_min: a lower bound."""
+    lowest, highest = optional(run, "sharpness.lowest"), optional(run, "sharpness")
+    if lowest is None or highest is None:
+        return None
+    here, there = matching(lowest, highest)
+    inside = lowest.steps[here] >= now.first
+    share = -lowest.values[here][inside] / highest.values[there][inside]
+    share = share[np.isfinite(share) & (highest.values[there][inside] > 0)]
+    return float(np.median(share)) if len(share) else None
 
 
 def _curvature(run: Log, now: Progress) -> float | None:

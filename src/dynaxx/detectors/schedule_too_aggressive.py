@@ -23,6 +23,18 @@ IDLE = Threshold(
     origin="and if that leaves so large a share of the planned steps idle: linear and cosine decays leave 2 and 9 %",
     false_alarms="with SPENT",
 )
+WAITED = Threshold(
+    value=0.05,
+    origin="and has been spent for so large a share of the plan, 20 steps at least: of two warm restarts of a cosine "
+    "the first ends with 3 % below SPENT",
+    false_alarms="with SPENT",
+)
+LINGERS = Threshold(
+    value=0.25,
+    origin="share of the plan between 0.3 of the peak and SPENT above which the peak was a short excess and the run "
+    "was trained at less; a cosine that ends at 70 % of the plan takes 0.2",
+    false_alarms="with SPENT",
+)
 FALLING = Threshold(
     value=0.03,
     origin="while the loss was still falling by this share within a tenth of the plan when the rate went down",
@@ -50,7 +62,7 @@ class ScheduleTooAggressive(Detector):
 
     def detect(self, run: Log) -> Finding | None:
         """Look at restarts, then at the decay."""
-        loss, rates = unbroken(run, LOSS, 80), track(run, "lr", 20).largest().finite
+        loss, rates = unbroken(run, LOSS, 40), track(run, "lr", 20).largest().finite
         steps = planned(run) or int(loss.steps[-1])
         if len(rates) < 20 or not rates.values.max() > 0:
             raise NotApplicable("the learning rate has no positive finite values")
@@ -107,9 +119,11 @@ def _early(run: Log, loss: Track, rates: Track, steps: int) -> Finding | None:
     row = int(np.flatnonzero(~spent)[-1]) + 1
     step, last = int(rates.steps[row]), int(rates.steps[-1])
     idle = (steps - step) / steps
-    if idle < float(IDLE) or last - step < 20:
+    if idle < float(IDLE) or last - step < max(20, float(WAITED) * steps):
         return None
     full = np.flatnonzero(rates.values[:row] > 0.3 * peak)
+    if len(full) and step - int(rates.steps[full[-1]]) > float(LINGERS) * steps:
+        return None
     before = loss.between(0, int(rates.steps[full[-1]]) + 1) if len(full) else loss.between(0, step)
     near = before.rows(slice(-max(16, len(before) // 3), None))
     if len(near) < 12:

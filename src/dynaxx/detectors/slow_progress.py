@@ -8,9 +8,11 @@ from dynaxx.detectors._dynamics import AGREE, Dynamics, dynamics
 from dynaxx.detectors._facts import adaptive, checked, group, planned
 from dynaxx.detectors._progress import Progress, progress
 from dynaxx.detectors._read import LOSS, optional, unbroken
+from dynaxx.detectors._start import trained
 from dynaxx.detectors._structure import structural
 from dynaxx.detectors._weigh import Sign, Suspect, ranked
 from dynaxx.errors import NotApplicable
+from dynaxx.runlog import ClippedView
 
 POINTS = Threshold(
     value=4.5,
@@ -43,6 +45,8 @@ BEARS = Threshold(
     false_alarms="with 0.2 over the stability margin in its place, and asked where `rate_up` asks: none in 175 healthy "
     "runs of the rescue suite beside those that alarmed without it",
 )
+DECAYED = 0.2
+"""Share of the highest rate below which steps are short on purpose."""
 ALONG = 0.6
 """Cosine of successive gradients from which on a direction without curvature is one to go further along."""
 ROWS = 64
@@ -63,16 +67,16 @@ class SlowProgress(Detector):
     reads = (LOSS,)
 
     def detect(self, run: Log) -> Finding | None:
-        """Add up the signs."""
+        """Add up the signs; of a rate that has been decayed, those of the time before."""
+        if progress(unbroken(run, LOSS, ROWS), share=0.5).gained > float(GAINED):
+            return None
+        run = _before_decay(run)
         loss = unbroken(run, LOSS, ROWS)
         now = progress(loss, share=0.5)
         seen = dynamics(run, now.first, now.last)
-        if seen.rate is not None and seen.peak is not None:
-            if _rising(run, now.last):
-                raise NotApplicable("the learning rate is still in its warm-up")
-            if seen.rate < 0.2 * seen.peak:
-                raise NotApplicable("the learning rate has been decayed: short steps are what was asked for")
-        if now.gained > float(GAINED) or now.trend.slope > 2 * now.trend.error:
+        if seen.rate is not None and _rising(run, now.last):
+            raise NotApplicable("the learning rate is still in its warm-up")
+        if max(now.gained, _ahead(run, now)) > float(GAINED) or now.trend.slope > 2 * now.trend.error:
             return None
         ratio = _mean_ratio(run)
         if ratio is not None and ratio * now.last > FAR:
@@ -87,7 +91,7 @@ class SlowProgress(Detector):
             code=self.code,
             name="slow_progress",
             title=f"steps far too short: {signs[0].text}; {now.gained:.1%} of the loss gained in {now.last} steps",
-            severity="warning",
+            severity="note" if trained(run) else "warning",
             spans=(span,),
             evidence=tuple(
                 Evidence(text=s.text, columns=(s.column,), steps=span, value=s.value, threshold=s.threshold)
@@ -101,9 +105,27 @@ class SlowProgress(Detector):
         )
 
 
+def _ahead(run: Log, now: Progress) -> float:
+    """Share of the first loss that is gained by the planned end if the loss goes on as evenly as it falls."""
+    slope = now.trend.slope + 2 * now.trend.error
+    left = max(0, (planned(run) or 0) - now.last)
+    return now.gained - min(0.0, slope) * left / abs(now.start) if now.start else 0.0
+
+
+def _before_decay(run: Log) -> Log:
+    """The log up to the last step whose rate was worth `DECAYED` of the highest: later steps are short on purpose."""
+    rates = optional(run, "lr")
+    if rates is None:
+        return run
+    rates = rates.largest().finite
+    if len(rates) == 0 or rates.values[-1] >= DECAYED * rates.values.max():
+        return run
+    return ClippedView(run, 0, int(rates.steps[rates.values >= DECAYED * rates.values.max()][-1]))
+
+
 def _signs(run: Log, now: Progress, seen: Dynamics, ratio: float | None) -> list[Sign]:
     signs: list[Sign] = []
-    margin = seen.margin
+    margin = _margin(run, seen)
     if margin is not None and margin > float(MARGIN):
         text = f"stability margin {margin:.3g}: steps could be so many times longer before they overshoot"
         weight = 3.0 if margin > 10 * float(MARGIN) else 2.0
@@ -128,6 +150,15 @@ def _signs(run: Log, now: Progress, seen: Dynamics, ratio: float | None) -> list
         text = f"the loss falls evenly, by {-now.trend.slope:.2g} a step"
         signs.append(Sign(weight=1.0, text=text, column="loss", value=now.trend.slope, threshold=0.0))
     return signs
+
+
+def _margin(run: Log, seen: Dynamics) -> float | None:
+    """The stability margin of the stretch, else the last one before it: it is dear, and rare where steps are cheap."""
+    if seen.margin is not None:
+        return seen.margin
+    found = optional(run, "stability_margin")
+    known = None if found is None else found.finite
+    return None if known is None or len(known) == 0 else float(known.values[-1])
 
 
 def _bent(run: Log, seen: Dynamics) -> float | None:

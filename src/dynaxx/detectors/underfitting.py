@@ -4,6 +4,7 @@ import numpy as np
 
 from dynaxx.core.findings import Detector, Evidence, Finding, Log, Severity, Test, Threshold
 from dynaxx.detectors._acts import advice, scale_rate
+from dynaxx.detectors._doubt import weigh_doubt
 from dynaxx.detectors._dynamics import dynamics
 from dynaxx.detectors._facts import checked, group, planned
 from dynaxx.detectors._progress import progress
@@ -90,6 +91,7 @@ class Underfitting(Detector):
         noisy.weigh(below, 4, said)
         noisy.weigh(fits, 2, "one batch alone can be fitted")
         noisy.weigh(None if costs is None else not costs, 2, "one batch costs the same in both modes", against=0.3)
+        weigh_doubt(run, strong, noisy)
         low = Suspect("learning_rate_too_low", 0.15, (scale_rate(3.0, None, why),))
         low.weigh(
             None if seen.agreement is None else seen.agreement > 0.3,

@@ -4,7 +4,7 @@ import numpy as np
 
 from dynaxx.core.findings import Detector, Evidence, Finding, Log, Remedy, Test, Threshold
 from dynaxx.detectors._inputs import few_batches
-from dynaxx.detectors._read import QUIETLY, end_of, rows
+from dynaxx.detectors._read import QUIETLY, end_of, fallen, rows
 from dynaxx.detectors._weigh import ranked, suspect
 from dynaxx.errors import NotApplicable
 
@@ -12,6 +12,12 @@ PERIODIC = Threshold(
     value=0.4,
     origin="correlation of the loss's residual with that of one epoch before; 0 where each pass has its own order",
     false_alarms="no alarm in 148 healthy runs of the rescue suite, 59,200 steps, asked every 25",
+)
+AGAIN = Threshold(
+    value=0.2,
+    origin="and with that of two epochs before, so that it takes four epochs to tell: half of PERIODIC, since what "
+    "repeats once may be chance; sorted data have 0.53 and more there",
+    false_alarms="one of 54 healthy runs of the rescue suite reached 0.42 one epoch apart, and had 0.14 two apart",
 )
 TURNS = Threshold(
     value=0.3,
@@ -93,6 +99,7 @@ class UnshuffledData(Detector):
                     "unshuffled_data",
                     0.7,
                     5.0 if drifts else 2.0,
+                    1.0 if repeats or fallen(run) > 0 else 0.2,  # a model that was lost answers with one class by turns
                     2.0 if repeats else 1.0,
                     why="batches of one class by turns" if pure else "the loss has the epoch's period",
                     remedies=(Remedy(text="Shuffle: DataLoader(shuffle=True), or a larger shuffle buffer."),),
@@ -122,24 +129,27 @@ def _turns(run: Log) -> float:
 
 
 def _periodic(run: Log) -> tuple[float, int, float]:
-    """Correlation one epoch apart and from step to step, of the loss's residual; and the epoch's length in steps."""
+    """Correlation of the loss's residual one epoch apart, the epoch's length in steps, and from step to step."""
+    unknown = float("nan")
     if "epoch" not in run.columns:
-        return float("nan"), 0, float("nan")
+        return unknown, 0, unknown
     epoch, loss = run["epoch"], run["loss"]
     steps, passes = np.asarray(epoch.steps), np.asarray(epoch.values, dtype=np.float64)
     if len(steps) < LEAST or not (np.isfinite(passes).all() and passes[-1] > passes[0]):
-        return float("nan"), 0, float("nan")
+        return unknown, 0, unknown
     period = round(float((steps[-1] - steps[0]) / (passes[-1] - passes[0])))
     values = np.asarray(loss.values, dtype=np.float64)
     whole = len(loss.steps) == int(loss.steps[-1] - loss.steps[0]) + 1
     if period < SHORTEST or not whole or len(values) < 2 * period + LEAST or not np.isfinite(values).all():
-        return float("nan"), period, float("nan")
+        return unknown, period, unknown
     values = np.log(np.maximum(values, 1e-12)) if values.min() > 0 else values
     sums = np.cumsum(np.concatenate(([0.0], values)))
     centre = (sums[period:] - sums[:-period]) / period
     offset = period // 2
     residual = values[offset : offset + len(centre)] - centre
-    return _correlation(residual, period), period, _correlation(residual, 1)
+    again = _correlation(residual, 2 * period)
+    once = _correlation(residual, period) if again >= AGAIN.value else 0.0  # NaN: not long enough to tell
+    return once, period, _correlation(residual, 1)
 
 
 def _correlation(x: np.ndarray, lag: int) -> float:

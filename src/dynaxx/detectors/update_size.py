@@ -8,7 +8,8 @@ from dynaxx.detectors._facts import groups, matrices
 from dynaxx.detectors._read import QUIETLY, Track, end_of, fallen, rows
 from dynaxx.detectors._remedies import FAN_IN, rate
 from dynaxx.detectors._spans import moving_mean, stretches, within
-from dynaxx.detectors._start import elasticity, excess, weights_left
+from dynaxx.detectors._start import elasticity, excess, trained, weights_left
+from dynaxx.detectors._structure import LOST, gradientless
 from dynaxx.detectors._weigh import ranked, suspect
 from dynaxx.errors import NotApplicable
 
@@ -32,6 +33,8 @@ FULL_RATE = 0.5
 """Steps whose rate is below this share of the largest so far are warm-up or decay: small updates belong there."""
 
 
+ENOUGH = 0.5
+"""Share of the first loss gained from which large steps did no harm: in the first steps of a high rate, too."""
 FLAT = 0.2
 """‖g‖‖θ‖/L of the first steps, by how many per cent the loss changes with one per cent of the weights: 0.7 to 16 in the
 clean runs of the rescue suite, 0.04 to 0.13 where the weights began too small."""
@@ -62,7 +65,7 @@ class UpdateSize(Detector):
     def _finding(self, run: Log, spans: tuple[tuple[int, int], ...], level: float, *, large: bool) -> Finding:
         bound = LARGE.value if large else SMALL.value
         gone = fallen(run)
-        harmful = not gone > (0.9 if large else 0.2)
+        harmful = not gone > (ENOUGH if large else 0.2) and (large or not trained(run))
         return Finding(
             code=self.code,
             name="update_size",
@@ -157,6 +160,11 @@ def _too_small(run: Log, level: float, gone: float) -> tuple[Cause, ...]:
     if "clip_coefficient" in run.columns:
         clipped = float(np.median(rows(run, "clip_coefficient").values))
     missing, sloped, vanished = SMALL.value - level, elasticity(run), drop(run)
+    if gradientless(run):  # nothing is to be learned from how the optimizer treats zeros
+        return ranked(
+            suspect("underflow", 0.7, why="no layer has a gradient, not even the last", remedies=(LOST,)),
+            suspect("loss_disconnected", 0.3, why="no layer has a gradient"),
+        )
     return ranked(
         suspect(
             "learning_rate_too_low",

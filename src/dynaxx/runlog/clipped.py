@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from dynaxx.core.findings import Log
 from dynaxx.core.records import Column
 from dynaxx.runlog.array import LabelledArray
-from dynaxx.runlog.columnar import Columnar
 from dynaxx.runlog.events import standing
 
 
@@ -20,7 +20,7 @@ class ClippedView:
         last: The last one; None: all that there are.
     """
 
-    def __init__(self, view: Columnar, first: int = 0, last: int | None = None) -> None:
+    def __init__(self, view: Log, first: int = 0, last: int | None = None) -> None:
         self._view, self._first, self._last = view, first, last
         self._arrays: dict[str, LabelledArray] = {}
         self._columns: dict[str, Column] | None = None
@@ -61,7 +61,7 @@ class ClippedView:
 
     def __getitem__(self, name: str) -> LabelledArray:
         if name not in self._arrays:
-            whole: LabelledArray = self._view[name]
+            whole = self._view[name]
             rows = self._rows(whole.steps)
             self._arrays[name] = LabelledArray(whole.column, whole.steps[rows], lambda: whole.values[rows], self)
         return self._arrays[name]

@@ -3,6 +3,7 @@
 import platform
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,10 @@ from torch.optim import Optimizer
 
 from dynaxx._version import __version__
 from dynaxx.core.parameters import Layout, own_parameters
+
+DROPPING = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+INSIDE = (nn.RNNBase, nn.MultiheadAttention)
+"""Modules that drop between their layers, or attention weights, by an argument."""
 
 
 def manifest(
@@ -38,8 +43,9 @@ def manifest(
         facts: What the user adds.
 
     Returns:
-        Plain data. Of the optimizer also `outside`, parameters of the model that require a gradient and are in no group
-        of it, and `foreign`, how many scalar parameters it holds that are not the model's.
+        Plain data. Of the model also its `modules` by class and its `dropout`, since layers are those with parameters
+        alone. Of the optimizer also `outside`, parameters of the model that require a gradient and are in no group of
+        it, and `foreign`, how many scalar parameters it holds that are not the model's.
     """
     held = own_parameters(optimizer)
     inside, own = {id(p) for p in held}, {id(p) for p in layout.parameters}
@@ -62,6 +68,8 @@ def manifest(
                 {"name": layer.name, "kind": layer.kind, "numel": layer.numel, "trainable": layer.trainable}
                 for layer in layout.layers
             ],
+            "modules": modules(model),
+            "dropout": dropout(model),
         },
         "optimizer": {
             "class": type(optimizer).__name__,
@@ -80,3 +88,42 @@ def manifest(
         },
         "facts": dict(facts or {}),
     }
+
+
+def modules(model: nn.Module) -> dict[str, int]:
+    """How many modules of each class a model is made of, containers left out.
+
+    Args:
+        model: The model.
+
+    Returns:
+        Class name → count.
+
+    Example:
+        >>> modules(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1)))
+        {'Linear': 2, 'ReLU': 1}
+    """
+    return dict(Counter(type(module).__name__ for module in model.modules() if not any(module.children())))
+
+
+def dropout(model: nn.Module) -> dict[str, float]:
+    """Which modules set values to zero at random in training mode, and how many of them.
+
+    What a forward does by `torch.nn.functional.dropout` is not seen.
+
+    Args:
+        model: The model.
+
+    Returns:
+        Path → probability, of those above zero.
+
+    Example:
+        >>> dropout(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.3)))
+        {'1': 0.3}
+    """
+    found: dict[str, float] = {}
+    for name, module in model.named_modules():
+        share = module.p if isinstance(module, DROPPING) else module.dropout if isinstance(module, INSIDE) else 0.0
+        if share > 0:
+            found[name] = float(share)
+    return found
