@@ -2,9 +2,10 @@
 
 `python benchmarks/rescue.py` trains the whole suite (clean twins, faults, incidents and healthy oddities on four nets),
 has every observer look at the recorded logs, trains treated twins of what can be repaired and of the healthy runs, and
-writes `rescue.md` and `rescue.json` into its folder; what is done there is not done again. Rules of peers are
-re-implementations from published parameters (dynaxx/rescue/observers). Where the package torchmortem is installed, each
-case is trained once more under its `Autopsy`, which needs a live run, and its report is judged beside them.
+writes `rescue.md`, `rescue.html` and `rescue.json` into its folder; what is done there is not done again. Rules of
+peers are re-implementations from published parameters (dynaxx/rescue/observers). With `--recorded` nothing is trained:
+whoever is named looks at the runs that the folder holds. With `--packages` each case is trained once more under
+torchmortem's `Autopsy`, which needs a live run, and its report is judged beside them.
 """
 
 import argparse
@@ -18,13 +19,14 @@ import torch
 
 from dynaxx.core.loop import epoch_seed, train_steps
 from dynaxx.core.task import derive_seed
+from dynaxx.report import write_rescue
 from dynaxx.rescue.faults import ALTERATIONS, names
 from dynaxx.rescue.nets import NETS
 from dynaxx.rescue.observer import Alarm, Observation
 from dynaxx.rescue.observers import OBSERVERS
 from dynaxx.rescue.report import report
 from dynaxx.rescue.scores import untouched
-from dynaxx.rescue.suite import cases, run_suite
+from dynaxx.rescue.suite import cases, recorded, run_suite
 from dynaxx.rescue.training import Case, Ended
 
 ACTING = ("navigator", "halve", "chance")
@@ -43,18 +45,30 @@ CAUSES = {
 def main() -> None:
     """Train, look, score, write."""
     options = arguments()
+    out = Path(options.out)
+    runs = recorded(out) if options.recorded else trained(options, out)
+    found = report(
+        runs,
+        options.observers.split(","),
+        workers=options.workers,
+        others=packages(runs) if options.packages else {},
+    )
+    into = Path(options.report or out)
+    into.mkdir(parents=True, exist_ok=True)
+    for path in (*found.write(into), write_rescue(found, into / "rescue.html")):
+        print(path)
+    print(found.to_markdown())
+
+
+def trained(options: argparse.Namespace, out: Path) -> list[Ended]:
+    """Every case that is asked for, untouched and treated."""
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     planted = [name for name in names() if options.plant is None or name in options.plant.split(",")]
     acted_on = [name for name in planted if ALTERATIONS[name].repairable or ALTERATIONS[name].kind == "healthy"]
     nets = options.nets.split(",")
-    chosen = cases(nets=nets, seeds=seeds, alterations=planted, steps=options.steps)
+    chosen = cases(nets=nets, seeds=seeds, alterations=planted, steps=options.steps, orders=options.orders)
     chosen += cases(nets=nets, seeds=seeds, alterations=acted_on, policies=options.act.split(","), steps=options.steps)
-    out = Path(options.out)
-    runs = run_suite(chosen, out, workers=options.workers, progress=said)
-    found = report(runs, options.observers.split(","), workers=options.workers, others=packages(runs))
-    for path in found.write(out):
-        print(path)
-    print(found.to_markdown())
+    return run_suite(chosen, out, workers=options.workers, progress=said)
 
 
 def arguments() -> argparse.Namespace:
@@ -67,9 +81,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--nets", default=",".join(NETS))
     parser.add_argument("--plant", help="names, comma-separated; everything by default")
     parser.add_argument("--act", default=",".join(ACTING))
+    parser.add_argument("--orders", type=int, default=5, help="clean twins on other orders of the data")
     parser.add_argument("--observers", default=",".join(OBSERVERS))
     parser.add_argument("--steps", type=int)
-    parser.add_argument("--out", default="rescue")
+    parser.add_argument("--out", default="rescue", help="the folder of the runs")
+    parser.add_argument("--report", help="where the report goes; beside the runs by default")
+    parser.add_argument("--recorded", action="store_true", help="train nothing: look at the runs that are there")
+    parser.add_argument("--packages", action="store_true", help="train under torchmortem's Autopsy, too")
     parser.add_argument("--workers", type=int, default=2)
     return parser.parse_args()
 

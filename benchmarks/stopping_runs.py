@@ -194,16 +194,23 @@ class Training:
     updates: int = 1
     """So many times fewer updates between evaluations, where each takes so many batches."""
     columns: Columns = field(default_factory=dict)
+    layers: tuple[float, ...] = ()
+    """Factors of the layers' rates that belong to the setting, in the order of the model; none: 1 each."""
+    evened: tuple[float, ...] = ()
+    """Those of an act on top of them."""
+    ratios: list[list[float]] | None = None
+    """Relative updates of the layers, a row an update, where they are wanted."""
 
     def __post_init__(self) -> None:
         setting, random = self.setting, torch.Generator().manual_seed(self.setting.seed)
         self._problem = TASKS[setting.task](setting, random)
         torch.manual_seed(setting.seed)
         self._model = self._problem.model(setting.width)
+        groups = [{"params": layer} for layer in self._layers()]
         self._optimizer = (
-            torch.optim.AdamW(self._model.parameters(), lr=setting.rate, weight_decay=setting.decay)
+            torch.optim.AdamW(groups, lr=setting.rate, weight_decay=setting.decay)
             if setting.optimizer == "adam"
-            else torch.optim.SGD(self._model.parameters(), lr=setting.rate, momentum=0.9, weight_decay=setting.decay)
+            else torch.optim.SGD(groups, lr=setting.rate, momentum=0.9, weight_decay=setting.decay)
         )
         self._order = torch.Generator().manual_seed(setting.seed + 1)
         self._answers: Tensor | None = None
@@ -226,7 +233,8 @@ class Training:
         other = copy.copy(self)
         other.columns = {name: list(rows) for name, rows in self.columns.items()}
         other._model = copy.deepcopy(self._model)
-        other._optimizer = type(self._optimizer)(other._model.parameters())
+        other.ratios = None if self.ratios is None else []
+        other._optimizer = type(self._optimizer)([{"params": layer} for layer in other._layers()])
         other._optimizer.load_state_dict(copy.deepcopy(self._optimizer.state_dict()))
         other._order = torch.Generator()
         other._order.set_state(self._order.get_state())
@@ -237,20 +245,39 @@ class Training:
         inputs, targets = self._problem.train
         for _ in range(self.every // self.updates):
             rate = self.setting.rate * self._planned() * self.factor
-            for group in self._optimizer.param_groups:
-                group["lr"] = rate
+            for place, group in enumerate(self._optimizer.param_groups):
+                group["lr"] = rate * math.prod(factors[place] for factors in (self.layers, self.evened) if factors)
             rows = torch.randint(len(inputs), (min(self.setting.batch, len(inputs)),), generator=self._order)
             loss = self._problem.loss(self._model(inputs[rows]), targets[rows])
             self._optimizer.zero_grad()
             loss.backward()
             norms = torch._foreach_norm([p.grad for p in self._model.parameters()])
+            before = None if self.ratios is None else self._copied()
             self._optimizer.step()
+            self._compare(before)
             self.step += self.updates
             self._log("loss", loss.item())
             self._log("grad_norm", torch.stack(norms).norm().item())
             self._log("lr", rate)
             self._log("lr.factor", self.factor)
         self._evaluate()
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Numbers of parameters of the layers."""
+        return tuple(sum(p.numel() for p in layer) for layer in self._layers())
+
+    def _layers(self) -> list[list[nn.Parameter]]:
+        owned = (list(module.parameters(recurse=False)) for module in self._model.modules())
+        return [parameters for parameters in owned if parameters]
+
+    def _copied(self) -> list[Tensor]:
+        return [torch.cat([p.detach().flatten() for p in layer]) for layer in self._layers()]
+
+    def _compare(self, before: list[Tensor] | None) -> None:
+        if self.ratios is not None and before is not None:
+            pairs = zip(self._copied(), before, strict=True)
+            self.ratios.append([((now - then).norm() / then.norm()).item() for now, then in pairs])
 
     def _planned(self) -> float:
         setting, done = self.setting, self.step / self.setting.steps

@@ -70,6 +70,7 @@ PLANNED = (0.01, 0.1, 0.1, 2.0, 1.0, 0.5, 0.05, 0.1)
     [
         ({"most": 0.1}, (0.01, 0.1, 0.1, 0.1, 0.1, 0.1, 0.05, 0.1)),
         ({"least": 0.1}, (0.1, 0.1, 0.1, 2.0, 1.0, 0.5, 0.1, 0.1)),
+        ({"least": 0.2, "falls": (2, 6)}, (0.2, 0.2, 0.15, 2.0, 1.0, 0.5, 0.05, 0.1)),
         ({"most": 0.1, "shape": True}, (0.01, 0.1, 0.1, 0.1, 0.05, 0.025, 0.0025, 0.005)),
     ],
 )
@@ -107,6 +108,7 @@ def test_the_highest_rate_is_in_the_checkpoint():
         ("momentum", {}, "the groups of Adagrad have neither momentum nor β₁"),
         ("rate_band", {"least": -1.0}, "least=...\\) must be at least 0 and finite. Got -1.0"),
         ("rate_band", {"least": 2.0, "most": 1.0}, "must be positive, finite and at least 2. Got 1.0"),
+        ("rate_band", {"least": 0.1, "falls": (5, 5)}, "must be two rising steps. Got \\[5, 5\\]"),
         ("rate_band", {"most": math.nan}, "must be positive, finite"),
         ("epsilon", {"value": 1.0, "most": 0.1}, "most=...\\) must be positive, finite and at least 1. Got 0.1"),
     ],

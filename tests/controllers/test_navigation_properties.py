@@ -176,7 +176,7 @@ def test_budgets_and_bounds_hold_whatever_is_found(turns, seed, steps):
         factor = 1.0
         for name, argument in (("learning_rate", "factor"), ("accumulate", "rate")):
             if name in run.in_force:
-                factor *= run.in_force[name].arguments[argument]
+                factor *= run.in_force[name].arguments.get(argument, 1.0)
         assert LEAST_RATE * 0.999 <= factor <= MOST_RATE * 1.001
         if "layer_rates" in run.in_force:
             factors = run.in_force["layer_rates"].arguments["factors"].values()

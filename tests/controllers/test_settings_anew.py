@@ -149,14 +149,32 @@ def test_a_rate_that_was_thrown_up_is_held_where_it_was(nav):
     assert ask("level_schedule", where(nav, 230, thrown, run, in_force={"rate_band": band})) == []
 
 
+def test_whatever_goes_wrong_after_a_rate_beyond_all_before_is_its_doing(nav):
+    dead = nav.finding("layers_not_learning", ("dead_units", 0.5), onset=210, last=230)
+    before = nav.finding("layers_not_learning", ("dead_units", 0.5), onset=150, last=230)
+
+    def again(at):
+        return np.where((at < 30) | (at >= 200), 2.0, 0.1)
+
+    [proposal] = ask("level_schedule", where(nav, 230, dead, table(230, rate=up), healthy=(0, 160, 199, 220)))
+    assert (proposal.action.arguments["before"], proposal.cause) == (200, "dead_units")
+    assert ask("level_schedule", where(nav, 230, before, table(230, rate=up))) == []
+    assert ask("level_schedule", where(nav, 230, dead, table(230, rate=again))) == []  # a warm restart
+
+
 def test_a_rate_that_was_spent_early_is_held_up_until_the_end_is_near(nav):
     run = table(80, rate=down)
     spent = nav.finding("schedule_too_aggressive", ("schedule_too_aggressive", 0.8), onset=20, last=80)
     [proposal] = ask("level_schedule", where(nav, 80, spent, run, healthy=(0,)))
     [each] = proposal.action.arguments["then"]
-    assert (each["name"], each["arguments"], each["steps"]) == ("rate_band", {"least": 0.1}, 340)
+    falls = {"least": 0.1, "falls": [320, 400]}
+    assert (each["name"], each["arguments"], each["steps"]) == ("rate_band", falls, None)
     [proposal] = ask("level_schedule", where(nav, 80, spent, run, healthy=()))
-    assert (proposal.action.name, proposal.action.steps) == ("rate_band", 260)  # in place
+    assert (proposal.action.name, proposal.action.arguments) == ("rate_band", falls)  # in place
+    late = table(310, rate=down)
+    assert (
+        ask("level_schedule", where(nav, 310, spent, late, healthy=())) == []
+    )  # the fall would begin within a horizon
 
 
 def test_a_missing_warm_up_is_held_at_what_came_after_it(nav):
@@ -195,6 +213,33 @@ def test_lost_ground_is_regained_by_going_back_where_waiting_costs_more(nav):
     again = lost(nav, lambda at: 2.0)
     assert ask("go_back", nav.situation(250, *again.findings, run=again.run, steps=400, healthy=(190,),
                                         able=nav.ABLE, decisions=(taken,))) == []  # fmt: skip
+
+
+def test_overwritten_weights_are_taken_back_with_the_same_batches(nav):
+    found = nav.finding("weights_overwritten", ("weights_overwritten", 0.9), onset=200, last=250)
+    run = table(250, loss=lambda at: np.where(at < 200, 1.0, 1.2))
+    [proposal] = ask("go_back", where(nav, 250, found, run, healthy=(0, 190)))
+    assert proposal.action.arguments == {"before": 191, "pass_data": False, "then": []}
+
+
+def test_a_rate_that_was_thrown_up_is_not_met_with_the_same_rate_again(nav):
+    run = table(250, rate=up, loss=lambda at: np.where(at < 200, 1.0, 5.0))
+    high = nav.finding("divergence", ("learning_rate_too_high", 0.8), onset=203, last=250)
+    situation = where(nav, 250, high, run, healthy=(0, 199))
+    assert ask("go_back", situation) == []
+    assert len(ask("level_schedule", situation)) == 1
+    data = nav.finding("divergence", ("corrupted_batch", 0.8), onset=203, last=250)
+    assert len(ask("go_back", where(nav, 250, data, run, healthy=(0, 199)))) == 1
+
+
+def test_lost_ground_is_no_matter_of_leaving_out_batches(nav):
+    bad = lost(nav, lambda at: 2.0)
+    spoilt = nav.finding("loss_spike", ("corrupted_batch", 0.8), onset=200, last=250)
+    situation = where(nav, 250, spoilt, bad.run, healthy=(0, 190))
+    assert ask("recover", situation) == []
+    assert len(ask("go_back", situation)) == 1
+    back = lost(nav, lambda at: 2.0 * np.exp(-(at - 200) / 20))
+    assert [p.action.name for p in ask("recover", where(nav, 250, spoilt, back.run, healthy=(0, 190)))] == ["skip"]
 
 
 def test_what_an_act_has_done_is_taken_back_with_it(nav):

@@ -76,6 +76,7 @@ def test_the_account_tells_finding_act_and_outcome(tmp_path: Path):
         "15 batches passed over; then learning rate factor 0.5",
     )
     assert table.rows[3][3] == "loss 0.95, promised below 1.5"
+    assert table.rows[4][3] == "it was seen in steps 40 to 45"
 
 
 def test_a_run_without_findings_has_no_story(tmp_path: Path):
@@ -92,3 +93,19 @@ def test_it_is_drawn(tmp_path: Path):
 
     draw(story(tmp_path / "run"), "story").savefig(tmp_path / "story.png", dpi=100)
     assert (tmp_path / "story.png").stat().st_size > 10_000
+
+
+def test_a_check_names_what_it_found_and_says_why_it_could_not_speak(tmp_path: Path):
+    log = LogWriter(tmp_path / "run", manifest={})
+    rows(log, 1, np.ones(9))
+    held = {"frozen": [f"blocks.1.{name}" for name in "abcd"], "outside": [], "foreign": 0, "ratio": None}
+    log.event("check", step=3, name="optimizer_holds", values=held)
+    log.event("check", step=5, name="optimizer_holds", values={"frozen": []})
+    log.event("check", step=7, name="replay_batch", not_applicable="the run has no loss")
+    log.close()
+    _, account = Story().panels(open_run(tmp_path / "run"))
+    assert isinstance(account, Table)
+    told = [row[-1] for row in account.rows]
+    assert "frozen (blocks.1.a blocks.1.b blocks.1.c …), foreign 0" in told
+    assert "nothing" in told
+    assert "it could not speak: the run has no loss" in told

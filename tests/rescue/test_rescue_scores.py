@@ -1,9 +1,10 @@
 import math
+from dataclasses import replace
 
 import pytest
 
 from dynaxx.rescue.observer import Alarm, Observation
-from dynaxx.rescue.repairs import policy_score, repairs
+from dynaxx.rescue.repairs import orders, policy_score, repairs
 from dynaxx.rescue.scores import changed, hurt, judge, observer_score
 from dynaxx.rescue.training import Case, Ended
 
@@ -107,6 +108,26 @@ def test_repairs_are_within_five_percent_and_better_than_untouched():
     assert (score.mended.hits, score.mended.of) == (2, 5)
     assert score.passes == pytest.approx(1.3)
     assert (score.kinds.hits, score.kinds.of) == (0, 1)
+
+
+def test_repairs_are_judged_by_what_the_order_of_the_data_does_too():
+    faulty = [run("rate_too_high", seed, final) for seed, final in enumerate((1.0, 0.3, 0.13))]
+    treated = [run("rate_too_high", seed, final, policy="halve") for seed, final in enumerate((0.2, 0.22, 0.12))]
+    other = [
+        replace(run(None, seed, final), case=Case(net="mlp", seed=seed, order=order))
+        for seed in range(3)
+        for order, final in ((1, 0.15), (2, 0.2), (3, math.nan))
+    ]
+    runs = [*CLEAN, *faulty, *treated, *other]
+    assert orders(runs)["mlp", 0] == (0.1, 0.15, 0.2)
+    assert ("mlp", 4) not in orders(runs)
+    found = repairs(runs, "halve")
+    assert [(each.hurt, each.level, each.mended) for each in found] == [(True, True, False), (True, False, False)]
+    assert [each.over for each in found] == pytest.approx([0.2 / 0.15, 0.22 / 0.15])
+    score = policy_score(runs, "halve")
+    assert (score.level.hits, score.level.of, score.mended.hits) == (1, 2, 0)
+    assert score.over == pytest.approx((0.2 + 0.22) / 0.3)
+    assert len(hurt(runs)) == 2  # the other orders are neither twins nor healthy runs of their own
 
 
 def test_doing_nothing_repairs_nothing():

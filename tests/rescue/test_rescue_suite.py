@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from dynaxx.cli import run as command
 from dynaxx.errors import BadInput, UnknownName
 from dynaxx.rescue.report import report
-from dynaxx.rescue.suite import cases, run_suite
+from dynaxx.rescue.suite import cases, recorded, run_suite
 from dynaxx.rescue.training import RESULT, Case, Ended, run_case
 from dynaxx.runlog import open_run
 
@@ -48,6 +49,15 @@ def test_cases_hold_clean_twins_and_each_once():
     assert len({case.key for case in chosen}) == 12
     with pytest.raises(BadInput, match="at least one"):
         cases(nets=[], seeds=[0])
+
+
+def test_another_order_of_the_data_is_another_run_of_the_same_twin(tmp_path):
+    chosen = cases(nets=["mlp"], seeds=[0], alterations=[], steps=STEPS, orders=1)
+    assert [case.key for case in chosen] == ["healthy/clean-mlp-0", "healthy/clean-mlp-0-order1"]
+    twin, other = run_suite(chosen, tmp_path, workers=1)
+    losses = [np.asarray(open_run(each.folder)["loss"].values) for each in (twin, other)]
+    assert not np.isclose(losses[0][0], losses[1][0])
+    assert abs(twin.final - other.final) < 0.5 * twin.final
 
 
 def test_each_run_has_a_log_a_result_and_a_label(suite):
@@ -133,3 +143,15 @@ def test_bad_words_end_in_one_line(tmp_path, capsys):
 def test_the_command_lists_what_can_be_planted(capsys):
     assert command(["rescue", "--list"]) == 0
     assert "rate_too_high" in capsys.readouterr().out
+
+
+def test_recorded_runs_are_read_from_wherever_they_lie_and_scored_without_training(suite, tmp_path):
+    out, runs = suite
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(out, moved)
+    found = recorded(moved)
+    assert {each.case.key for each in found} == {each.case.key for each in runs}
+    assert all(Path(each.folder).is_relative_to(moved) for each in found)
+    assert set(report(found, ["silent"]).observers) == {"silent"}
+    with pytest.raises(BadInput, match="no run of the rescue suite"):
+        recorded(tmp_path / "empty")

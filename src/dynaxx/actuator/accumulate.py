@@ -15,8 +15,8 @@ class Accumulate(Actuation):
 
     Args:
         batches: Batches per update, at least 1, whatever the loop began with.
-        rate: What the learning rates are multiplied by: `batches` for SGD while noise dominates, its root for Adam
-            (Malladi et al. 2022).
+        rate: What the learning rates are multiplied by: 1 where the noise is to become smaller; to keep it as it is
+            and take longer steps, `batches` for SGD (Goyal et al. 2017) or its root for Adam (Malladi et al. 2022).
 
     Raises:
         BadInput: An option is out of range.

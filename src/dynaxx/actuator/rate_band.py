@@ -1,7 +1,7 @@
 """Hold the learning rate within bounds for a while, wherever the loop's own schedule takes it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dynaxx.core.contracts import Actuation
@@ -22,9 +22,11 @@ class RateBand(Actuation):
         most: Its largest rate; None: none.
         shape: Whether the schedule keeps its shape after it has exceeded `most`: η ← η · most / (its highest η so far),
             so that a decay still decays.
+        falls: Two steps between which `least` falls evenly to 0; None: it holds. A rate that was held up and is let
+            go at once leaves the weights in the noise of that rate (warmup–stable–decay, Hu et al. 2024).
 
     Raises:
-        BadInput: A bound is out of range.
+        BadInput: A bound is out of range, or `falls` are not two rising steps.
 
     Example:
         `run.apply("rate_band", most=0.1)`: a restart to 1.0 is held at 0.1.
@@ -32,11 +34,16 @@ class RateBand(Actuation):
 
     of_gradient = False
 
-    def __init__(self, least: float = 0.0, most: float | None = None, shape: bool = False) -> None:
+    def __init__(
+        self, least: float = 0.0, most: float | None = None, shape: bool = False, falls: Sequence[int] | None = None
+    ) -> None:
         if not (math.isfinite(least) and least >= 0):
             raise BadInput(f"apply('rate_band', least=...) must be at least 0 and finite. Got {least}.")
         if most is not None and not (math.isfinite(most) and most > 0 and most >= least):
             raise BadInput(f"apply('rate_band', most=...) must be positive, finite and at least {least:g}. Got {most}.")
+        if falls is not None and not (len(falls) == 2 and 0 <= falls[0] < falls[1]):
+            raise BadInput(f"apply('rate_band', falls=...) must be two rising steps. Got {list(falls)}.")
+        self.falls = None if falls is None else (int(falls[0]), int(falls[1]))
         self.least, self.most, self.shape = float(least), math.inf if most is None else float(most), bool(shape)
         self._highest = self.most
 
@@ -49,7 +56,13 @@ class RateBand(Actuation):
         if rate > 0:
             self._highest = max(self._highest, rate)
             above = rate * self.most / self._highest if self.shape and self._highest < math.inf else self.most
-            step.rates = step.rates * RateFactors(reactive=min(max(rate, self.least), above) / rate)
+            step.rates = step.rates * RateFactors(reactive=min(max(rate, self._floor(step.step)), above) / rate)
+
+    def _floor(self, step: int) -> float:
+        if self.falls is None:
+            return self.least
+        first, last = self.falls
+        return self.least * min(1.0, max(0.0, (last - step) / (last - first)))
 
     def state_dict(self) -> dict[str, Any]:
         """The highest rate so far; None where there is no upper bound."""

@@ -54,11 +54,12 @@ def command(
     """Plant faults in small trainings, or in your own TASK, and score who finds and mends them.
 
     Every fault is drawn from a distribution and trained beside its clean twin. Observers are judged on the recorded
-    logs; who acts (--act) trains a treated twin. Writes rescue.md and rescue.json into the suite's folder.
+    logs; who acts (--act) trains a treated twin. Writes rescue.md, rescue.html and rescue.json into the suite's folder.
     """
     if listing:
         _list(as_json)
         return
+    from dynaxx.report import write_rescue
     from dynaxx.rescue.observers import OBSERVERS
     from dynaxx.rescue.report import report
     from dynaxx.rescue.suite import cases, run_suite
@@ -73,11 +74,12 @@ def command(
     runs = run_suite(chosen, out, workers=workers, progress=None if quiet or as_json else _said)
     found = report(runs, _words(observers) if observers else tuple(OBSERVERS), workers=workers)
     text, data = found.write(out)
+    shown = write_rescue(found, out / "rescue.html")
     if as_json:
         click.echo(data.read_text())
         return
     _show(found)
-    click.echo(f"  written: {text}\n  written: {data}")
+    click.echo("\n".join(f"  written: {path}" for path in (shown, text, data)))
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import numpy as np
 from dynaxx.controllers._limits import limits
 from dynaxx.controllers._past import acts
 from dynaxx.controllers._promise import ERRORS, MEDIAN, Descent, descent
-from dynaxx.controllers._reading import LOSS, NORMAL, column_of, rows
+from dynaxx.controllers._reading import LOSS, NORMAL, column_of, level, rows
 from dynaxx.controllers._suspects import standing
 from dynaxx.core.findings import Finding
 from dynaxx.core.navigation import Outcome, Situation
@@ -94,6 +94,22 @@ def harmed_by(situation: Situation) -> tuple[Outcome, int] | None:
     noise = NORMAL * float(np.median(np.abs(np.diff(before)))) / math.sqrt(2)
     bound = float(np.median(before[-AFTER:])) + ERRORS * MEDIAN * noise * math.sqrt(2 / AFTER)
     return (outcome, to) if not outcome.measured <= bound else None  # also where it is not finite
+
+
+def regaining(situation: Situation) -> bool:
+    """Whether the loss has come down over the last horizon, beyond the noise.
+
+    Args:
+        situation: Where the run is.
+
+    Returns:
+        True where the line through it falls by more than two standard errors of the difference of its ends.
+    """
+    column, steps = column_of(situation.run, LOSS), limits(situation).horizon
+    now = None if column is None else level(situation.run, column, situation.step - steps, situation.step)
+    if now is None:
+        return False
+    return -now.slope * steps > ERRORS * MEDIAN * now.noise * math.sqrt(2 / now.values)
 
 
 def cause_of(finding: Finding) -> str:

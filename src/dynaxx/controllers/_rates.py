@@ -40,6 +40,17 @@ JUMP = 3.0
 beginning excepted, and milestones of staircases do by 2 to 10."""
 WARMING = 0.1
 """Share of the planned steps in which a rise is a warm-up's."""
+THROWN = frozenset(
+    {
+        "schedule_too_aggressive",
+        "learning_rate_too_high",
+        "warmup_missing",
+        "exploding_gradients",
+        "preconditioner_lag",
+        "momentum_too_high",
+    }
+)
+"""What a rate that was thrown up is accused of."""
 DECAYING = ("cosine", "linear_decay", "one_cycle", "power_decay", "warm_restarts", "wsd")
 """Built-in schedules that lower the rate before their end, however constant it looks meanwhile."""
 
@@ -225,6 +236,19 @@ def jump(situation: Situation) -> Jump | None:
     last = int(np.flatnonzero(jumps)[-1])
     first = last + 1 - int(np.argmin(jumps[last::-1]))  # the first row is none: it has nothing before it
     return Jump(int(at[first]), float(rate[first - 1]), float(rate[last]))
+
+
+def thrown_up(situation: Situation) -> bool:
+    """Whether the last jump of the loop's own rate was upwards, and nothing holds it.
+
+    Args:
+        situation: Where the run is.
+
+    Returns:
+        True where it was.
+    """
+    found = jump(situation)
+    return found is not None and found.after > found.before and "rate_band" not in situation.in_force
 
 
 def rising(situation: Situation) -> bool:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from dynaxx.controllers._limits import CLOSE, SURE
 from dynaxx.core.findings import Finding
 from dynaxx.core.navigation import Situation
+from dynaxx.core.ranking import rank
 
 HEALTHY_CAUSES = frozenset({"edge_of_stability", "grokking"})
 """Causes that are no fault."""
@@ -58,7 +59,8 @@ def healthy(finding: Finding) -> bool:
 def accused(situation: Situation, causes: Set[str], least: float = SURE) -> Suspect | None:
     """The cause, of those that a controller knows a remedy for, that the run most likely suffers from.
 
-    A cause is accused by alarms that name it first: the detector has weighed it against the others.
+    A cause is accused by alarms that name it first: the detector has weighed it against the others. One that another
+    believed cause brings about is a symptom, and left alone: its remedy alone would not help.
 
     Args:
         situation: Where the run is.
@@ -70,15 +72,20 @@ def accused(situation: Situation, causes: Set[str], least: float = SURE) -> Susp
     """
     doubts: dict[str, float] = {}
     first: dict[str, Finding] = {}
-    for finding in standing(situation):
-        if finding.causes and finding.causes[0].name in causes:
-            cause = finding.causes[0]
-            if ANSWERED.get(cause.name) in situation.in_force:
-                continue
+    open_ = [finding for finding in standing(situation) if finding.causes and not _answered(finding, situation)]
+    symptoms = {cause.name for cause in rank(open_) if cause.symptom_of}
+    for finding in open_:
+        cause = finding.causes[0]
+        if cause.name in causes and cause.name not in symptoms:
             doubts[cause.name] = doubts.get(cause.name, 1.0) * (1.0 - cause.confidence)
             first.setdefault(cause.name, finding)
     found = [Suspect(name, 1.0 - doubt, first[name]) for name, doubt in doubts.items() if 1.0 - doubt >= least]
     return max(found, key=lambda s: (s.finding.severity == "critical", s.confidence), default=None)
+
+
+def _answered(finding: Finding, situation: Situation) -> bool:
+    """Whether the setting that it blames is another one by now."""
+    return ANSWERED.get(finding.causes[0].name) in situation.in_force
 
 
 def unsure(finding: Finding) -> bool:

@@ -5,6 +5,8 @@ from typing import Any, ClassVar
 
 from dynaxx.controllers._ground import CERTAIN, cause_of, harmed_by, lost_ground
 from dynaxx.controllers._limits import limits
+from dynaxx.controllers._rates import THROWN, thrown_up
+from dynaxx.controllers._suspects import accused
 from dynaxx.core.navigation import Controller, Promise, Proposal, Situation
 from dynaxx.core.records import Action
 
@@ -14,10 +16,12 @@ LEVEL = 4
 
 
 class GoBack(Controller[Plain]):
-    """To the newest healthy checkpoint before the onset, once for each cause; the batches since are passed over.
+    """To the newest healthy checkpoint before the onset, once for each cause.
 
-    It promises the level before, within the noise. An act that is undone and has left the loss higher is taken back
-    with what it has done to the weights.
+    The batches since are passed over, as they may have done it; weights that somebody has overwritten are no batch's
+    doing, so there the same batches come again, and the run goes on as if nothing had been. It promises the level
+    before, within the noise. An act that is undone and has left the loss higher is taken back with what it has done to
+    the weights. Where the rate has been thrown up, going back alone would only repeat it: `level_schedule` answers.
     """
 
     about: ClassVar[str] = "goes back where ground was lost, if that is cheaper than waiting"
@@ -39,12 +43,12 @@ class GoBack(Controller[Plain]):
             action = Action(name="rollback", arguments=arguments, reason=reason)
             return state, (Proposal(controller="go_back", action=action, cause="", level=LEVEL),)
         ground = lost_ground(situation)
-        if ground is None:
+        if ground is None or (thrown_up(situation) and accused(situation, THROWN) is not None):
             return state, ()
         certain = cause_of(ground.finding) in CERTAIN
         why = "the weights are not what training made of them" if certain else "waiting would cost more"
         reason = f"{ground.finding.title}: {situation.step - ground.to} steps back, to step {ground.to}; {why}"
-        arguments = {"before": ground.to + 1, "pass_data": True, "then": []}
+        arguments = {"before": ground.to + 1, "pass_data": not certain, "then": []}
         proposal = Proposal(
             controller="go_back",
             action=Action(name="rollback", arguments=arguments, reason=reason),

@@ -7,31 +7,20 @@ from typing import Any, ClassVar
 from dynaxx.controllers._limits import Limits, limits
 from dynaxx.controllers._past import acts
 from dynaxx.controllers._promise import steady
-from dynaxx.controllers._rates import Jump, jump
+from dynaxx.controllers._rates import JUMP, THROWN, Jump, jump, planned
 from dynaxx.controllers._reading import own_factor, round_figure
-from dynaxx.controllers._suspects import Suspect, accused
+from dynaxx.controllers._suspects import Suspect, accused, standing
 from dynaxx.core.navigation import Controller, Proposal, Situation
 from dynaxx.core.records import Action
 
 Plain = dict[str, Any]
-THROWN = frozenset(
-    {
-        "schedule_too_aggressive",
-        "learning_rate_too_high",
-        "warmup_missing",
-        "exploding_gradients",
-        "preconditioner_lag",
-        "momentum_too_high",
-    }
-)
-"""What a rate that was thrown up is accused of."""
 STARVED = frozenset({"schedule_too_aggressive", "learning_rate_too_low"})
 """What a rate that was spent too early is accused of."""
 EARLY = 0.2
 """Share of the planned steps in which a fall of the rate ends a first stage: warm-ups end within a tenth."""
-UNTIL = 0.85
-"""Share of the planned steps up to which a rate that was spent too early is held: the schedule's own end serves as the
-decay of the last stretch (warmup–stable–decay schedules decay over a tenth to a fifth)."""
+UNTIL = 0.8
+"""Share of the planned steps up to which a rate that was spent too early is held; then it falls evenly to what the
+schedule has left (warmup–stable–decay schedules decay over a tenth to a fifth; Hu et al. 2024)."""
 WATCHED = 3
 """Horizons after which a rate that was raised again is judged: at first the loss stands higher at a higher rate."""
 ACTS = 2
@@ -42,9 +31,10 @@ LEVEL = 5
 class LevelSchedule(Controller[Plain]):
     """η ← within a band, back from before the jump, where an alarm follows a jump of the loop's own rate.
 
-    Up: the rate is held at its level before. Down, in the first fifth: where the first stage did the harm, it is held
-    at what came after; where what came after is too little, at what was before, until 85 % of the steps. A cut that was
-    in force when the loop lowered its rate by itself is lifted by as much: it was meant for the stage that is over.
+    Up: the rate is held at its level before; where it went far above all that the run has borne, whatever alarm began
+    since will do. Down, in the first fifth: where the first stage did the harm, it is held at what came after; where
+    what came after is too little, at what was before, annealed over the last fifth. A cut that was in force when the
+    loop lowered its rate by itself is lifted by as much: it was meant for the stage that is over.
     """
 
     about: ClassVar[str] = "holds the rate where its schedule has jumped"
@@ -63,11 +53,23 @@ class LevelSchedule(Controller[Plain]):
         if found.after < found.before and own_factor(situation) < 1:
             return state, _lifted(found, situation) if early else ()
         causes = THROWN if found.after > found.before or not _spent(situation, found) else STARVED
-        suspect = accused(situation, causes)
+        suspect = accused(situation, causes) or _after(situation, found)
         if suspect is None or (found.after < found.before and not early):
             return state, ()
         proposal = _held(found, suspect, situation, bounds)
         return state, () if proposal is None else (proposal,)
+
+
+def _after(situation: Situation, found: Jump) -> Suspect | None:
+    """The first alarm that began after a jump to a rate far above all before it, whatever it accuses.
+
+    A warm restart returns to a rate that the run has borne; one that it has not is likelier to blame than what it did.
+    """
+    plan = planned(situation)
+    if plan is None or found.after < JUMP * float(plan.rate[plan.steps < found.step].max()):
+        return None
+    begun = (f for f in standing(situation) if f.onset >= found.step and f.causes)
+    return next((Suspect(f.causes[0].name, f.causes[0].confidence, f) for f in begun), None)
 
 
 def _spent(situation: Situation, found: Jump) -> bool:
@@ -96,18 +98,17 @@ def _held(found: Jump, suspect: Suspect, situation: Situation, bounds: Limits) -
         band, to = {"most": found.before, "shape": True}, found.step - 1
         reason += f"at {found.before:.3g} at most, and keeps its shape"
     elif _spent(situation, found):
-        band, to = {"least": found.before}, found.step - 1
-        reason += f"at {found.before:.3g} at least, until {UNTIL:.0%} of the steps"
+        band, to = {"least": found.before, "falls": [round(UNTIL * bounds.steps), bounds.steps]}, found.step - 1
+        reason += f"at {found.before:.3g} at least, and falls from {UNTIL:.0%} of the steps on"
     else:
         band, to = {"most": found.after}, 0
         reason += f"at {found.after:.3g} at most"
     kept = max((step for step in situation.healthy if step <= to), default=None)
     back = kept is not None and situation.step - kept <= bounds.rollback and "rollback" in situation.able
     begins = kept if back and kept is not None else situation.step
-    until = round(UNTIL * bounds.steps) - begins if "least" in band else None
-    if until is not None and until < bounds.horizon:
+    if "least" in band and round(UNTIL * bounds.steps) - begins < bounds.horizon:
         return None
-    action = Action(name="rate_band", arguments=band, steps=until, reason=reason)
+    action = Action(name="rate_band", arguments=band, reason=reason)
     if back:
         arguments = {"before": begins + 1, "pass_data": False, "then": [asdict(action)]}
         reason += f", from step {begins} on"

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from dynaxx.controllers._clock import started, tick
-from dynaxx.controllers._ground import lost_ground
+from dynaxx.controllers._ground import lost_ground, regaining
 from dynaxx.controllers._limits import Limits, limits
 from dynaxx.controllers._past import acts, waiting
 from dynaxx.controllers._promise import faster, unharmed
-from dynaxx.controllers._rates import AIM, CUTS, LARGE, jump, lower, rising, room, ruinous
+from dynaxx.controllers._rates import AIM, CUTS, LARGE, lower, rising, room, ruinous, thrown_up
 from dynaxx.controllers._reading import own_factor, round_figure
 from dynaxx.controllers._suspects import Suspect, accused, standing
 from dynaxx.controllers._usual import usual
@@ -18,6 +18,8 @@ from dynaxx.core.records import Action
 Plain = dict[str, Any]
 CAUSES = frozenset({"learning_rate_too_high", "momentum_too_high", "schedule_too_aggressive", "warmup_missing"})
 """What a lower rate answers."""
+RISES = frozenset({"divergence", "loss_spike"})
+"""Findings that are over once the loss has come back: a rate that is too high for good shows in others, too."""
 BACK = 3.0
 """Factor of one step of the way back: half a decade, as `rate_up` goes."""
 RECENT = 5
@@ -59,7 +61,7 @@ class RateDown(Controller[Plain]):
             suspect = None  # a rate that has decayed too early is no rate that is too high: `level_schedule` answers it
         if suspect is not None and usual(situation, suspect) is not None:
             suspect = None  # the momentum multiplies the rate, and `usual_setting` lowers that
-        if suspect is not None and (_thrown(situation) or lost_ground(situation) is not None):
+        if suspect is not None and (thrown_up(situation) or lost_ground(situation) is not None):
             # Half of a rate that has jumped tenfold is no cure: `level_schedule` holds it where it was. And what is
             # lost is regained by going back, which `go_back` does.
             suspect = None
@@ -70,17 +72,16 @@ class RateDown(Controller[Plain]):
             return state, ()
         if suspect is not None:
             ladder = suspect.finding.severity == "critical" or ruinous(situation, suspect) is not None
-            over = suspect.finding.last < situation.step - RECENT
+            over = suspect.finding.last < situation.step - RECENT or _comes_back(suspect, situation)
             if ladder or over or _in_vain(suspect, situation):
                 return state, ()  # the ladder's business, or nobody's any more
             return state, _cut(suspect, situation)
         return state, _raise(state, situation, limits(situation))
 
 
-def _thrown(situation: Situation) -> bool:
-    """Whether the loop's own rate has jumped up, and nothing holds it."""
-    found = jump(situation)
-    return found is not None and found.after > found.before and "rate_band" not in situation.in_force
+def _comes_back(suspect: Suspect, situation: Situation) -> bool:
+    """Whether all that accuses the rate is a rise of the loss that is being regained: what caused it has passed."""
+    return suspect.finding.name in RISES and regaining(situation)
 
 
 def _in_vain(suspect: Suspect, situation: Situation) -> bool:

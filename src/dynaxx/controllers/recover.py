@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dynaxx.controllers._clock import started, tick
+from dynaxx.controllers._ground import lost_ground
 from dynaxx.controllers._judge import target
 from dynaxx.controllers._limits import LEAST_RATE, ROLLBACKS, Limits, limits
 from dynaxx.controllers._past import acts, exhausted, judged, proven, waiting
@@ -122,8 +123,11 @@ def _noted(state: Plain, situation: Situation) -> Plain:
 
 def _incident(situation: Situation) -> Suspect | None:
     suspect = accused(situation, RUNGS.keys())
-    if suspect is None or suspect.finding.severity == "critical" or suspect.cause not in PATIENT:
+    if suspect is None or suspect.finding.severity == "critical":
         return suspect
+    if suspect.cause not in PATIENT:
+        # What keeps the next batch out does not bring back what is lost, and while it is judged nothing else may.
+        return None if lost_ground(situation) is not None else suspect
     return (
         suspect
         if suspect.cause in RATES and (_in_vain(suspect, situation) or ruinous(situation, suspect) is not None)

@@ -15,6 +15,8 @@ from dynaxx.runlog import RunView
 _KINDS = ("finding", "check", "decision", "receipt", "trial", "rolled_back", "outcome", "blend", "update_left_out")
 _MARKS = 8
 """Acts that are marked on the curve; of more than these the last ones."""
+_FEW = 3
+"""Things of a list that an account names: the line is read at a glance, the log holds them all."""
 _SPANS = 8
 
 
@@ -119,7 +121,9 @@ def _finding(event: Mapping[str, Any]) -> tuple[str, str, str] | None:
     if finding.get("severity") == "note" or state == "changed":
         return None
     if state == "closed":
-        return "over", f"{finding.get('code')} {_name(finding)}", ""
+        spans = finding.get("spans", ())
+        stretch = f"it was seen in steps {spans[-1][0]} to {spans[-1][1]}" if spans else ""
+        return "over", f"{finding.get('code')} {_name(finding)}", stretch
     causes = finding.get("causes", ())
     why = f"{causes[0]['name'].replace('_', ' ')} ({causes[0]['confidence']:.0%})" if causes else ""
     evidence = finding.get("evidence", ())
@@ -129,11 +133,12 @@ def _finding(event: Mapping[str, Any]) -> tuple[str, str, str] | None:
 
 def _check(event: Mapping[str, Any]) -> tuple[str, str, str]:
     values = event.get("values", {})
-    shown = ", ".join(f"{key} {_figure(value)}" for key, value in values.items() if not isinstance(value, list | dict))
+    said = {key: value for key, value in values.items() if value not in (None, "", [], {})}
+    shown = ", ".join(f"{key.replace('_', ' ')} {_figure(value)}" for key, value in said.items())
     return (
         "checked",
         str(event.get("name", "")).replace("_", " "),
-        shown or f"it could not speak: {event.get('not_applicable', '')}",
+        shown or ("nothing" if values else f"it could not speak: {event.get('not_applicable', '')}"),
     )
 
 
@@ -236,6 +241,10 @@ def _name(finding: Mapping[str, Any]) -> str:
 
 
 def _figure(value: Any) -> str:
+    """A number, or the first few of many things."""
+    if isinstance(value, list | dict):
+        few = " ".join(_figure(each) for each in list(value)[:_FEW])
+        return f"({few} …)" if len(value) > _FEW else f"({few})"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -24,6 +24,9 @@ class Repair:
         better: It ends below the untouched faulty twin.
         ratio: Its loss over the clean twin's.
         passes: Its passes over the clean twin's.
+        hurt: What was planted hurts beyond what the order of the data does; None where no other orders were trained.
+        level: It ends within what clean twins on other orders of the data reach, and 5 % above; None likewise.
+        over: Its loss over the median of theirs; NaN likewise.
     """
 
     key: str
@@ -33,6 +36,9 @@ class Repair:
     better: bool
     ratio: float
     passes: float
+    hurt: bool | None = None
+    level: bool | None = None
+    over: float = math.nan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +47,10 @@ class PolicyScore:
 
     Args:
         mended: Runs that end within 5 % of the clean twin and below the untouched one.
+        level: Runs that end within what clean twins on other orders of the data reach and below the untouched one, of
+            those hurt beyond that. A rollback that passes over data changes their order, and on small nets the order
+            alone moves the end by more than 5 %.
+        over: Median loss over that of the clean twins' median, where other orders were trained.
         kinds: Kinds of fault (by net) that end below the untouched twins by the sign-flip test, of those treated on
             enough seeds for it.
         passes: Median passes over the clean twin's.
@@ -52,6 +62,8 @@ class PolicyScore:
     """
 
     mended: Share
+    level: Share
+    over: float
     kinds: Share
     passes: float
     harmed: Share
@@ -71,7 +83,7 @@ def repairs(runs: Sequence[Ended], policy: str) -> list[Repair]:
     Returns:
         One per treated run.
     """
-    clean, treated = twins(runs), _treated(runs, policy)
+    clean, treated, reached = twins(runs), _treated(runs, policy), orders(runs)
     found: list[Repair] = []
     for faulty in hurt(runs):
         case = faulty.case
@@ -79,6 +91,8 @@ def repairs(runs: Sequence[Ended], policy: str) -> list[Repair]:
         if not faulty.repairable or run is None:
             continue
         final = run.final if math.isfinite(run.final) else math.inf
+        known = reached.get((case.net, case.seed), ())
+        most = MENDED * max(known, default=math.nan)
         found.append(
             Repair(
                 key=run.case.key,
@@ -88,6 +102,9 @@ def repairs(runs: Sequence[Ended], policy: str) -> list[Repair]:
                 better=_gain(faulty, run) > 0,
                 ratio=final / twin.final,
                 passes=run.passes / twin.passes,
+                hurt=not faulty.final <= most if known else None,
+                level=final <= most if known else None,
+                over=final / float(np.median(known)) if known else math.nan,
             )
         )
     return found
@@ -116,7 +133,11 @@ def policy_score(runs: Sequence[Ended], policy: str) -> PolicyScore:
     ]
     harmed = [run.case.key for run, twin in pairs if worse(run, twin) > (UNHARMED - 1) * twin.final]
     tests = [sign_flip(values) <= LEVEL for values in gains.values() if len(values) >= ENOUGH]
+    beyond = [each for each in found if each.hurt]
+    over = [each.over for each in beyond]
     return PolicyScore(
+        level=Share(hits=sum(bool(each.level) and each.better for each in beyond), of=len(beyond)),
+        over=float(np.median(over)) if over else math.nan,
         mended=Share(hits=sum(each.mended and each.better for each in found), of=len(found)),
         kinds=Share(hits=sum(tests), of=len(tests)),
         passes=float(np.median([each.passes for each in found])) if found else math.nan,
@@ -126,6 +147,23 @@ def policy_score(runs: Sequence[Ended], policy: str) -> PolicyScore:
         left=tuple(each for each in found if not (each.mended and each.better)),
         hurt=tuple(harmed),
     )
+
+
+def orders(runs: Sequence[Ended]) -> dict[tuple[str, int], tuple[float, ...]]:
+    """What clean twins reach, by net and seed, where they were trained on other orders of the data, too.
+
+    Args:
+        runs: All runs.
+
+    Returns:
+        Their losses, the twin's first; nothing where there is the twin alone.
+    """
+    found = {key: [twin.final] for key, twin in twins(runs).items()}
+    for run in runs:
+        key = (run.case.net, run.case.seed)
+        if run.case.order and run.status == "finished" and math.isfinite(run.final) and key in found:
+            found[key].append(run.final)
+    return {key: tuple(finals) for key, finals in found.items() if len(finals) > 1}
 
 
 def _treated(runs: Sequence[Ended], policy: str) -> dict[tuple[str, str, int], Ended]:

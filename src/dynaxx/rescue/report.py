@@ -34,6 +34,8 @@ OBSERVER_HEAD = (
 POLICY_HEAD = (
     "who acts",
     "repaired",
+    "within clean orders",
+    "over their median",
     "kinds better than untouched",
     "passes",
     "healthy runs harmed",
@@ -77,7 +79,10 @@ class Report:
     def policy_rows(self) -> list[tuple[str, ...]]:
         """The table of those who act."""
         return [
-            (name, str(s.mended), str(s.kinds), f"{s.passes:.2f}×", str(s.harmed), f"{s.harm:.3f}", f"{s.drift:.3f}×")
+            (
+                *(name, str(s.mended), str(s.level), f"{s.over:.2f}×", str(s.kinds)),
+                *(f"{s.passes:.2f}×", str(s.harmed), f"{s.harm:.3f}", f"{s.drift:.3f}×"),
+            )
             for name, s in self.policies.items()
         ]
 

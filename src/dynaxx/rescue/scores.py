@@ -89,6 +89,7 @@ class ObserverScore:
         noisiest: Rules that speak on healthy runs, with how many runs each.
         missed: Runs that were not detected.
         misnamed: Runs whose first cause is wrong.
+        detections: Of every run that was hurt, in order.
     """
 
     faults: Share
@@ -102,6 +103,7 @@ class ObserverScore:
     noisiest: Mapping[str, int]
     missed: tuple[str, ...]
     misnamed: tuple[Detection, ...]
+    detections: tuple[Detection, ...]
 
 
 def worse(run: Ended, twin: Ended) -> float:
@@ -122,6 +124,7 @@ def twins(runs: Sequence[Ended]) -> dict[tuple[str, int], Ended]:
         (run.case.net, run.case.seed): run
         for run in runs
         if run.case.alteration is None and run.case.policy == "nothing" and run.status == "finished"
+        if run.case.order == 0
     }
 
 
@@ -134,7 +137,11 @@ def untouched(runs: Sequence[Ended]) -> list[Ended]:
     Returns:
         Those.
     """
-    return [run for run in runs if run.case.policy == "nothing" and run.status in ("finished", "refused")]
+    return [
+        run
+        for run in runs
+        if run.case.policy == "nothing" and run.status in ("finished", "refused") and run.case.order == 0
+    ]
 
 
 def changed(runs: Sequence[Ended]) -> list[Changed]:
@@ -262,6 +269,7 @@ def observer_score(runs: Sequence[Ended], seen: Mapping[str, Observation]) -> Ob
         noisiest=dict(noisiest),
         missed=tuple(d.key for d in found if not d.detected),
         misnamed=tuple(d for d in found if d.place != 1),
+        detections=tuple(found),
     )
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
@@ -13,7 +14,7 @@ from dynaxx.errors import BadInput
 from dynaxx.rescue.faults import names, plant
 from dynaxx.rescue.nets import NETS
 from dynaxx.rescue.policies import policy as find_policy
-from dynaxx.rescue.training import Case, Ended, base_task, run_case
+from dynaxx.rescue.training import RESULT, Case, Ended, base_task, run_case
 
 LABELS = "labels.json"
 
@@ -25,6 +26,7 @@ def cases(
     alterations: Sequence[str] | None = None,
     policies: Sequence[str] = ("nothing",),
     steps: int | None = None,
+    orders: int = 0,
 ) -> list[Case]:
     """Clean twins, and every alteration of every net, untouched and under each policy.
 
@@ -34,6 +36,7 @@ def cases(
         alterations: What is planted; None: everything.
         policies: Who acts, each on the same cases.
         steps: Optimizer steps; None: each task's own.
+        orders: Clean twins on so many other orders of the data, by which `repairs` judges what a rollback leaves.
 
     Returns:
         The cases, clean ones first.
@@ -50,6 +53,8 @@ def cases(
         Case(net=net, seed=seed, alteration=name, policy=policy, steps=steps)
         for policy, name, seed, net in product(policies, chosen, seeds, nets)
     ]
+    others = product(range(1, orders + 1), seeds, nets)
+    found += [Case(net=net, seed=seed, steps=steps, order=order) for order, seed, net in others]
     if not found:
         raise BadInput("rescue(nets=..., seeds=...) must hold at least one of each. Got none.")
     return list(dict.fromkeys(found))
@@ -79,6 +84,29 @@ def run_suite(
     results = [found[case] for case in chosen]
     _label(results, out)
     return results
+
+
+def recorded(out: Path) -> list[Ended]:
+    """What became of the cases that a suite's folder holds, wherever it was recorded: nothing is trained.
+
+    Args:
+        out: The suite's folder.
+
+    Returns:
+        One per case that has ended, in the order of their folders.
+
+    Raises:
+        BadInput: It holds none.
+    """
+    found = [
+        replace(Ended.from_dict(json.loads(path.read_text())), folder=str(path.parent))
+        for path in sorted(out.glob(f"*/*/{RESULT}"))
+    ]
+    if not found:
+        raise BadInput(
+            f"recorded({str(out)!r}): there is no run of the rescue suite. Record some: dynaxx rescue --out DIR."
+        )
+    return found
 
 
 def _ended(chosen: Sequence[Case], out: Path, workers: int) -> Iterator[Ended]:

@@ -44,6 +44,7 @@ class Case:
         alteration: What is planted; None: nothing.
         policy: Who acts.
         steps: Optimizer steps; None: the task's own.
+        order: 0: the seed's own order of the data; others: another one, to see how far the order alone moves the end.
     """
 
     net: str
@@ -51,6 +52,7 @@ class Case:
     alteration: str | None = None
     policy: str = "nothing"
     steps: int | None = None
+    order: int = 0
 
     @property
     def kind(self) -> str:
@@ -67,6 +69,7 @@ class Case:
         """The name of its folder below the suite's: kind/name-net-seed, and who acted."""
         net = Path(self.net.partition(":")[0]).stem + self.net.rpartition(":")[2] if ":" in self.net else self.net
         acted = "" if self.policy == "nothing" else f"-{self.policy}"
+        acted += f"-order{self.order}" if self.order else ""
         return f"{'faulty' if self.kind == 'fault' else self.kind}/{self.name}-{net}-{self.seed}{acted}"
 
     def task(self) -> Altered:
@@ -225,6 +228,7 @@ def _trained(case: Case, folder: Path) -> Ended:
             facts={"case": asdict(case)},
             quiet=True,
             navigate=acting.mode,
+            signals=() if case.order else None,  # only their ends are read: a third of the time
         )
         with run:
             for _ in _steps(case, task, run, model, optimizer, scheduler, acting):
@@ -249,9 +253,10 @@ def _steps(
 ) -> Iterator[int]:
     """The training, a step at a time."""
     validation = task.batches("validation", validation_seed(case.seed))
+    order = derive_seed(case.seed, "order", case.order) if case.order else case.seed
     model.train()
     for epoch in count():
-        loader = task.batches("train", epoch_seed(case.seed, epoch)) if epoch >= run.epoch else ()
+        loader = task.batches("train", epoch_seed(order, epoch)) if epoch >= run.epoch else ()
         for loss in train_steps(task, model, optimizer, run.batches(loader), scheduler=scheduler):
             run.log(loss=loss)
             fresh = _every(run.step, task.steps, EVALUATIONS)

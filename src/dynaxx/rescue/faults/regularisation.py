@@ -32,7 +32,7 @@ class DecayTooHigh(Fault):
     """The weight decay outweighs the gradient."""
 
     name = "decay_too_high"
-    codes = ("D12", "D10", "D9", "D1", "D28", "D32", "D18", "D37")
+    codes = ("D12", "D10", "D9", "D1", "D28", "D32", "D18", "D37", "D40")
     causes = ("weight_decay_too_high", "weight_decay_coupled", "regularisation_too_strong")
 
     def __init__(self, random: Random) -> None:

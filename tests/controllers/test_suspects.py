@@ -1,0 +1,29 @@
+"""Whom the standing findings accuse: not a symptom, and not a setting that is another one by now."""
+
+from dynaxx.controllers import accused
+from dynaxx.core.causes import BRINGS_ABOUT
+from dynaxx.core.records import Action
+
+RATE = "learning_rate_too_high"
+
+
+def test_a_symptom_is_not_accused_beside_its_cause(nav):
+    assert "exploding_gradients" in BRINGS_ABOUT[RATE]
+    steps = nav.finding("update_size", (RATE, 0.9), onset=50)
+    burst = nav.finding("exploding_gradients", ("exploding_gradients", 0.9), onset=60)
+    both = {"exploding_gradients"}
+    assert accused(nav.situation(100, burst), both).cause == "exploding_gradients"
+    assert accused(nav.situation(100, steps, burst), both) is None
+    assert accused(nav.situation(100, steps, burst), {RATE, *both}).cause == RATE
+    guess = nav.finding("update_size", (RATE, 0.4), onset=50)
+    assert accused(nav.situation(100, guess, burst), both).cause == "exploding_gradients"
+
+
+def test_a_cause_that_was_answered_explains_nothing_any_more(nav):
+    memory = nav.finding("momentum_memory", ("momentum_too_high", 0.9), onset=50)
+    swings = nav.finding("oscillation", (RATE, 0.9), onset=60)
+    force = {"momentum": Action(name="momentum", arguments={"most": 0.9})}
+    known = {"momentum_too_high", RATE}
+    assert RATE in BRINGS_ABOUT["momentum_too_high"]
+    assert accused(nav.situation(100, memory, swings), known).cause == "momentum_too_high"
+    assert accused(nav.situation(100, memory, swings, in_force=force), known).cause == RATE
