@@ -60,6 +60,8 @@ def test_the_noise_scale_is_shown_against_the_batch(make):
             "gradient_noise.cosine": (AT, [0.3] * 4),
             "gradient_agreement": (AT, [0.9] * 4),
             "gradient_agreement.cancellation": (AT, [0.1] * 4),
+            "gradient_agreement.tail_index": (AT, [1.5] * 4),
+            "gradient_agreement.tail_null": (AT, [2.0] * 4),
             "effective_batch": (AT, [64.0] * 4),
         }
     )
@@ -74,6 +76,7 @@ def test_the_noise_scale_is_shown_against_the_batch(make):
         "none",
     ]
     assert found["Cancellation of the update between layers"].lines[0].y.tolist() == [pytest.approx(0.1)] * 4
+    assert [line.y[0] for line in found["Tail index of gradient noise"].lines] == [1.5, 2.0]
 
 
 @pytest.mark.parametrize("name", ["curvature", "gradient_noise"])

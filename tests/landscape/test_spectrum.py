@@ -29,16 +29,20 @@ def digits(classes=10, count=800, standardised=False):
     return x[y < classes][:count], y[y < classes][:count]
 
 
-def trained(classes, steps=100, standardised=False):
-    """§7.2: MLP 64-12-C ReLU, cross-entropy, plain SGD 0.2, batch 128, seed 0."""
+def half_square(model, batch):
+    return (model(batch[0]) - functional.one_hot(batch[1], model[-1].out_features)).square().sum(1).mean() / 2
+
+
+def trained(classes, steps=100, standardised=False, activation=nn.ReLU, loss=entropy):
+    """§7.2: MLP 64-12-C, plain SGD 0.2, batch 128, seed 0."""
     x, y = digits(classes, standardised=standardised)
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, classes))
+    net = nn.Sequential(nn.Linear(64, 12), activation(), nn.Linear(12, classes))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.2)
     for _ in range(steps):
         chosen = torch.randint(0, len(x), (128,))
         optimizer.zero_grad()
-        entropy(net, (x[chosen], y[chosen])).backward()
+        loss(net, (x[chosen], y[chosen])).backward()
         optimizer.step()
     return net, [(x, y)]
 
@@ -145,6 +149,16 @@ def test_outliers_are_one_less_than_classes(classes):
     place, ratio = gap(found.arrays["eigenvalues"][:12])
     assert place == classes - 1
     assert ratio > 2
+
+
+@pytest.mark.parametrize(("classes", "published"), [(3, 3.48), (5, 2.95), (10, 2.38)])
+def test_outliers_of_the_squared_error_are_as_many_as_classes(classes, published):
+    """§7.2, tanh and one-hot targets: nothing ties the outputs of the classes together, as softmax does."""
+    net, batches = trained(classes, activation=nn.Tanh, loss=half_square)
+    found = spectrum(net, half_square, batches, steps=30, eigenvalues=12)
+    place, ratio = gap(found.arrays["eigenvalues"][:12])
+    assert place == classes
+    assert ratio == pytest.approx(published, rel=0.02)
 
 
 def test_there_is_no_such_gap_with_pixels_standardised():

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import levy_stable
 
 from dynaxx.errors import BadInput
-from dynaxx.numerics.tail_index import judged, tail_index
+from dynaxx.numerics.tail_index import judged, judged_pairs, tail_index
 
 
 def stable(alpha, shape, seed):
@@ -73,3 +74,65 @@ def test_dead_coordinates_are_left_out():
 def test_what_cannot_be_judged_is_refused(noise):
     with pytest.raises(BadInput, match="tail_index"):
         tail_index(noise)
+
+
+def by_gram(noise, **options):
+    return [float(value) for value in judged_pairs(torch.tensor(noise @ noise.T), **options)]
+
+
+def differences(gradients):
+    return gradients[1::2] - gradients[::2]
+
+
+def test_inner_products_say_what_the_vectors_do():
+    rng = np.random.default_rng(7)
+    noise = stable(1.5, (64, 30), 8) * np.exp(rng.standard_normal(30))
+    signs = torch.randint(0, 2, (64,), generator=torch.Generator().manual_seed(4)).numpy() * 2 - 1
+    alpha, null, p = by_gram(noise, draws=400, seed=4)
+    truth = judged(noise * signs[:, None], draws=400)
+    assert alpha == pytest.approx(truth.alpha.value, rel=1e-9)
+    assert null == pytest.approx(truth.null.value, abs=4 * truth.null.error / 20)
+    assert p == pytest.approx(truth.p_value, abs=0.05)
+
+
+@pytest.mark.parametrize("change", ["none", "scales", "scale falls", "mean moves", "one direction"])
+def test_gaussian_gradients_are_not_called_heavy_tailed(change):
+    """Whatever else changes along the window; the p-value errs to the safe side where there are many directions."""
+    rng = np.random.default_rng(9)
+    n = 1 if change == "one direction" else 40
+    scales = np.exp(2 * rng.standard_normal(n)) if change == "scales" else np.ones(n)
+    time = np.arange(128)[:, None]
+    p = []
+    for i in range(100):
+        gradients = rng.standard_normal((128, n)) * scales
+        gradients = gradients * np.exp(-3 * time / 128) if change == "scale falls" else gradients
+        gradients = gradients + time / 2 if change == "mean moves" else gradients
+        p.append(by_gram(differences(gradients), draws=100, seed=i)[2])
+    assert np.mean(np.array(p) <= 0.05) < 0.12
+    assert np.mean(p) > 0.38
+
+
+def test_heavy_gradients_are():
+    """Sums of stable vectors, whose tails are those of whole gradients: 9 of 10 windows of 64 at α = 1.5."""
+    found = []
+    for i in range(40):
+        common = levy_stable.rvs(0.75, 1.0, size=128, random_state=np.random.default_rng(i))  # α/2, positive
+        noise = np.sqrt(common)[:, None] * np.random.default_rng(100 + i).standard_normal((128, 50))
+        found.append(by_gram(differences(noise), draws=100, seed=i))
+    alphas, _, p = np.array(found).T
+    assert alphas.mean() == pytest.approx(1.5, abs=0.1)
+    assert np.mean(p <= 0.01) > 0.7
+
+
+def test_differences_that_share_a_gradient_would_cancel():
+    """Why each gradient is in one pair only: sums of a chain of differences are the difference of its ends."""
+    gradients = np.random.default_rng(10).standard_normal((65, 500))
+    assert abs(1 / tail_index(np.diff(gradients, axis=0)).value) < 0.02  # of noise: 0.5
+    assert tail_index(differences(np.random.default_rng(10).standard_normal((128, 500)))).value < 2.2
+
+
+def test_inner_products_that_say_nothing():
+    for bad in (np.zeros((16, 4)), np.full((16, 4), np.nan), np.diag(np.r_[0.0, np.ones(15)])):
+        assert np.isnan(by_gram(bad)[::2]).all()
+    with pytest.raises(BadInput, match="at least 2 blocks"):
+        judged_pairs(torch.eye(3))

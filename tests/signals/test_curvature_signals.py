@@ -9,6 +9,9 @@ from torch import nn
 from dynaxx.core.objective import Objective
 from dynaxx.core.rates import RateFactors
 from dynaxx.core.records import Axis
+from dynaxx.optim.kl_shampoo import KLShampoo
+from dynaxx.optim.shampoo import Shampoo
+from dynaxx.optim.soap import SOAP
 
 SPECTRUM = torch.tensor([9.0, 4.0, 2.0, 1.0, 0.5, 0.0, -1.0], dtype=torch.float64)
 
@@ -170,6 +173,60 @@ def test_the_margin_of_adam_is_that_of_the_preconditioned_hessian(bench, quadrat
     value, threshold = float(values["stability_margin.sharpness"]), float(values["stability_margin.threshold"])
     assert threshold / value == pytest.approx(3.8e4 / truth, rel=1e-2)
     assert float(values["stability_margin.products"]) > 0
+
+
+class Coupled(nn.Module):
+    """L = ½ θᵀHθ of a 4 × 3 matrix and a vector, every entry coupled with every other."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        root = torch.randn(17, 17, generator=generator, dtype=torch.float64)
+        self.register_buffer("matrix", root @ root.T)
+        self.a = nn.Parameter(torch.randn(4, 3, generator=generator, dtype=torch.float64))
+        self.b = nn.Parameter(torch.randn(5, generator=generator, dtype=torch.float64))
+
+    def forward(self, x):
+        theta = torch.cat([self.a.flatten(), self.b])
+        return (theta @ self.matrix @ theta) / 2 * x.mean()
+
+
+def inverse_in_bases(state, name):
+    """P⁻¹ of the 4 × 3 matrix but for the rate and the first moment's correction, dense, rows before columns."""
+    left, right = (state[f"{side}_axes_0"][0].T for side in ("left", "right"))
+    if name == "soap":
+        values = 1 / ((state["exp_avg_sq"] / (1 - 0.95 ** (float(state["step"]) - 1))).sqrt() + 1e-8)
+    else:
+        outer = state["left_values_0"][0][:, None] * state["right_values_0"][0]
+        values = outer ** (-0.25 if name == "shampoo" else -0.5)
+    basis = torch.kron(left, right)
+    return basis @ values.flatten().diag() @ basis.T
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "beta1"),
+    [
+        ("soap", lambda p: SOAP(p, lr=1e-3, weight_decay=0.0, every=100), 0.95),
+        ("kl_shampoo", lambda p: KLShampoo(p, lr=1e-3, weight_decay=0.0, every=100), 0.95),
+        ("shampoo", lambda p: Shampoo(p, lr=1e-3, weight_decay=0.0, graft="none", every=1), 0.9),
+    ],
+)
+def test_the_margin_in_eigenbases_is_that_of_the_dense_preconditioner(bench, name, make, beta1):
+    """λ₁ of P⁻¹H, which is not symmetric, by the dense matrices."""
+    model = Coupled()
+    optimizer = make(model.parameters())
+    found = bench(model, optimizer, "stability_margin")
+    for _ in range(4):
+        optimizer.zero_grad()
+        values = stepped(found, model)
+    steps, state = 3 if name == "soap" else 4, optimizer.state[model.b]
+    vector = 1 / ((state["exp_avg_sq"] / (1 - optimizer.defaults["betas"][1] ** 4)).sqrt() + 1e-8)
+    inverse = torch.block_diag(
+        inverse_in_bases(optimizer.state[model.a], name) / (1 - beta1**steps), vector.diag() / (1 - beta1**4)
+    )
+    truth = 1e-3 * float(torch.linalg.eigvals(inverse @ model.matrix).real.max())
+    threshold = (2 + 2 * beta1) / (1 - beta1)
+    assert float(values["stability_margin"]) == pytest.approx(threshold / truth, rel=1e-2)
 
 
 def test_columns_have_no_axis(bench, quadratic):

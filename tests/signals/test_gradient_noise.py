@@ -11,6 +11,8 @@ from torch.utils._pytree import tree_map
 import dynaxx
 from dynaxx.core.objective import Objective
 from dynaxx.errors import NotApplicable
+from dynaxx.numerics.tail_index import judged_pairs
+from dynaxx.signals._tails import PAIRS
 
 
 class Point(nn.Module):
@@ -153,3 +155,29 @@ def test_successive_gradients_and_cancellation(bench):
     flat = [torch.cat([g.flatten() for g in gs]) for gs in (one, mixed)]
     truth = float(torch.nn.functional.cosine_similarity(*flat, dim=0))
     assert float(second["gradient_agreement"]) == pytest.approx(truth, abs=4 * 4096**-0.5)
+
+
+def test_tails_come_from_pairs_of_unclipped_gradients(bench):
+    """Of a net so small that its sketch is exact; one window is clipped at 1, which would cut every tail."""
+    model = nn.Linear(30, 20)
+    found = bench(model, torch.optim.SGD(model.parameters(), lr=0.1), "gradient_agreement")
+    gradients = torch.randn(2 * PAIRS, 620, generator=torch.Generator().manual_seed(0)) * torch.linspace(1, 4, 620)
+    gradients *= torch.linspace(-5, 5, 2 * PAIRS).exp()[torch.randperm(2 * PAIRS)][:, None]
+
+    def window(clipped):
+        for number, row in enumerate(gradients, 1):
+            norm = row.norm()
+            used = row / (norm + 1e-6) if clipped else row
+            model.weight.grad, model.bias.grad = used[:600].view(20, 30).clone(), used[600:].clone()
+            seen = found.step(clip=(norm, 1.0) if clipped else None)
+            assert ("gradient_agreement.tail_index" in seen) == (number == 2 * PAIRS)
+        return [float(seen[f"gradient_agreement.{name}"]) for name in ("tail_index", "tail_null", "tail_p")]
+
+    pairs = gradients[1::2] - gradients[::2]
+    truth = [float(value) for value in judged_pairs(pairs @ pairs.T, draws=100)]
+    assert window(clipped=False) == pytest.approx(truth, rel=1e-4)
+    assert window(clipped=True) == pytest.approx(truth, rel=1e-2)
+    assert truth[0] < 1.5
+    assert truth[2] < 0.01
+    gradients[40, 7] = torch.nan
+    assert math.isnan(window(clipped=False)[0])

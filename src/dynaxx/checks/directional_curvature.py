@@ -49,7 +49,7 @@ class DirectionalCurvature(Check):
         found: dict[str, Any] = {"curvature": curvature, "rate": rate}
         try:
             scaled: Preconditioning = preconditioning(point.optimizer, space)
-            along = directional_curvature(scaled.operator(hessian), scaled.scale * row).value
+            along = directional_curvature(scaled.operator(hessian), scaled.root(row[None])[0]).value
         except (NotApplicable, BadInput) as reason:
             return {**found, "threshold": plain(2 / rate) if rate > 0 else None, "ratio": None, "why": str(reason)}
         ratio = point.rate * along / scaled.threshold

@@ -10,7 +10,9 @@ from dynaxx.figures._build import batches, level, line
 from dynaxx.figures._read import read, read_some, scale_for, sentence
 from dynaxx.runlog import LabelledArray, RunView
 
-_NAMES = ("gradient_noise", "gradient_agreement", "gradient_agreement.cancellation")
+_NAMES = (
+    "gradient_noise", "gradient_agreement", "gradient_agreement.cancellation", "gradient_agreement.tail_index"
+)  # fmt: skip
 
 
 class GradientNoise(Figure):
@@ -45,7 +47,20 @@ class GradientNoise(Figure):
                     note="0: all layers pull the loss the same way; 1: they undo each other, to first order.",
                 )
             )
+        if "gradient_agreement.tail_index" in found:
+            panels.append(_tails(view))
         return panels
+
+
+def _tails(view: RunView) -> Lines:
+    names = {"tail_index": "this run", "tail_null": "Gaussian noise"}
+    arrays = {label: read(view, f"gradient_agreement.{name}") for name, label in names.items()}
+    return Lines(
+        title="Tail index of gradient noise",
+        lines=tuple(line(array, label, "points") for label, array in arrays.items() if array is not None),
+        y_label="stable index α",
+        note="Below the Gaussian's where single batches dominate; what is as low by chance, .tail_p says.",
+    )
 
 
 def _scale(view: RunView, scale: LabelledArray) -> Lines:

@@ -179,7 +179,7 @@ class Flatness(Probe):
     def _curvature(self, hessian: Hessian, weights: Tensor, rows: _Rows, notes: list[str]) -> None:
         operators: dict[str, tuple[Operator, bool, str]] = {
             "sharpness": (hessian, False, "λ₁(H)"),
-            "adaptive_sharpness": (Congruent(hessian, weights.abs()), True, "λ₁(|θ| H |θ|)"),
+            "adaptive_sharpness": (Congruent(hessian, weights.abs().mul), True, "λ₁(|θ| H |θ|)"),
         }
         for name, (operator, invariant, formula) in operators.items():
             found = eigenpairs(operator, 1, max_products=EIGEN_PRODUCTS, seed=self._seed)

@@ -1,6 +1,7 @@
 """The contract of every curvature operator: a symmetric linear map that is known by its products alone."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -79,20 +80,20 @@ class Dense(Operator):
 
 
 class Congruent(Operator):
-    """D A D with a diagonal D: the preconditioned Hessian P^(-1/2) H P^(-1/2) has D = P^(-1/2).
+    """D A D with a symmetric D: the preconditioned Hessian P^(-1/2) H P^(-1/2) has D = P^(-1/2).
 
     It has the eigenvalues of P⁻¹A and, unlike that, is symmetric.
 
     Args:
         inner: A; its products are counted too.
-        diagonal: The entries of D, shape (n,).
+        root: Multiplies rows by D, and leaves them as they are.
     """
 
-    def __init__(self, inner: Operator, diagonal: Float[Tensor, " n"]) -> None:
+    def __init__(self, inner: Operator, root: Callable[[Tensor], Tensor]) -> None:
         super().__init__(inner.space)
         self.inner = inner
-        self.diagonal = diagonal
+        self.root = root
 
     def apply(self, rows: Float[Tensor, "k n"]) -> Float[Tensor, "k n"]:
         """Scale, multiply, scale."""
-        return self.inner(rows * self.diagonal) * self.diagonal
+        return self.root(self.inner(self.root(rows)))

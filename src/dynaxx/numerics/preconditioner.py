@@ -1,19 +1,19 @@
 """What an optimizer's state makes of curvature: the scaling in which its stability has one threshold."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from inspect import unwrap
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RMSprop
+from torch.optim import Optimizer
 
 from dynaxx.core.parameters import local
 from dynaxx.errors import BadInput, NotApplicable
 from dynaxx.numerics.operator import Congruent, Operator
 from dynaxx.numerics.space import Space
+from dynaxx.numerics.stability_rules import Rotation, Rule, rule_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,8 +21,9 @@ class Preconditioning:
     """An optimizer with preconditioner P and rate η is stable on a quadratic while λ₁(D (H + W) D) < threshold.
 
     Args:
-        scale: D = (η P⁻¹)^(1/2) per entry, shape (n,); 0 where the optimizer moves nothing. Groups of another threshold
-            than the highest are scaled by the root of the quotient, which is exact at the crossing z = −1.
+        scale: D = (η P⁻¹)^(1/2) by entry or, where there is a rotation, by coordinate, shape (n,); 0 where the
+            optimizer moves nothing. Groups of another threshold than the highest are scaled by the root of the
+            quotient, which is exact at the crossing z = −1.
         threshold: Highest stable λ₁, without unit: rates are within D.
         rule: The optimizer and its variant ("Adam, amsgrad").
         about: The formulas, and what was assumed.
@@ -36,18 +37,40 @@ class Preconditioning:
     about: str
     decay: Float[Tensor, " n"] | None = None
     sign: float = 1.0
+    rotations: Sequence[tuple[slice, torch.Size, Rotation]] = ()
+    """Parameters whose D is not diagonal: where their entries are, their shape, and into which coordinates."""
+
+    def root(self, rows: Float[Tensor, "k n"]) -> Float[Tensor, "k n"]:
+        """D times each row: D g is the hint for a search of eigenvectors that g is for the Hessian's.
+
+        Args:
+            rows: Shape (k, n).
+
+        Returns:
+            Shape (k, n).
+        """
+        return self._turned(self._turned(rows, lambda each: each.into) * self.scale, lambda each: each.back)
+
+    def _turned(self, rows: Tensor, way: Callable[[Rotation], Callable[[Tensor], Tensor]]) -> Tensor:
+        if not self.rotations:
+            return rows
+        rows = rows.clone()
+        for at, shape, rotation in self.rotations:
+            for row in rows[:, at]:
+                row.copy_(way(rotation)(row.view(shape)).flatten())
+        return rows
 
     def operator(self, hessian: Operator) -> Operator:
         """D (H + W) D, whose largest eigenvalue is to be held against the threshold.
 
         Args:
-            hessian: H. A hint g (gradient, update) in its space is D·g in that of the result.
+            hessian: H. A hint in its space is `root` of it in that of the result.
 
         Returns:
             The operator; it does not follow the optimizer's state, so take a new one at each measurement.
         """
         inner = hessian if self.decay is None and self.sign > 0 else _Decayed(hessian, self.decay, self.sign)
-        return Congruent(inner, self.scale)
+        return Congruent(inner, self.root)
 
 
 class _Decayed(Operator):
@@ -63,33 +86,17 @@ class _Decayed(Operator):
         return found if self.diagonal is None else found + rows * self.diagonal
 
 
-class _Rule(NamedTuple):
-    """How a group of parameters is updated.
-
-    The update in answer to gradients (−1)ᵗ g of alternating sign, the mode in which stability is lost, is
-    η · response · P⁻¹ g; so λ η / P may be 2 / response.
-    """
-
-    response: float
-    name: str
-    formula: str
-    divisor: Callable[[dict[str, Any]], Tensor | None] = lambda state: None
-    """P of one parameter by its state; None: 1."""
-    needs: str = ""
-    """The state without which a parameter has not been updated yet."""
-    decoupled: bool = False
-
-
 def preconditioning(optimizer: Optimizer, space: Space) -> Preconditioning:
     """D, the threshold and the weight decay of an optimizer as it stands, quasi-statically: its state held fixed.
 
     Highest stable ηλ, with η and P in D: gradient descent 2; heavy ball (2 + 2μ)/(1 − dampening); Nesterov
     (2 + 2μ)/(1 + 2μ); Adam, AdamW (2 + 2β₁)/(1 − β₁) with P = (1 − β₁ᵗ)(√v̂ + ε) (Cohen et al. 2022); NAdam
     (2 + 2β₁)/((1 − β₁)(1 + 2β₁)); RMSprop as gradient descent or heavy ball with P = √v + ε; Adagrad 2 with
-    P = (1 + (t − 1) decay)(√Σg² + ε). Decoupled weight decay w turns the 2 into 2 − ηw.
+    P = (1 + (t − 1) decay)(√Σg² + ε); SOAP, Shampoo, KL-Shampoo as Adam, with a P that is diagonal in the eigenbases of
+    their factors. Decoupled weight decay w turns the 2 into 2 − ηw.
 
     Args:
-        optimizer: One of torch's own of these names, or a subclass with the same `step`.
+        optimizer: One of torch's own of these names, or a subclass with the same `step`; or one `Ruled`.
         space: The parameters that curvature is taken over; those that the optimizer does not move have D = 0.
 
     Returns:
@@ -105,15 +112,7 @@ def preconditioning(optimizer: Optimizer, space: Space) -> Preconditioning:
         >>> found.threshold, found.scale
         (3.0, tensor([0.5000, 0.5000]))
     """
-    # Subclasses that leave the step as it is count; torch wraps `step` once for each class.
-    steps = {unwrap(kind.step): rule for kind, rule in _RULES.items()}
-    make = steps.get(unwrap(type(optimizer).step))
-    if make is None:
-        raise NotApplicable(
-            f"preconditioning(optimizer): {type(optimizer).__name__} has no known stability threshold. "
-            f"Supported: {', '.join(kind.__name__ for kind in _RULES)} of torch.optim."
-        )
-    rules = [(group, make(group)) for group in optimizer.param_groups]
+    rules = [(group, rule_of(optimizer, group)) for group in optimizer.param_groups]
     held = {id(p): pair for pair in rules for p in pair[0]["params"]}
     moved = [(i, p, *held[id(p)]) for i, p in enumerate(space.parameters) if id(p) in held]
     if not moved:
@@ -122,16 +121,19 @@ def preconditioning(optimizer: Optimizer, space: Space) -> Preconditioning:
     threshold = max(thresholds.values())
     squares = [torch.zeros(shape, dtype=space.dtype, device=space.device) for shape in space.shapes]
     decays = [torch.zeros_like(square) for square in squares]
+    rotations: list[tuple[slice, torch.Size, Rotation]] = []
+    places = list(space.slices().values())
     updated = False
     for i, parameter, group, rule in moved:
-        state = {key: _wide(value, space) for key, value in optimizer.state.get(parameter, {}).items()}
-        if rule.needs and rule.needs not in state:
-            continue  # it has had no gradient yet: the optimizer has not moved it
+        scaling = rule.scaling({k: _wide(value, space) for k, value in optimizer.state.get(parameter, {}).items()})
+        if scaling is None:
+            continue  # the optimizer has not moved it yet
         updated = True
-        divisor = rule.divisor(state)
         rate = float(group["lr"]) * threshold / thresholds[id(group)]
-        squares[i] += rate if divisor is None else rate / divisor
+        squares[i] += rate if scaling.divisor is None else rate / scaling.divisor
         decays[i] += 0.0 if rule.decoupled else float(group["weight_decay"])
+        if scaling.rotation is not None:
+            rotations.append((places[i], space.shapes[i], scaling.rotation))
     if not updated:
         raise NotApplicable(
             f"preconditioning(optimizer): {type(optimizer).__name__} has no state before its first step. "
@@ -146,6 +148,7 @@ def preconditioning(optimizer: Optimizer, space: Space) -> Preconditioning:
         about=_joined(rule.formula for _, _, _, rule in moved),
         decay=decay if coupled else None,
         sign=_sign(optimizer, [group for _, _, group, _ in moved]),
+        rotations=tuple(rotations),
     )
 
 
@@ -154,13 +157,13 @@ def _wide(value: Any, space: Space) -> Any:
     return local(value).to(space.dtype) if isinstance(value, Tensor) else value
 
 
-def _threshold(group: dict[str, Any], rule: _Rule) -> float:
+def _threshold(group: dict[str, Any], rule: Rule) -> float:
     decay = float(group["lr"]) * float(group["weight_decay"]) if rule.decoupled else 0.0
     return (2.0 - decay) / rule.response
 
 
 def _sign(optimizer: Optimizer, groups: list[dict[str, Any]]) -> float:
-    climbing = {bool(group["maximize"]) for group in groups}
+    climbing = {bool(group.get("maximize", False)) for group in groups}
     if len(climbing) > 1:
         raise NotApplicable(
             f"preconditioning(optimizer): some groups of this {type(optimizer).__name__} climb and others descend, "
@@ -171,76 +174,3 @@ def _sign(optimizer: Optimizer, groups: list[dict[str, Any]]) -> float:
 
 def _joined(words: Any) -> str:
     return "; ".join(dict.fromkeys(words))
-
-
-def _sgd(group: dict[str, Any]) -> _Rule:
-    momentum, dampening = float(group["momentum"]), float(group["dampening"])
-    if momentum == 0:
-        return _Rule(1.0, "gradient descent", "ηλ < 2")
-    if group["nesterov"]:
-        return _Rule((1 + 2 * momentum) / (1 + momentum), "Nesterov", "ηλ < (2 + 2μ)/(1 + 2μ)")
-    return _Rule((1 - dampening) / (1 + momentum), "heavy ball", "ηλ < (2 + 2μ)/(1 − dampening)")
-
-
-def _adam(group: dict[str, Any]) -> _Rule:
-    beta1, beta2, epsilon = float(group["betas"][0]), float(group["betas"][1]), float(group["eps"])
-    second = "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"
-    decoupled = bool(group["decoupled_weight_decay"])
-
-    def divisor(state: dict[str, Any]) -> Tensor:
-        step = float(state["step"])
-        return (1 - beta1**step) * ((state[second] / (1 - beta2**step)).sqrt() + epsilon)
-
-    name = ("AdamW" if decoupled else "Adam") + (", amsgrad" if group["amsgrad"] else "")
-    formula = "λ₁(ηP⁻¹H) < (2 + 2β₁)/(1 − β₁), P = (1 − β₁ᵗ)(√v̂ + ε)"
-    return _Rule((1 - beta1) / (1 + beta1), name, formula, divisor, second, decoupled)
-
-
-def _nadam(group: dict[str, Any]) -> _Rule:
-    beta1, beta2, epsilon = float(group["betas"][0]), float(group["betas"][1]), float(group["eps"])
-    average = (1 - beta1) / (1 + beta1)
-    limit = (1 - beta1) * (1 + 2 * beta1) / (1 + beta1)
-
-    def momentum(step: float) -> float:
-        return beta1 * (1 - 0.5 * 0.96 ** (step * float(group["momentum_decay"])))
-
-    def divisor(state: dict[str, Any]) -> Tensor:
-        step, product = float(state["step"]), float(state["mu_product"])
-        now, following = momentum(step), momentum(step + 1)
-        response = (1 - now) / (1 - product) + following / (1 - product * following) * average
-        return ((state["exp_avg_sq"] / (1 - beta2**step)).sqrt() + epsilon) * (limit / response)
-
-    formula = "λ₁(ηP⁻¹H) < (2 + 2β₁)/((1 − β₁)(1 + 2β₁)), P = √v̂ + ε over the share of its final response"
-    return _Rule(limit, "NAdam", formula, divisor, "exp_avg_sq", bool(group["decoupled_weight_decay"]))
-
-
-def _rmsprop(group: dict[str, Any]) -> _Rule:
-    momentum, epsilon = float(group["momentum"]), float(group["eps"])
-
-    def divisor(state: dict[str, Any]) -> Tensor:
-        square = state["square_avg"]
-        if group["centered"]:
-            square = square - state["grad_avg"].square()
-        return square.sqrt() + epsilon
-
-    name = "RMSprop" + (", centered" if group["centered"] else "") + (", momentum" if momentum else "")
-    formula = "λ₁(ηP⁻¹H) < 2 + 2μ, P = √v + ε"
-    return _Rule(1 / (1 + momentum), name, formula, divisor, "square_avg")
-
-
-def _adagrad(group: dict[str, Any]) -> _Rule:
-    def divisor(state: dict[str, Any]) -> Tensor:
-        lag = 1 + max(0.0, float(state["step"]) - 1) * float(group["lr_decay"])
-        return lag * (state["sum"].sqrt() + float(group["eps"]))
-
-    return _Rule(1.0, "Adagrad", "λ₁(ηP⁻¹H) < 2, P = (1 + (t − 1) decay)(√Σg² + ε)", divisor, "sum")
-
-
-_RULES: dict[type[Optimizer], Callable[[dict[str, Any]], _Rule]] = {
-    SGD: _sgd,
-    Adam: _adam,
-    AdamW: _adam,
-    NAdam: _nadam,
-    RMSprop: _rmsprop,
-    Adagrad: _adagrad,
-}

@@ -1,7 +1,7 @@
 """What SOAP, KL-Shampoo and Shampoo share: Kronecker factors by block, their eigenbases, and the step around them."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import torch
@@ -9,9 +9,11 @@ from torch import Tensor
 
 from dynaxx.errors import BadInput
 from dynaxx.numerics.kronecker import carried, eigenpairs, tracked
+from dynaxx.numerics.stability_rules import Rule, Ruled, Scaling
 from dynaxx.optim import _many as many
 from dynaxx.optim import _options as options
 from dynaxx.optim._adam import adam_step, blank_moments
+from dynaxx.optim._eigenbasis import EigenBasis
 from dynaxx.optim._groups import group_of
 from dynaxx.optim._method import Stepping
 from dynaxx.optim._stack import Stack, Work, stacks
@@ -25,7 +27,7 @@ SMALLEST = 8
 """Smallest block that the message about memory offers: below it the factors are hardly more than a diagonal."""
 
 
-class KroneckerEigen(Transportable, Stepping):
+class KroneckerEigen(Transportable, Ruled, Stepping):
     """An optimizer that steps in the eigenbases of E[G Gᵀ] and E[Gᵀ G], block by block of every matrix.
 
     Tensors of more dimensions are laid out as matrices, long sides cut (`optim/_tiles.py`); vectors and scalars take
@@ -110,6 +112,15 @@ class KroneckerEigen(Transportable, Stepping):
     @abstractmethod
     def _settle(self, stack: Stack, group: dict[str, Any], second: Tensor, steps: int) -> None:
         """Take over second moments in the parameter's basis, the factors being means over gradients."""
+
+    @abstractmethod
+    def _divisor(self, stack: Stack, group: dict[str, Any], steps: int) -> Tensor:
+        """What the last update divided the first moment by, in coordinates of the eigenbases, shape (blocks, m, n)."""
+
+    def _rotates(self, group: Mapping[str, Any], steps: int) -> bool:
+        """Whether that is in coordinates of the eigenbases, and not yet of the parameter."""
+        del group, steps
+        return True
 
     # ------------------------------------------------------------------------------------------------ eigenbases
 
@@ -219,7 +230,7 @@ class KroneckerEigen(Transportable, Stepping):
         Returns:
             Bias-corrected copies; None before the first update.
         """
-        group, index = group_of(self, parameter)
+        group, _ = group_of(self, parameter)
         state = cast(dict[str, Tensor], self.state.get(parameter, {}))
         tiles = _tiles(parameter, group)
         steps = int(state["step"]) - (self.lag if tiles.tiles else 0) if state else 0
@@ -229,12 +240,7 @@ class KroneckerEigen(Transportable, Stepping):
         first = state["exp_avg"] / (1 - beta1**steps)
         if not tiles.tiles:
             return first, state["exp_avg_sq"] / (1 - beta2**steps)
-        second = torch.empty_like(first)
-        name = options.parameter_name(group, index)
-        work = Work(name, parameter, first.view(tiles.rows, tiles.columns), state, tiles, int(state["step"]))
-        for stack in stacks([work]):
-            for piece, part in zip(stack.pieces, stack.split(self._second(stack, group, steps)), strict=True):
-                piece.tile.view(second.view(tiles.rows, tiles.columns)).copy_(part)
+        second = _gathered(state, tiles, lambda stack: self._second(stack, group, steps))
         return first, second
 
     @torch.no_grad()
@@ -276,9 +282,50 @@ class KroneckerEigen(Transportable, Stepping):
                 self._settle(stack, group, stack.gradient, steps)
         self.state[parameter] = state
 
+    # ------------------------------------------------------------------------------------------------ stability
+
+    def stability_rule(self, group: dict[str, Any]) -> Rule:
+        """How a group is updated: as by Adam, but for a P that is diagonal in the eigenbases (Vyas et al. 2024).
+
+        Bases that were refreshed behind the last step are those of the next one.
+
+        Args:
+            group: One of the optimizer's.
+
+        Returns:
+            The rule.
+        """
+        beta1, beta2 = group["betas"]
+
+        @torch.no_grad()
+        def scaling(state: dict[str, Any]) -> Scaling | None:
+            tiles = _tiles(state["exp_avg"], group) if state else Tiling(0, 0, ())
+            steps = int(state["step"]) - (self.lag if tiles.tiles else 0) if state else 0
+            if steps < 1:
+                return None
+            share = 1 - beta1**steps
+            if not tiles.tiles:
+                return Scaling(share * ((state["exp_avg_sq"] / (1 - beta2**steps)).sqrt() + group["eps"]))
+            divisor = _gathered(state, tiles, lambda stack: self._divisor(stack, group, steps))
+            return Scaling(share * divisor, EigenBasis(state, tiles) if self._rotates(group, steps) else None)
+
+        formula = "λ₁(ηP⁻¹H) < (2 + 2β₁)/(1 − β₁), P diagonal in the eigenbases of the Kronecker factors"
+        return Rule((1 - beta1) / (1 + beta1), type(self).__name__, formula, scaling, decoupled=True)
+
 
 def _tiles(parameter: Tensor, group: Mapping[str, Any]) -> Tiling:
     return tiling(tuple(parameter.shape), group["block_size"], group["max_dim"])
+
+
+def _gathered(state: dict[str, Tensor], tiles: Tiling, found: Callable[[Stack], Tensor]) -> Tensor:
+    """What is found for each block of a parameter, in the blocks' places and of the parameter's shape."""
+    first = state["exp_avg"]
+    whole = torch.empty_like(first)
+    matrix = whole.view(tiles.rows, tiles.columns)
+    for stack in stacks([Work("", first, first.view(matrix.shape), state, tiles, int(state["step"]))]):
+        for piece, part in zip(stack.pieces, stack.split(found(stack)), strict=True):
+            piece.tile.view(matrix).copy_(part)
+    return whole
 
 
 def in_parameter_basis(second: Tensor, stack: Stack) -> Tensor:

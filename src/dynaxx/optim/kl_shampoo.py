@@ -118,6 +118,10 @@ class KLShampoo(KroneckerEigen):
         del group, steps  # the seed is a full estimate: there is no bias to correct
         return in_parameter_basis(outer_values(stack), stack)
 
+    def _divisor(self, stack: Stack, group: dict[str, Any], steps: int) -> Tensor:
+        del group, steps
+        return outer_values(stack).sqrt()
+
     def _settle(self, stack: Stack, group: dict[str, Any], second: Tensor, steps: int) -> None:
         del steps
         measure_values(stack)

@@ -118,20 +118,17 @@ class Shampoo(KroneckerEigen):
             measure_values(stack, 1 / (1 - beta2**step))
         first = stack.entries("exp_avg") / (1 - beta1**step)
         grafted = self._grafted(first, stack, group)
-        start = group["start"] if group["start"] is not None else group["every"]
-        if grafted is not None and stack.step < start:
+        if grafted is not None and not self._rotates(group, step):
             direction = grafted
         else:
             direction = self._preconditioned(first, stack, group)
             if grafted is not None:
-                length = direction.flatten(1).norm(dim=1).clamp_min(torch.finfo(direction.dtype).tiny)
-                direction = direction * (grafted.flatten(1).norm(dim=1) / length)[:, None, None]
+                direction = direction * _stretch(direction, grafted)
         stack.move(direction, float(group["lr"]))
 
     def _preconditioned(self, first: Tensor, stack: Stack, group: dict[str, Any]) -> Tensor:
         left, right = stack.bases()
-        power = group["power"] if group["power"] is not None else 0.5 / len(stack.sides)
-        return unrotated(scaled(rotated(first, left, right), stack, -power), left, right)
+        return unrotated(scaled(rotated(first, left, right), stack, -_power(stack, group)), left, right)
 
     def _grafted(self, first: Tensor, stack: Stack, group: dict[str, Any]) -> Tensor | None:
         """The step of the grafted method; its second moment has not seen this gradient yet and does here."""
@@ -141,8 +138,7 @@ class Shampoo(KroneckerEigen):
         second, gradients = stack.views("exp_avg_sq"), stack.split(stack.gradient)
         many.mul_(second, beta2)
         many.addcmul_(second, gradients, gradients, 1 - beta2)
-        bias = 1 - beta2 ** (stack.step + 1) if group["graft"] == "adam" else 1.0
-        return first / (stack.entries("exp_avg_sq").sqrt().div_(math.sqrt(bias)).add_(group["eps"]))
+        return first / _root(stack, group, stack.step + 1)
 
     def _learn(self, stack: Stack, group: dict[str, Any], weight: float) -> None:
         del group
@@ -160,6 +156,20 @@ class Shampoo(KroneckerEigen):
         even = sums[0] / (stack.tile.n if stack.tile.rows else stack.tile.m)
         return (even[:, :, None] if stack.tile.rows else even[:, None, :]).expand_as(stack.gradient)
 
+    def _divisor(self, stack: Stack, group: dict[str, Any], steps: int) -> Tensor:
+        first = stack.entries("exp_avg")
+        root = torch.ones_like(first) if group["graft"] in ("none", "sgd") else _root(stack, group, steps)
+        if not self._rotates(group, steps):
+            return root
+        divisor = scaled(torch.ones_like(first), stack, _power(stack, group))
+        if group["graft"] == "none":
+            return divisor
+        # s is that of the last step, which is that of a mode once the mode has come to prevail.
+        return divisor / _stretch(self._preconditioned(first, stack, group), first / root)
+
+    def _rotates(self, group: Mapping[str, Any], steps: int) -> bool:
+        return group["graft"] == "none" or steps > _start(group)
+
     def _settle(self, stack: Stack, group: dict[str, Any], second: Tensor, steps: int) -> None:
         bias = 1 - group["betas"][1] ** steps
         measure_values(stack)
@@ -168,3 +178,23 @@ class Shampoo(KroneckerEigen):
         if self._entries(group):
             for view, part in zip(stack.views("exp_avg_sq"), stack.split(second * bias), strict=True):
                 view.copy_(part)
+
+
+def _start(group: Mapping[str, Any]) -> int:
+    return group["every"] if group["start"] is None else group["start"]
+
+
+def _power(stack: Stack, group: Mapping[str, Any]) -> float:
+    return 0.5 / len(stack.sides) if group["power"] is None else group["power"]
+
+
+def _root(stack: Stack, group: Mapping[str, Any], steps: int) -> Tensor:
+    """The divisor of the grafted method, which has seen so many gradients."""
+    bias = 1 - group["betas"][1] ** steps if group["graft"] == "adam" else 1.0
+    return stack.entries("exp_avg_sq").sqrt().div_(math.sqrt(bias)).add_(group["eps"])
+
+
+def _stretch(direction: Tensor, grafted: Tensor) -> Tensor:
+    """What gives directions the length of the grafted ones, s of each block, shape (blocks, 1, 1)."""
+    length = direction.flatten(1).norm(dim=1).clamp_min(torch.finfo(direction.dtype).tiny)
+    return (grafted.flatten(1).norm(dim=1) / length)[:, None, None]

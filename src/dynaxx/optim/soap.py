@@ -138,6 +138,9 @@ class SOAP(KroneckerEigen):
     def _second(self, stack: Stack, group: dict[str, Any], steps: int) -> Tensor:
         return in_parameter_basis(stack.entries("exp_avg_sq"), stack) / (1 - group["betas"][1] ** steps)
 
+    def _divisor(self, stack: Stack, group: dict[str, Any], steps: int) -> Tensor:
+        return (stack.entries("exp_avg_sq") / (1 - group["betas"][1] ** steps)).sqrt() + group["eps"]
+
     def _settle(self, stack: Stack, group: dict[str, Any], second: Tensor, steps: int) -> None:
         second = carried(second, *stack.bases()) * (1 - group["betas"][1] ** steps)
         for view, part in zip(stack.views("exp_avg_sq"), stack.split(second), strict=True):

@@ -1,10 +1,10 @@
-"""Whether gradients and layers pull the same way: cosine of successive gradients, cancellation between layers."""
+"""What successive gradients say: their cosine, cancellation between layers, and how heavy the tails of noise are."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dynaxx.core.contracts import Signal
 from dynaxx.core.events import Event, Need, StepView
@@ -13,6 +13,7 @@ from dynaxx.core.records import Column, Cost, Measurement
 from dynaxx.numerics.gradient_noise import cancellation
 from dynaxx.numerics.reductions import layer_sums
 from dynaxx.numerics.sketch import Sketch
+from dynaxx.signals._tails import PAIRS, nothing, tailed
 
 SKETCH = Sketch()
 
@@ -23,6 +24,14 @@ _COSINE = Column(
 _CANCELLATION = Column(
     name="gradient_agreement.cancellation",
     about="1 − |Σ c| / Σ |c| of the layers' first-order loss changes c = ⟨gradient, update⟩; 1 is full cancellation",
+)
+_TAILS = (
+    Column(
+        name="gradient_agreement.tail_index",
+        about=f"stable tail index of gradient noise, from {PAIRS} differences of measured steps: 2 for finite variance",
+    ),
+    Column(name="gradient_agreement.tail_null", about="the same of Gaussian noise of their covariance"),
+    Column(name="gradient_agreement.tail_p", about="share of Gaussian noise whose tail index is as small"),
 )
 
 
@@ -40,7 +49,7 @@ class GradientAgreement(Signal[dict[str, Any]]):
     def init(self, model: nn.Module, layout: Layout) -> dict[str, Any]:
         """No gradient yet; it stays in the checkpoints."""
         del model, layout
-        return {"last": None}
+        return {"last": None, "tails": nothing()}
 
     def measure(self, state: dict[str, Any], step: StepView) -> tuple[dict[str, Any], Sequence[Measurement]]:
         """One pass over gradients and update."""
@@ -54,4 +63,15 @@ class GradientAgreement(Signal[dict[str, Any]]):
         if state["last"] is not None:
             cosine = torch.nn.functional.cosine_similarity(now, state["last"], dim=0)
             values.append(Measurement(column=_COSINE, value=cosine))
-        return {"last": now}, values
+        tails, found = tailed(state["tails"], _unclipped(now, step))
+        if found is not None:
+            values += [Measurement(column=column, value=value) for column, value in zip(_TAILS, found, strict=True)]
+        return {"last": now, "tails": tails}, values
+
+
+def _unclipped(sketch: Tensor, step: StepView) -> Tensor:
+    """As it was before clipping by the total norm, which would cut the tails."""
+    if step.clip is None:
+        return sketch
+    total, threshold = step.clip
+    return sketch / torch.clamp(threshold / (total + 1e-6), max=1.0)

@@ -67,4 +67,4 @@ class StabilityMargin(Signal[dict[str, Any]]):
 def _plain(rule: Preconditioning) -> bool:
     """Whether D (H + W) D is a multiple of the Hessian plus a multiple of the identity."""
     parts = [rule.scale] if rule.decay is None else [rule.scale, rule.decay]
-    return rule.sign > 0 and all(bool((part == part[0]).all()) for part in parts)
+    return rule.sign > 0 and not rule.rotations and all(bool((part == part[0]).all()) for part in parts)
