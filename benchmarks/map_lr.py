@@ -158,7 +158,17 @@ def make_grid(names: list[str], seeds: Sequence[int] | None, file: Path) -> None
         file.write_text(json.dumps(kept, indent=1) + "\n")
 
 
-def compare(names: list[str], file: Path) -> dict[str, Any]:
+def scored(
+    name: str, tool: str, suggest: Callable[[str, int], Suggestion], seed: int
+) -> tuple[Suggestion, tuple[float, float]]:
+    """What a tool suggests, and how a training with it ends; said at once, as a whole table takes long."""
+    said = suggest(name, seed)
+    losses = (math.inf, math.inf) if said.rate is None else trained(name, seed, said.rate)
+    print(f"{name}, seed {seed}: {tool} says {said.rate}, which ends at {losses[0]:.5g}, {losses[1]:.5g}", flush=True)
+    return said, losses
+
+
+def compare(names: list[str], seeds: Sequence[int] | None, file: Path) -> dict[str, Any]:
     """Suggest, train, and compare with the grid."""
     grid, found = json.loads(file.read_text())["tasks"], {}
     tools = {"dynaxx lr_range": ours, "torch-lr-finder": torch_lr_finder}
@@ -171,14 +181,11 @@ def compare(names: list[str], file: Path) -> dict[str, Any]:
             found[f"{name} {kind}"]["seeds"] = len(row[kind])
         for tool, suggest in tools.items():
             try:
-                said = [suggest(name, seed) for seed in grid[name]["seeds"]]
+                rows = [scored(name, tool, suggest, seed) for seed in seeds or grid[name]["seeds"]]
             except ImportError as error:
                 print(f"{tool}: left out, {error}")
                 continue
-            losses = [
-                (math.inf,) * 2 if s.rate is None else trained(name, seed, s.rate)
-                for seed, s in zip(grid[name]["seeds"], said, strict=True)
-            ]
+            said, losses = zip(*rows, strict=True)
             for index, kind in enumerate(("training", "validation")):
                 here = found[f"{name} {kind}"]
                 limit = here["best"] + max(0.05 * here["best"], here["spread"])
@@ -213,7 +220,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="*", choices=[*STEPS, []], help="which tasks; all by default")
     parser.add_argument("--grid", action="store_true", help="train the grid anew")
-    parser.add_argument("--seeds", type=int, nargs="+", help="of the grid, with --grid; its own by default")
+    parser.add_argument("--seeds", type=int, nargs="+", help="which; all of the grid by default")
     parser.add_argument("--kept", type=Path, default=KEPT, help="where the grid's final losses are kept")
     parser.add_argument("--json", help="keep the figures here")
     arguments = parser.parse_args()
@@ -225,7 +232,7 @@ def main() -> None:
         return
     if not arguments.kept.exists():
         sys.exit(f"{arguments.kept} is missing: run with --grid first.")
-    found = compare(names, arguments.kept)
+    found = compare(names, arguments.seeds, arguments.kept)
     show(found)
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(found, indent=1) + "\n")

@@ -7,8 +7,9 @@ loss-landscapes and landscaper are measured where they are installed (both want 
 Times are those of the processor, on one thread, so that other programs do not count. They are taken in rounds in which
 every tool has its turn, in an order that changes, on one network and one batch; medians of the ratios to Dynaxx of the
 same round are given with the smallest and largest. Errors are RMS distances from a plane of 121 × 121 losses on equal
-directions. A full grid is read off linearly, as contour plots do, and by the cubics that the adaptive one uses: where a
-surface is smooth, most of the gain is theirs.
+directions. A full grid is read off linearly, as matplotlib's contours and surfaces draw what both peers give, and by
+cubics, like the adaptive one: where a surface is smooth, most of the gain is theirs. Beside them stands the standard
+error that the losses have over their examples: what is below it is not a feature of the landscape.
 """
 
 import argparse
@@ -155,28 +156,36 @@ def adaptive() -> list[dict[str, Any]]:
 
     rows: list[dict[str, Any]] = []
     side, dense = np.linspace(-1, 1, SIDE), np.linspace(-1, 1, DENSE)
-    cases: list[tuple[str, Callable[[np.ndarray], np.ndarray]]] = [
-        (name, _losses(model, batch)) for name, model, batch in trained()
+    cases: list[tuple[str, Callable[[np.ndarray], np.ndarray], float]] = [
+        (name, _losses(model, batch), _standard_error(model, batch)) for name, model, batch in trained()
     ]
-    cases.append(("cliff tanh(20(x + y/2 − 0.3))", lambda p: np.tanh(20 * (p[:, 0] + 0.5 * p[:, 1] - 0.3))))
-    cases.append(("canyon x² + log(1 + 200(y − 0.3x)²)", _canyon))
-    for name, function in cases:
+    cases.append(("cliff tanh(20(x + y/2 − 0.3))", lambda p: np.tanh(20 * (p[:, 0] + 0.5 * p[:, 1] - 0.3)), 0.0))
+    cases.append(("canyon x² + log(1 + 200(y − 0.3x)²)", _canyon, 0.0))
+    for name, function, spread in cases:
         truth, grid = _lattice(function, dense), _lattice(function, side)
         cubic = RectBivariateSpline(side, side, grid)(dense, dense)
         linear = RectBivariateSpline(side, side, grid, kx=1, ky=1)(dense, dense)
         targets = {"linear": _rms(linear - truth), "cubic": _rms(cubic - truth)}
-        tree, reached = Quadtree((-1.0, 1.0), (-1.0, 1.0)), dict[str, int]()
+        tree, reached, third = Quadtree((-1.0, 1.0), (-1.0, 1.0)), dict[str, int](), 0.0
         while tree.count < SIDE**2 and len(points := tree.ask(20)):
             tree.tell(function(points))
             error = _rms(tree.surface(dense, dense) - truth)
+            third = error if tree.count <= SIDE**2 // 3 else third
             for kind, target in targets.items():
                 if error <= target and kind not in reached:
                     reached[kind] = tree.count
         row = {"surface": name, "range": float(np.ptp(truth)), **{f"rms {k}": v for k, v in targets.items()}}
         row |= {f"evaluations {kind}": reached.get(kind) for kind in targets}
-        rows.append(row)
-        print(f"{name:36}", *(f"{k} {v:.2e}: {_said(reached.get(k)):26}" for k, v in targets.items()), flush=True)
+        rows.append(row | {"rms at a third": third, "standard error": spread})
+        said = (f"{k} {v:.2e}: {_said(reached.get(k)):26}" for k, v in targets.items())
+        print(f"{name:36}", *said, f"at a third {third:.2e}; standard error {spread:.1e}", flush=True)
     return rows
+
+
+def _standard_error(model: nn.Module, batch: Batch) -> float:
+    with torch.no_grad():
+        each = functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+    return float(each.std() / len(each) ** 0.5)
 
 
 def _said(count: int | None) -> str:

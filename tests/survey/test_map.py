@@ -69,11 +69,26 @@ def test_other_optimizers_are_measured_against_the_scans_own_trainings(tmp_path:
     rates, seeds = len(scan.arrays["learning_rates"]), len(scan.arrays["initial_loss"])
     tried = [name for name in fleet.values if name.startswith("final.") and name != "final.task"]
     assert tried[0] == "final.muon"
+    assert "spectrum" in found.charts, found.left_out  # of a part of a batch, where the fleet has had its share
     assert engine.trained == rates * seeds + 2 * len(tried) + max(0, 2 - seeds)
     chosen = found.plan.optimizer.name
     assert (chosen == "task") == ("ahead" not in fleet.values or fleet["chance"] > 0.1)
     factor = 1.0 if chosen == "task" else RATES[chosen]
     assert found.plan.learning_rate.peak == pytest.approx(factor * scan["learning_rate"])
+
+
+def test_the_short_trainings_have_the_maps_own_seeds(tmp_path: Path):
+    found, _ = mapped("Noisy", tmp_path, steps=400, budget=0.3, seed=7)
+    settings = [json.loads(file.read_text()) for file in (found.folder / "fleet").glob("*/run.json")]
+    assert {each["facts"]["seed"] for each in settings} == {7}
+
+
+def test_a_small_budget_has_a_rate_from_three_trainings(tmp_path: Path):
+    """Five trainings of twenty steps and their evaluations are more than 0.3 × 400 passes less those of the sweep."""
+    found, engine = mapped("Noisy", tmp_path, steps=400, budget=0.3)
+    assert found.spent <= 120
+    assert (engine.trained, len(found.charts["sensitivity"].arrays["learning_rates"])) == (3, 3)
+    assert found.plan.learning_rate.peak is not None
 
 
 def test_a_batch_without_the_keys_of_the_others_is_named(tmp_path: Path):

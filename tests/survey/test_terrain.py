@@ -84,6 +84,7 @@ def test_a_plateau_and_a_valley_ruled_by_noise_are_told_apart():
     assert terrain(flat).name == PLATEAU
     slow = {"progress": Reading(value=0.05), "noise_ratio": Reading(value=80.0), "descending_rates": Reading(value=1.0)}
     assert terrain(slow).name == FLAT_VALLEY
+    assert terrain({"progress": Reading(value=0.5)}).name is None  # a loss that falls is no valley yet
 
 
 def test_an_interval_across_the_threshold_counts_in_proportion():
@@ -91,6 +92,7 @@ def test_an_interval_across_the_threshold_counts_in_proportion():
     assert rule.score(Reading(value=11.0)) == 1
     assert rule.score(Reading(value=11.0, low=9.0, high=13.0)) == pytest.approx(0.5)
     assert rule.score(Reading(value=5.0, low=4.0, high=6.0)) == -1
+    assert rule.score(Reading(value=8.0, low=4.0, high=34.0)) == pytest.approx(-2 / 26)
     below = Rule(reading="x", words="", below=10.0, origin="")
     assert below.score(Reading(value=11.0, low=9.0, high=13.0)) == pytest.approx(-0.5)
 

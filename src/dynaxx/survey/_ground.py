@@ -1,12 +1,14 @@
 """What the stages of a map stand on: the task, what was found so far, and points to probe."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dynaxx import catalog
+from dynaxx.core.batches import examples, split
 from dynaxx.core.chart import Chart
 from dynaxx.core.isolation import isolated_random
+from dynaxx.core.objective import Objective
 from dynaxx.core.task import Task
 from dynaxx.errors import NotApplicable
 from dynaxx.landscape._point import Point, point
@@ -86,6 +88,17 @@ class Ground:
                 p.numel() for p in (task if proxy.width is None else task.scaled(proxy.width)).model().parameters()
             )
 
+    def seeds(self, count: int) -> range:
+        """The seeds of short trainings, from the map's own on.
+
+        Args:
+            count: How many.
+
+        Returns:
+            Consecutive ones.
+        """
+        return range(self.seed, self.seed + count)
+
     def results(self, *stages: str) -> list[Result]:
         """The finished trainings of some stages.
 
@@ -117,21 +130,26 @@ class Ground:
         """The objective at the end of the best short training.
 
         Args:
-            batches: So many training batches of examples.
+            batches: So many training batches of examples; below 1 a part of one.
             other: The folder of another run, whose end is the second point.
             along: Folders of further runs whose checkpoints are looked at.
 
         Returns:
             The point.
         """
-        return point(
+        there = point(
             self.best().folder,
             task=self.spec,
             size=self.task.size,
-            examples=round(batches * self.weight),
+            examples=max(1, round(batches * self.weight)),
             other=other,
             along=along,
         )
+        if batches >= 1:
+            return there
+        whole, model = there.objective.batches[0], there.objective.model
+        part = split(whole, max(1, round(batches * examples(whole))))[0]
+        return replace(there, objective=Objective.of_task(there.task, model, [part]))
 
     def fresh(self, *, batches: float) -> Point:
         """The objective at a fresh model.

@@ -47,6 +47,8 @@ LONG = 50
 """Steps of a training from which on another seed tells more than more steps."""
 LONGEST = 0.25
 """Of the planned steps, for one training of a scan: a map of a short training has few, long ones."""
+LEAST_PART = 0.25
+"""Of a training batch, for curvature: n examples of C outputs have no more than n · C directions of it."""
 SEEDS = 2
 """Of each optimizer that is compared: the least that shows a spread."""
 
@@ -92,19 +94,11 @@ def lr_range(ground: Ground, total: float) -> Found:
 
 def sensitivity(ground: Ground, total: float) -> Found:
     """Short whole trainings at rates around what the sweep showed, as long and over as many seeds as can be."""
-    rates, planned = grid(_centre(ground), decades=2.0), ground.task.steps
-    share = max(LONGEST, min(1.0, SHORTEST / planned))
-    seeds, steps = 0, 0
-    for seeds in (3, 2, 1):
-        count = len(rates) * seeds
-        steps = member_steps(planned, count, total - _evaluations(ground, count, 2), share=share)
-        if steps >= LONG:
-            break
-    if steps < min(SHORTEST, planned):
-        raise TooDear(f"{len(rates)} trainings of at least {SHORTEST} steps are more than {total:.0f} passes.")
+    rates, seeds, steps = _scanned(ground, total)
     members = product(
-        ground.spec, steps=steps, seeds=range(seeds), rates=rates, size=ground.task.size, signals=SIGNALS, evaluations=1
-    )
+        ground.spec, steps=steps, seeds=ground.seeds(seeds), rates=rates, size=ground.task.size, signals=SIGNALS,
+        evaluations=1,
+    )  # fmt: skip
     done = run_fleet(members, ground.fleet, engine=ground.engine, progress=ground.progress)
     return Found(chart=read_scan(done, title=_title(ground, steps)), members=_folders(done))
 
@@ -120,10 +114,10 @@ def fleet(ground: Ground, total: float) -> Found:
     yardstick = _yardstick(ground)
     one, steps = yardstick[0].member, yardstick[0].steps
     # Seeds that the scan has trained at this rate are the same members, and cost nothing.
-    fresh = len(set(range(SEEDS)) - {result.member.seed for result in yardstick})
+    fresh = len(set(ground.seeds(SEEDS)) - {result.member.seed for result in yardstick})
     names = _affordable(ground, steps, fresh, total)
     rate = one.rate * _own_rate(ground)
-    common: dict[str, Any] = {"steps": steps, "seeds": range(SEEDS), "size": ground.task.size}
+    common: dict[str, Any] = {"steps": steps, "seeds": ground.seeds(SEEDS), "size": ground.task.size}
     common |= {"signals": SIGNALS, "evaluations": 1}
     words = tuple(f"{name}:lr={rate * RATES[name]:.6g}" for name in names)
     members = [
@@ -149,10 +143,14 @@ def spectrum(ground: Ground, total: float) -> Found:
         {"eigenvalues": 1, "probes": 2, "steps": 20, "samples": 4},
         {"eigenvalues": 1, "probes": 2, "steps": 8, "samples": 2},
     )
-    try:
-        return _measured(ground, Spectrum, options, ground.trained(batches=1), total)
-    except TooDear:  # a quarter of the examples says the same less surely, and leaves passes for the slices
-        return _measured(ground, Spectrum, options[-1:], ground.trained(batches=0.25), total)
+    part = 1.0
+    while True:
+        try:
+            return _measured(ground, Spectrum, options, ground.trained(batches=part), total)
+        except TooDear:  # fewer examples say the same less surely, and leave passes for the slices
+            if part == LEAST_PART:
+                raise
+            part, options = part / 2, options[-1:]
 
 
 def flatness(ground: Ground, total: float) -> Found:
@@ -244,6 +242,20 @@ def _measured(
                 )
             )
     raise TooDear(f"it takes at least {prices[-1]:.0f} passes; {total:.0f} are left for it.")
+
+
+def _scanned(ground: Ground, total: float) -> tuple[tuple[float, ...], int, int]:
+    """Rates, seeds and steps of a scan; where five rates are too dear, three still show where the best one lies."""
+    planned, centre = ground.task.steps, _centre(ground)
+    least, share = min(SHORTEST, planned), max(LONGEST, min(1.0, SHORTEST / planned))
+    for decades, seeds in ((2.0, 3), (2.0, 2), (2.0, 1), (1.0, 1)):
+        rates = grid(centre, decades=decades)
+        evaluated = _evaluations(ground, len(rates) * seeds, 2)
+        steps = member_steps(planned, len(rates) * seeds, total - evaluated, share=share)
+        if steps >= (LONG if seeds > 1 else least):
+            return rates, seeds, steps
+    needed = 3 * least + _evaluations(ground, 3, 2)
+    raise TooDear(f"three trainings of {least} steps take {needed:.0f} passes; {total:.0f} are left for them.")
 
 
 def _centre(ground: Ground) -> float:

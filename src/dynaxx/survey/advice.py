@@ -95,7 +95,11 @@ def advise(
         rate = _scaled(rate, times)
         evidence["learning_rate"] += f" For {optimizer.name} {times:g} times that, as it was compared."
     batch = _batch(task.batch_size, ground.weight / task.batch_size, charts, evidence, unknown)
-    unknown.append("weight_decay: its effect shows late in a training; the task's own is kept.")
+    unknown += [
+        "weight_decay: its effect shows late in a training; the task's own is kept.",
+        "warm_up: short trainings run the task's own schedule compressed; no other was compared.",
+        "meso: rates by layer were not compared; they are off, as nothing has shown them to gain.",
+    ]
     return Plan(
         task=PlannedTask(name=ground.spec, size=task.size, steps=task.steps),
         optimizer=optimizer,

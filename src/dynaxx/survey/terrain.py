@@ -52,7 +52,9 @@ class Rule:
     needed: bool = False
 
     def score(self, reading: Reading) -> float:
-        """How well the reading fits: 1 where its whole interval does, −1 where none of it does, between in proportion.
+        """How well the reading fits: 1 where its whole interval does, −1 where none of it does, 0 at the threshold.
+
+        Between, in proportion to the side of the interval that the threshold is on: an interval may reach far one way.
 
         Args:
             reading: The reading.
@@ -63,15 +65,16 @@ class Rule:
         low, high = reading.interval
         threshold = self.above if self.above is not None else self.below
         assert threshold is not None
-        if not high > low:
-            beyond = 1.0 if reading.value > threshold else -1.0
-        else:
-            beyond = max(-1.0, min(1.0, 1 - 2 * (threshold - low) / (high - low)))
+        lead = reading.value - threshold
+        room = reading.value - low if lead > 0 else high - reading.value
+        beyond = max(-1.0, min(1.0, lead / room)) if room > 0 else 1.0 if lead > 0 else -1.0
         return beyond if self.above is not None else -beyond
 
 
 SMOOTH_BOWL, RAVINE, FLAT_VALLEY = "smooth bowl", "ill-conditioned ravine", "long flat valley"
 PLATEAU, RUGGED, SHARP, EDGE = "plateau", "rugged", "sharp and narrow", "at the edge of stability"
+STEEP = 30.0
+"""λ₁ over the mean curvature, where bowls end and ravines begin: ten times what examples alone can make of a bowl."""
 
 RULES: Mapping[str, tuple[Rule, ...]] = {
     SMOOTH_BOWL: (
@@ -79,17 +82,17 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
              origin="of a convex function all are; a tenth is left to rounding and coarse lines"),
         Rule(reading="negative_share", words="hardly any negative curvature", needed=True, below=0.05,
              origin="|λ_min| / λ₁: 0.02, 0.03 behind short trainings of digits, stdlib-lm; 0.5 at planted saddles"),
-        Rule(reading="anisotropy", words="curvature alike in all directions", below=30.0,
+        Rule(reading="anisotropy", words="curvature alike in all directions", needed=True, below=STEEP,
              origin="d·λ₁ / tr H: 1 in a planted bowl, at most 4 where d Gaussian examples make it (Marchenko-Pastur)"),
     ),
     RAVINE: (
-        Rule(reading="anisotropy", words="a few directions are far steeper than the mean", needed=True, above=100.0,
-             origin="167 in a planted ravine; 6000 and 23000 behind short trainings of digits and stdlib-lm"),
+        Rule(reading="anisotropy", words="a few directions are far steeper than the mean", needed=True, above=STEEP,
+             origin="d/k at most where k of d are steep; 6000 and 23000 behind short trainings of two tasks"),
         Rule(reading="roughness", words="lines are smooth", below=0.1,
              origin="the bound of rugged terrain from the other side"),
     ),
     FLAT_VALLEY: (
-        Rule(reading="noise_ratio", words="the gradient is ruled by noise", above=10.0,
+        Rule(reading="noise_ratio", words="the gradient is ruled by noise", needed=True, above=10.0,
              origin="S/B: a step is worth 1/(1 + S/B) of a noiseless one (McCandlish et al. 2018)"),
         Rule(reading="progress", words="the loss still falls", above=0.0, needed=True, origin="any descent at all"),
         Rule(reading="sharpness_rate", words="far from the edge of stability", below=0.2,
