@@ -1,7 +1,8 @@
 """Checkpoints under load: killed while saving, damaged on disk, and what they cost, beside the other savers.
 
-`python benchmarks/checkpoint.py` prints the tables `kills damage times steps` (by name: some of them; `--quick`: a
-glance; `--json FILE`). Times are ratios within one round, whose parts run one after the other: median and quartiles.
+`python benchmarks/checkpoint.py` prints the tables `kills damage times integrity steps` (by name: some of them;
+`--quick`: a glance; `--json FILE`). Times are ratios within one round, whose parts run one after the other: median and
+quartiles; of `integrity` the median and its 95 % interval, by order statistics, over rounds in random order.
 """
 
 import argparse
@@ -16,15 +17,18 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import xxhash
+from scipy.stats import binom
 from torch.distributed.checkpoint import CheckpointException
 
 from checkpoint_savers import SAVERS, Saver, State, present
+from dynaxx.checkpoints.finite import Finiteness
 
 FAILED = (Exception, CheckpointException)  # the latter is no Exception
 
@@ -145,29 +149,74 @@ def large(quick: bool) -> State:
     return {f"weight.{i}": torch.randn(1 << (10 if quick else 20)) for i in range(64)}
 
 
-def without_hash() -> Callable[[], None]:
-    """Take the checksums out; what is returned puts them back."""
+class Nothing:
+    """In the place of a checksum."""
 
-    class Nothing:
-        def __init__(self, data: object = b"") -> None:
-            del data
+    def __init__(self, data: object = b"") -> None:
+        del data
 
-        def update(self, data: object) -> None:
-            del data
+    def update(self, data: object) -> None:
+        """Look at nothing."""
 
-        def hexdigest(self) -> str:
-            return "0" * 32
+    def hexdigest(self) -> str:
+        """As long as a digest."""
+        return "0" * 32
 
-    real, xxhash.xxh3_128 = xxhash.xxh3_128, Nothing
 
-    def back() -> None:
-        xxhash.xxh3_128 = real
+@contextmanager
+def without(hashes: bool, look: bool) -> Generator[None]:
+    """Save without the checksums, without the look for what is not finite; what is saved so nobody reads."""
+    real, looking = xxhash.xxh3_128, Finiteness.update
+    try:
+        if hashes:
+            xxhash.xxh3_128 = Nothing
+        if look:
+            Finiteness.update = lambda self, chunk: None
+        yield
+    finally:
+        xxhash.xxh3_128, Finiteness.update = real, looking
 
-    return back
+
+def integrity(root: Path, quick: bool) -> dict[str, Any]:
+    """Whole saves of 256 MiB with checksums and the look for what is not finite, over the same without."""
+    state, draw = large(quick), random.Random(0)
+    arms = {"neither": (True, True), "checksums": (False, True), "checksums and look": (False, False)}
+    wall: dict[str, list[float]] = {name: [] for name in arms}
+    processor: dict[str, list[float]] = {name: [] for name in arms}
+    for step in range(6 if quick else 24):
+        for name in draw.sample(list(arms), len(arms)):
+            folder = root / f"{name} {step}"
+            saver = SAVERS["Dynaxx"][0](folder)
+            with without(*arms[name]):
+                began, spent = time.perf_counter(), time.process_time()
+                saver.start(step, state)()
+                took, spent = time.perf_counter() - began, time.process_time() - spent
+            shutil.rmtree(folder)
+            os.sync()  # what one arm leaves for the disk to do the next one does not pay
+            if step:  # the first round meets the memory for the first time
+                wall[name].append(took)
+                processor[name].append(spent)
+    table: dict[str, Any] = {}
+    for name in list(arms)[1:]:
+        for kind, found in (("time", wall), ("processor time", processor)):
+            ratios = [a / b for a, b in zip(found[name], found["neither"], strict=True)]
+            table[f"{name}: {kind} / neither"] = median_interval(ratios)
+    table |= {f"seconds of a save, {name}": median_interval(values) for name, values in wall.items()}
+    table |= {f"processor seconds, {name}": median_interval(values) for name, values in processor.items()}
+    for row, found in table.items():
+        print(f"{row:46} {found['median']:.3f} ({found['low']:.3f}–{found['high']:.3f})")
+    return table
+
+
+def median_interval(values: Sequence[float]) -> dict[str, float]:
+    """The median and its 95 % interval: between two order statistics, whatever the distribution."""
+    ordered = sorted(values)
+    place = max(0, int(binom.ppf(0.025, len(ordered), 0.5)) - 1)
+    return {"median": statistics.median(ordered), "low": ordered[place], "high": ordered[-1 - place]}
 
 
 def times(root: Path, quick: bool) -> dict[str, Any]:
-    """Blocking, whole saves and loads of 256 MiB; ratios to a copy, to a save without checksums, to dcp.load."""
+    """Blocking, whole saves and loads of 256 MiB; ratios to a copy, to dcp.load and to the other savers."""
     state = large(quick)
     memory = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
     sync, dynaxx, plain, dcp, dcp_async = (
@@ -190,12 +239,6 @@ def times(root: Path, quick: bool) -> dict[str, Any]:
         copy = seconds(lambda: [memory[name].copy_(tensor) for name, tensor in state.items()])
         ours, theirs = block(dynaxx), block(dcp_async)
         whole = block(sync)
-        back = without_hash()
-        try:
-            unhashed = block(SAVERS["Dynaxx"][0](root / f"bare {step}"))  # nobody reads it
-        finally:
-            back()
-        shutil.rmtree(root / f"bare {step}")
         with_torch, with_dcp = block(plain), block(dcp)
         for saver in (sync, dynaxx):
             saver.clean()
@@ -205,7 +248,6 @@ def times(root: Path, quick: bool) -> dict[str, Any]:
             continue
         note("asynchronous save blocks / copy", ours / copy)
         note("dcp.async_save blocks / copy", theirs / copy)
-        note("save / the same without checksums", whole / unhashed)
         note("save / dcp.save", whole / with_dcp)
         note("save / torch.save, which syncs nothing", whole / with_torch)
         note("load, verified / dcp.load", load / load_dcp)
@@ -252,7 +294,7 @@ def steps(root: Path, quick: bool) -> dict[str, Any]:
     return table
 
 
-TABLES = {table.__name__: table for table in (kills, damage, times, steps)}
+TABLES = {table.__name__: table for table in (kills, damage, times, integrity, steps)}
 
 
 def main() -> None:

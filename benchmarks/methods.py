@@ -4,7 +4,8 @@
 `methods_results.json`, by what determines it, so a run that is interrupted goes on and a table is made anew at once.
 
 Tuning: at half of the full length, each contender over learning rates a factor of 2 apart at weight decay 0.1, from
-one in the middle on until both neighbours of the best are worse; then both decays at it, on a seed of its own.
+one in the middle on until both neighbours of the best are worse; then both decays at it, on a seed of its own. Where
+the momentum is tuned too, peer or not, all of that at each of `MOMENTA`, from 0.8 on until both neighbours are worse.
 Scoring, other seeds: AdamW at full length gives each seed's target; a contender is trained with horizons of its own
 (the schedule always anneals to zero at the horizon) until two neighbours of `LADDER` hold the target between their mean
 losses. Its share of AdamW's steps is where its loss, linear in the logarithm of the horizon between the two, meets the
@@ -25,12 +26,13 @@ from pathlib import Path
 from scipy.stats import t as student
 
 from dynaxx.errors import NotApplicable
-from methods_contenders import CONTENDERS, trained
+from methods_contenders import CONTENDERS, Setting, trained
 
 RESULTS = Path(__file__).with_name("methods_results.json")
 STEPS = {"stdlib-lm": 400, "digits": 300, "diabetes": 200}
 """Full lengths; of stdlib-lm half an epoch, so that no method sees a batch twice."""
 DECAYS = (0.0, 0.1)
+MOMENTA = (0.6, 0.7, 0.8, 0.9, 0.95)
 TUNING_SEED = 100
 SEEDS = (0, 1, 2)
 LADDER = (0.2, 0.3, 0.45, 0.65, 1.0)
@@ -49,28 +51,46 @@ class Kept:
         self.path = path
         self.rows: dict[str, dict[str, float | None]] = json.loads(path.read_text()) if path.exists() else {}
 
-    def __call__(self, name: str, who: str, rate: float, decay: float, steps: int, seed: int) -> dict[str, float]:
+    def __call__(self, name: str, who: str, at: Setting, steps: int, seed: int) -> dict[str, float]:
         """The result, trained now if it is not there; a diverged loss is infinite."""
-        key = f"{name} {who} lr={rate:.3g} wd={decay:g} steps={steps} seed={seed}"
+        momentum = "" if at.momentum is None else f" m={at.momentum:g}"
+        key = f"{name} {who} lr={at.rate:.3g} wd={at.decay:g}{momentum} steps={steps} seed={seed}"
         if key not in self.rows:
-            row = trained(name, who, rate, decay, steps, seed)
+            row = trained(name, who, at, steps, seed)
             self.rows[key] = {k: None if math.isinf(v) else round(v, 6) for k, v in row.items()}
             self.path.write_text(json.dumps(self.rows, indent=0, sort_keys=True) + "\n")
             print(key, self.rows[key], flush=True)
         return {k: math.inf if v is None else v for k, v in self.rows[key].items()}
 
 
-def tuned(kept: Kept, name: str, who: str) -> tuple[float, float]:
-    """Rate and decay of the smallest loss at half length."""
+def tuned(kept: Kept, name: str, who: str) -> Setting:
+    """What has the smallest loss at half length."""
+    middle = CONTENDERS[who].momentum
+    if middle is None:
+        return tuned_at(kept, name, who, None)[1]
+    best, place = tuned_at(kept, name, who, middle), MOMENTA.index(middle)
+    for direction in (1, -1):
+        while 0 <= place + direction < len(MOMENTA):
+            found = tuned_at(kept, name, who, MOMENTA[place + direction])
+            if found[0] >= best[0]:
+                break
+            best, place = found, place + direction
+    return best[1]
+
+
+def tuned_at(kept: Kept, name: str, who: str, momentum: float | None) -> tuple[float, Setting]:
+    """The smallest loss at half length with one momentum, and its setting."""
 
     def loss(rate: float, decay: float) -> float:
-        return kept(name, who, rate, decay, STEPS[name] // 2, TUNING_SEED)["loss"]
+        at = Setting(rate=rate, decay=decay, momentum=momentum)
+        return kept(name, who, at, STEPS[name] // 2, TUNING_SEED)["loss"]
 
     rate = CONTENDERS[who].rate
     for factor in (2.0, 0.5):  # uphill in factors of two from the middle, first faster, then slower
         while loss(rate * factor, DECAYS[-1]) < loss(rate, DECAYS[-1]):
             rate *= factor
-    return rate, min(DECAYS, key=lambda d: loss(rate, d))
+    decay = min(DECAYS, key=lambda d: loss(rate, d))
+    return loss(rate, decay), Setting(rate=rate, decay=decay, momentum=momentum)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,28 +99,26 @@ class Score:
 
     Args:
         who: Its name.
-        rate: Tuned.
-        decay: Tuned.
+        at: Tuned.
         shares: Steps to AdamW's final loss over AdamW's, by seed; NaN where the full length does not reach it.
         seconds: Processor seconds per step: the median.
     """
 
     who: str
-    rate: float
-    decay: float
+    at: Setting
     shares: list[float]
     seconds: float
 
 
 def scored(kept: Kept, name: str, who: str, targets: list[float]) -> Score:
     """One contender against the targets of the seeds; none: AdamW itself."""
-    rate, decay = tuned(kept, name, who)
+    at = tuned(kept, name, who)
     rows: dict[int, list[dict[str, float]]] = {}
 
     def losses(place: int) -> list[float]:
         if place not in rows:
             steps = round(LADDER[place] * STEPS[name])
-            rows[place] = [kept(name, who, rate, decay, steps, seed) for seed in SEEDS]
+            rows[place] = [kept(name, who, at, steps, seed) for seed in SEEDS]
         return [row["loss"] for row in rows[place]]
 
     low, high = bracket(lambda place: statistics.fmean(losses(place)), statistics.fmean(targets))
@@ -109,7 +127,7 @@ def scored(kept: Kept, name: str, who: str, targets: list[float]) -> Score:
         for above, below, target in zip(losses(low), losses(high), targets, strict=True)
     ]
     pace = [row["seconds"] / round(LADDER[place] * STEPS[name]) for place, found in rows.items() for row in found]
-    return Score(who=who, rate=rate, decay=decay, shares=shares, seconds=statistics.median(pace))
+    return Score(who=who, at=at, shares=shares, seconds=statistics.median(pace))
 
 
 def bracket(mean: Callable[[int], float], target: float) -> tuple[int, int]:
@@ -144,11 +162,11 @@ def interval(values: list[float]) -> str:
 
 def table(kept: Kept, name: str) -> None:
     """Score everyone, and print it."""
-    rate, decay = tuned(kept, name, "adamw")
-    base = [kept(name, "adamw", rate, decay, STEPS[name], seed) for seed in SEEDS]
+    at = tuned(kept, name, "adamw")
+    base = [kept(name, "adamw", at, STEPS[name], seed) for seed in SEEDS]
     targets = [row["loss"] for row in base]
     pace = statistics.median(row["seconds"] / STEPS[name] for row in base)
-    print(f"\n{name}: AdamW, rate {rate:.3g}, decay {decay:g}, {STEPS[name]} steps: {interval(targets)} nats")
+    print(f"\n{name}: AdamW, rate {at.rate:.3g}, decay {at.decay:g}, {STEPS[name]} steps: {interval(targets)} nats")
     scores: list[Score] = []
     for who in [each for each in CONTENDERS if each != "adamw"]:
         try:
@@ -158,13 +176,14 @@ def table(kept: Kept, name: str) -> None:
     peers = [s for s in scores if CONTENDERS[s.who].peer and not any(map(math.isnan, s.shares))]
     rival = min(peers, key=lambda s: statistics.fmean(s.shares)) if peers else None
     name_of_rival = "" if rival is None else rival.who
-    print(f"| method | rate | decay | steps to it / AdamW's | / {name_of_rival}'s | time per step | time |")
-    print("|---|---|---|---|---|---|---|")
+    print(f"| method | rate | decay | momentum | steps to it / AdamW's | / {name_of_rival}'s | time per step | time |")
+    print("|---|---|---|---|---|---|---|---|")
     for score in scores:
         against = [a / b for a, b in zip(score.shares, rival.shares, strict=True)] if rival else [math.nan]
         slower = score.seconds / pace
         print(
-            f"| {score.who} | {score.rate:.3g} | {score.decay:g} | {interval(score.shares)} | {interval(against)} "
+            f"| {score.who} | {score.at.rate:.3g} | {score.at.decay:g} | {score.at.momentum or ''} "
+            f"| {interval(score.shares)} | {interval(against)} "
             f"| {slower:.2f} | {slower * statistics.fmean(score.shares):.2f} |"
         )
 

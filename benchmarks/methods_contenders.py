@@ -28,20 +28,37 @@ WARMUP = 0.04
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What tuning chooses.
+
+    Args:
+        rate: The peak learning rate.
+        decay: Weight decay.
+        momentum: Of the hidden matrices' momentum; None: the contender's own.
+    """
+
+    rate: float
+    decay: float
+    momentum: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Contender:
     """A method.
 
     Args:
         rate: The peak learning rate that its tuning begins at.
-        make: What makes the optimizer of a peer, of model, rate and decay.
-        words: Else a recipe of ours, as on the command line; LR and WD are filled in.
+        make: What makes the optimizer of a peer, of model and setting.
+        words: Else a recipe of ours, as on the command line, of a setting.
         peer: Whether it is of another package.
+        momentum: The momentum that its tuning begins at; None: not tuned.
     """
 
     rate: float
-    make: Callable[[nn.Module, float, float], Any] | None = None
-    words: dict[str, str] | None = None
+    make: Callable[[nn.Module, Setting], Any] | None = None
+    words: Callable[[Setting], dict[str, str]] | None = None
     peer: bool = False
+    momentum: float | None = None
 
 
 def groups(parameters: list[nn.Parameter], decay: float) -> list[dict[str, Any]]:
@@ -52,64 +69,68 @@ def groups(parameters: list[nn.Parameter], decay: float) -> list[dict[str, Any]]
     ]
 
 
-def adamw(model: nn.Module, rate: float, decay: float) -> torch.optim.Optimizer:
+def adamw(model: nn.Module, at: Setting) -> torch.optim.Optimizer:
     """torch's, with the momenta that language models are trained with."""
-    return torch.optim.AdamW(groups(list(model.parameters()), decay), lr=rate, betas=(0.9, 0.99), fused=True)
+    return torch.optim.AdamW(groups(list(model.parameters()), at.decay), lr=at.rate, betas=(0.9, 0.99), fused=True)
 
 
-def torch_muon(momentum: float) -> Callable[[nn.Module, float, float], Joint]:
+def torch_muon(model: nn.Module, at: Setting) -> Joint:
     """torch.optim.Muon on hidden matrices at AdamW's scale, AdamW at the same rate on embeddings, head and vectors."""
-
-    def make(model: nn.Module, rate: float, decay: float) -> Joint:
-        named = list(model.named_parameters())
-        # The last matrix is the head of every one of the tasks, biases behind it or not.
-        last = [n for n, p in named if p.dim() == 2][-1]
-        hidden = [p for n, p in named if p.dim() == 2 and n != last and "embed" not in n]
-        if not hidden:
-            raise NotApplicable("torch.optim.Muon takes matrices only, and every hidden layer is a convolution")
-        chosen = {id(p) for p in hidden}
-        rest = groups([p for _, p in named if id(p) not in chosen], decay)
-        return Joint(
-            torch.optim.Muon(
-                hidden, lr=rate, weight_decay=decay, momentum=momentum, adjust_lr_fn="match_rms_adamw"
-            ),
-            torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.99), fused=True),
-        )  # fmt: skip
-
-    return make
+    named = list(model.named_parameters())
+    # The last matrix is the head of every one of the tasks, biases behind it or not.
+    last = [n for n, p in named if p.dim() == 2][-1]
+    hidden = [p for n, p in named if p.dim() == 2 and n != last and "embed" not in n]
+    if not hidden:
+        raise NotApplicable("torch.optim.Muon takes matrices only, and every hidden layer is a convolution")
+    chosen = {id(p) for p in hidden}
+    rest = groups([p for _, p in named if id(p) not in chosen], at.decay)
+    momentum = 0.95 if at.momentum is None else at.momentum  # its default
+    return Joint(
+        torch.optim.Muon(
+            hidden, lr=at.rate, weight_decay=at.decay, momentum=momentum, adjust_lr_fn="match_rms_adamw"
+        ),
+        torch.optim.AdamW(rest, lr=at.rate, betas=(0.9, 0.99), fused=True),
+    )  # fmt: skip
 
 
-def peer_soap(model: nn.Module, rate: float, decay: float) -> torch.optim.Optimizer:
+def peer_soap(model: nn.Module, at: Setting) -> torch.optim.Optimizer:
     """pytorch_optimizer's SOAP at its defaults: refreshed every 10 steps."""
     from pytorch_optimizer import SOAP
 
-    return SOAP(groups(list(model.parameters()), decay), lr=rate, precondition_frequency=10)
+    return SOAP(groups(list(model.parameters()), at.decay), lr=at.rate, precondition_frequency=10)
 
 
-def schedule_free(model: nn.Module, rate: float, decay: float, steps: int) -> torch.optim.Optimizer:
+def schedule_free(model: nn.Module, at: Setting, steps: int) -> torch.optim.Optimizer:
     """pytorch_optimizer's schedule-free AdamW; evaluated at its average."""
     from pytorch_optimizer import ScheduleFreeAdamW
 
     warmup = max(1, round(WARMUP * steps))
     return ScheduleFreeAdamW(
-        groups(list(model.parameters()), decay), lr=rate, weight_decay=decay, warmup_steps=warmup
+        groups(list(model.parameters()), at.decay), lr=at.rate, weight_decay=at.decay, warmup_steps=warmup
     )  # fmt: skip
 
 
-MUON = "optimizer=muon:lr=LR,weight_decay=WD,betas=(0.9,0.99),momentum="
+def muon_phases(at: Setting) -> dict[str, str]:
+    """Muon whose gradients are averaged over two thirds of 1 / (1 − μ) steps, then over as many, then over twice."""
+    assert at.momentum is not None
+    short = 1 - at.momentum
+
+    def phase(part: float) -> str:
+        momentum = round(1 - part * short, 4)
+        return f"optimizer=muon:lr={at.rate!r},weight_decay={at.decay!r},betas=(0.9,0.99),momentum={momentum}"
+
+    return {"phases": f"quick until=0.2 {phase(1.5)}; middle until=0.45 {phase(1.0)}; settle {phase(0.5)}"}
+
+
 CONTENDERS: dict[str, Contender] = {
     "adamw": Contender(rate=5e-3, peer=True, make=adamw),
-    "torch_muon": Contender(rate=1e-2, peer=True, make=torch_muon(0.95)),
-    "muon_phases": Contender(
-        rate=1e-2,
-        words={"phases": f"quick until=0.2 {MUON}0.7; middle until=0.45 {MUON}0.8; settle {MUON}0.9"},
-    ),
-    "torch_muon_0.8": Contender(rate=1e-2, peer=True, make=torch_muon(0.8)),
+    "torch_muon": Contender(rate=1e-2, peer=True, make=torch_muon),
+    "torch_muon_tuned": Contender(rate=1e-2, peer=True, make=torch_muon, momentum=0.8),
+    "muon_phases": Contender(rate=1e-2, words=muon_phases, momentum=0.8),
     "peer_soap": Contender(rate=6e-3, peer=True, make=peer_soap),
     "schedule_free": Contender(rate=1e-2, peer=True),
 }
-"""torch_muon_0.8 has had its momentum tuned besides, by the trainings that muon_phases was found with: it shows what
-phases add to a momentum that fits so short a training, which torch's 0.95 does not."""
+"""torch_muon has its default momentum; torch_muon_tuned shows what phases add to one that fits so short a training."""
 
 
 class Endless:
@@ -130,14 +151,14 @@ class Endless:
             epoch += 1
 
 
-def recipe(words: dict[str, str], rate: float, decay: float) -> Recipe:
+def recipe(words: dict[str, str]) -> Recipe:
     """Ours, from words."""
-    filled = {key: text.replace("LR", repr(rate)).replace("WD", repr(decay)) for key, text in words.items()}
-    phases = read_phases(filled.pop("phases")) if "phases" in filled else ()
-    return Recipe(**filled, phases=phases)  # pyright: ignore[reportArgumentType]
+    phases = read_phases(words["phases"]) if "phases" in words else ()
+    rest = {key: text for key, text in words.items() if key != "phases"}
+    return Recipe(**rest, phases=phases)  # pyright: ignore[reportArgumentType]
 
 
-def trained(name: str, who: str, rate: float, decay: float, steps: int, seed: int) -> dict[str, float]:
+def trained(name: str, who: str, at: Setting, steps: int, seed: int) -> dict[str, float]:
     """One training: final validation loss, of the averaged model where there is one, and what it took."""
     contender, task = CONTENDERS[who], catalog.task(name, None)
     if task.threads is not None:
@@ -150,16 +171,16 @@ def trained(name: str, who: str, rate: float, decay: float, steps: int, seed: in
     curve: Any = Constant(steps=steps) if free else LinearDecay(steps=steps, warmup=WARMUP)
     method = None
     if contender.words is not None:
-        method = recipe(contender.words, rate, decay).method(task, model, steps)
+        method = recipe(contender.words(at)).method(task, model, steps)
         optimizer: Any = method.optimizer
         if method.own_averager is not None:
             method.own_averager.attach(optimizer)
     elif free:
-        optimizer = schedule_free(model, rate, decay, steps)
+        optimizer = schedule_free(model, at, steps)
         optimizer.train()
     else:
         assert contender.make is not None
-        optimizer = contender.make(model, rate, decay)
+        optimizer = contender.make(model, at)
     scheduler = as_scheduler(optimizer, curve)
     torch.manual_seed(derive_seed(seed, "global"))
     model.train()

@@ -18,10 +18,10 @@ def test_quick_tables(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=500)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "found.json").read_text())
-    assert list(found) == ["kills", "damage", "times", "steps"]
+    assert list(found) == ["kills", "damage", "times", "integrity", "steps"]
     for name in ("Dynaxx", "Dynaxx asynchronous"):
         assert found["kills"][name].pop("saves acknowledged") > 0
         assert found["kills"][name] == {"right": 8}
     assert found["damage"]["Dynaxx, flipped bit"] == {"refused": 20}
     assert found["damage"]["Dynaxx, truncation"] == {"refused": 10}
-    assert all(row["low"] <= row["median"] <= row["high"] for row in found["times"].values())
+    assert all(row["low"] <= row["median"] <= row["high"] for row in (found["times"] | found["integrity"]).values())

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from dynaxx.checkpoints import CheckpointStore
-from dynaxx.checkpoints.health import healthy, last_healthy, mark, settle, verdicts
+from dynaxx.checkpoints.health import healthy, illness, last_healthy, mark, settle, verdicts
 from dynaxx.checkpoints.places import LocalPlace
 from dynaxx.checkpoints.remote import RemotePlace
 from dynaxx.errors import BadInput, DynaxxWarning
@@ -100,3 +100,52 @@ def test_a_note_that_was_changed_is_not_heeded(tmp_path):
     note.write_bytes(note.read_bytes().replace(b"suspect", b"healthy"))
     with pytest.warns(DynaxxWarning, match="is damaged"):
         assert verdicts(place) == {}
+
+
+def trained(weight=0.0, mask=0.0, moment=0.0, running_var=1.0):
+    """As `capture` makes it, of a model with a mask."""
+    model = {"weight": torch.tensor([1.0, weight]), "mask": torch.tensor([mask]), "bn.running_var": [running_var]}
+    model = {name: torch.as_tensor(value) for name, value in model.items()}
+    return {"model": {"state": model, "buffers": {}}, "optimizer": {"state": {0: {"exp_avg": torch.tensor([moment])}}}}
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("state", "why"),
+    [
+        (trained(), ""),
+        (trained(mask=-INF), ""),  # a causal mask
+        (trained(mask=NAN), "nan in model/state/mask"),
+        (trained(weight=-INF), "inf in model/state/weight"),
+        (trained(running_var=INF), "inf in model/state/bn.running_var"),
+        (trained(moment=INF), "inf in optimizer/state/0/exp_avg"),
+        ({"scheduler": {"best": torch.tensor(INF)}, "loss": torch.tensor(NAN)}, ""),
+    ],
+)
+def test_what_is_not_finite_is_known_from_the_save_on(place, state, why):
+    place.save(100, trained())
+    info = place.save(200, state)
+    assert illness(info) == illness(place.list()[1]) == why  # and read from the manifest
+    assert last_healthy(place).step == (100 if why else 200)  # nobody judged
+    settle(place, step=250)
+    assert words(place) == {100: "healthy", 200: "bad" if why else "probation"}
+    assert not why or verdicts(place)[info.id].why == why
+    assert settle(place, step=400).keys() == (set() if why else {info.id})
+    assert last_healthy(place).step == (100 if why else 200)
+
+
+def test_a_healthy_word_does_not_outweigh_what_is_not_finite(place):
+    first, second = place.save(100, trained()), place.save(200, trained(weight=NAN))
+    for info in (first, second):
+        mark(place, info, "healthy", "by hand")
+    assert last_healthy(place).step == 100
+    settle(place, step=200)
+    assert words(place) == {100: "healthy", 200: "bad"}
+
+
+def test_to_call_one_bad_says_nothing_of_the_others(place):
+    _, second = save(place, 100, 200)
+    mark(place, second, "bad", "by hand")
+    assert last_healthy(place).step == 100

@@ -10,7 +10,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.torch import load_file
 
 from dynaxx.checkpoints import CheckpointStore
-from dynaxx.checkpoints.health import mark
+from dynaxx.checkpoints.health import illness, mark
 from dynaxx.cli import BAD_INPUT, DONE, FAILED, run
 from dynaxx.runlog.manifest import write_manifest
 
@@ -62,6 +62,24 @@ def test_list(first, dynaxx):
     assert [(row["step"], row["tier"], row["health"]) for row in rows] == [
         (step, "full", "healthy") for step in (10, 20, 30, 40)
     ]
+
+
+def test_list_tells_distances_where_they_were_measured_and_what_is_not_finite(first, dynaxx):
+    rows = dynaxx("list", first, "--json")["checkpoints"]
+    assert [row["nearest"] for row in rows] == [None] * 4, "to list reads no weights"
+    dynaxx("prune", first, "--keep", "last:1,diverse:2")
+    store = CheckpointStore(first / "checkpoints")
+    lost = store.save(50, {"model": {"state": {"weight": torch.tensor([torch.nan])}}, "extra": {}})
+    mark(store, lost, "bad", illness(lost))
+    rows = {row["step"]: row for row in dynaxx("list", first, "--json")["checkpoints"]}
+    gaps = {step: min(abs(step - other) for other in rows if other not in (step, 50)) for step in rows if step != 50}
+    assert len(gaps) >= 3
+    for step, gap in gaps.items():  # of 16 equal numbers: ‖θ₁ − θ₂‖ = 4 |Δ|, sketched
+        assert rows[step]["nearest"] == pytest.approx(4 * gap, rel=0.1)
+    assert rows[50]["nearest"] is None
+    line = next(line for line in dynaxx("list", first).splitlines() if line.split()[0] == "50")
+    assert "bad" in line
+    assert line.endswith("nan in model/state/weight")
 
 
 def test_verify_says_which_is_damaged(first, dynaxx):

@@ -1,4 +1,5 @@
 import random
+import sys
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ import torch
 from torch import nn
 
 from dynaxx.checkpoints.codec import decode, encode
-from dynaxx.core.isolation import RandomState, evaluation, isolated_random
+from dynaxx.core.isolation import RandomState, evaluation, isolated_random, numpy_words
 
 
 def draw():
@@ -52,6 +53,26 @@ def test_a_state_that_was_stored_restores_exactly():
     fields = {"cpu": state.cpu, "cuda": state.cuda, "numpy": state.numpy, "python": state.python}
     RandomState(**decode(*encode(fields))).restore()
     assert draw() == expected
+
+
+def test_words_tell_whether_numpy_has_drawn():
+    words = numpy_words()
+    assert words == numpy_words()
+    RandomState.capture(numpy=False).restore()
+    assert words == numpy_words()
+    key, position = np.random.get_state()[1:3]  # noqa: NPY002
+    assert words == key.astype(np.uint32).tobytes() + int(position).to_bytes(4, sys.byteorder)
+    np.random.rand()  # noqa: NPY002
+    moved = numpy_words()
+    assert moved != words
+    RandomState.capture(numpy=False).restore()
+    assert numpy_words() == moved, "what was not captured is left alone"
+    own = np.random.get_bit_generator()
+    try:
+        np.random.set_bit_generator(np.random.PCG64(0))
+        assert numpy_words() is None
+    finally:
+        np.random.set_bit_generator(own)
 
 
 def test_what_is_drawn_within_is_undone_even_after_an_error():

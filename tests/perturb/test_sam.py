@@ -3,7 +3,9 @@
 import copy
 import math
 import time
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -112,6 +114,29 @@ def test_the_second_pass_sees_the_same_numbers_and_leaves_no_trace():
         expected = torch.ones(1) if name == "4.replaced" else buffer
         assert torch.equal(model.get_buffer(name), expected), name
     assert not torch.equal(statistics[0], statistics[1])
+
+
+@pytest.mark.parametrize("begins", [1, 4])
+def test_numbers_from_numpy_come_again_from_the_step_on_in_which_they_are_first_drawn(begins):
+    """Its stream is copied only where passes draw from it; where they begin to, that one step has a single pass."""
+    model = nn.Linear(2, 1)
+    optimizer, drawn = torch.optim.SGD(model.parameters(), lr=0.0), []
+    sam = Sam(model, rho=0.1)
+
+    def closure(step):
+        drawn.append((step, np.random.rand() if step >= begins else None))  # noqa: NPY002
+        model(torch.ones(1, 2)).sum().backward()
+
+    for step in range(1, 8):
+        sam.around(optimizer, partial(closure, step))
+        optimizer.zero_grad()
+        resumed = Sam(model, rho=0.1)
+        resumed.load_state_dict(sam.state_dict())
+        sam = resumed
+    passes = {step: [number for at, number in drawn if at == step] for step in range(1, 8)}
+    assert {step: len(numbers) for step, numbers in passes.items()} == {s: 1 if s == begins > 1 else 2 for s in passes}
+    assert all(len(set(numbers)) == 1 for numbers in passes.values())
+    assert len({numbers[0] for step, numbers in passes.items() if step >= begins}) == 8 - begins
 
 
 def test_every_and_start():

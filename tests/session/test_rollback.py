@@ -1,5 +1,6 @@
 """Going back within a running training: the same bits where nothing else changes, and the story in the log."""
 
+import random
 import subprocess
 import sys
 import warnings
@@ -13,9 +14,12 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import dynaxx
+from dynaxx.checkpoints import CheckpointStore
+from dynaxx.checkpoints.health import mark
 from dynaxx.core.findings import Finding
 from dynaxx.errors import BadInput, DynaxxWarning, NotApplicable
 from dynaxx.runlog.manifest import ROLLED_BACK
+from dynaxx.session.rollback import destinations
 
 STEPS = 40
 DATA = torch.randn(64, 6, generator=torch.Generator().manual_seed(3))
@@ -186,6 +190,69 @@ def test_not_into_what_is_ill(tmp_path: Path) -> None:
     assert rollbacks._choose(99, [ill]).step == 5
     with pytest.raises(NotApplicable, match="no healthy checkpoint lies before step 5"):
         rollbacks._choose(5, [ill])
+    run.close()
+
+
+KINDS = ("healthy", "probation", "suspect", "bad")
+
+
+def best_before(infos, said, before):
+    """The rule in words: the best kind first, within a kind the newest."""
+    for kind in KINDS[:3]:
+        if steps := [info.step for info in infos if said[info.id] == kind and info.step < before]:
+            return max(steps)
+    return None
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_who_weighs_a_rollback_sees_where_it_leads(tmp_path: Path, seed) -> None:
+    """For every step asked for, the newest of the steps that controllers are shown is the one that is taken."""
+    store, draw = CheckpointStore(tmp_path / "checkpoints"), random.Random(seed)
+    infos = [store.save(step, {}) for step in range(0, 60, 10)]
+    said = {info.id: draw.choice(KINDS) for info in infos}
+    for info in infos:
+        mark(store, info, said[info.id], "drawn")
+    shown = [info.step for info in destinations(store, ())]
+    assert shown == sorted(shown)
+    for before in range(65):
+        assert max((step for step in shown if step < before), default=None) == best_before(infos, said, before)
+
+
+def test_what_controllers_see_is_what_a_retry_takes(tmp_path: Path) -> None:
+    model, _, _ = build()
+    run = dynaxx.watch(
+        model, torch.optim.SGD(model.parameters(), lr=0.1), tmp_path / "run", steps=400, quiet=True, navigate="act"
+    )
+    for step in (40, 80, 120, 160):
+        run._live.begin_at(step, 0)
+        run.save(keep=20)
+    run._live.begin_at(190, 0)
+    flipped = Finding(code="D7", name="divergence", title="", severity="critical", spans=((184, 190),))
+    run.steering.remedies.findings = lambda: (flipped,)
+    assert run.steering._healthy((flipped,))[-1] == 160, (
+        "a probation of 20 steps is over, though nothing was saved since"
+    )
+    rollbacks = run.steering.rollbacks
+    assert rollbacks._choose(184, [flipped]).step == 160
+    rollbacks._made.append({"from": 190, "to": 160})
+    assert run.steering._healthy((flipped,))[-1] == rollbacks._choose(184, [flipped]).step == 120
+    rollbacks._made += [{"from": 190, "to": 120}, {"from": 190, "to": 80}]
+    assert run.steering._healthy((flipped,)) == (), "after three nothing is offered that would be refused"
+    run.close()
+
+
+def test_a_damaged_one_is_passed_over_for_the_next_best(tmp_path: Path) -> None:
+    model, _, _ = build()
+    run = dynaxx.watch(model, torch.optim.SGD(model.parameters(), lr=0.1), tmp_path / "run", quiet=True)
+    for step in (10, 20, 30):
+        run._live.begin_at(step, 0)
+        run.save(keep=20)
+    first, second, third = run._saving.store.list()
+    mark(run._saving.store, second, "healthy", "")
+    file = second.path / "tensors.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    assert run.steering.rollbacks._choose(99, []).step == third.step  # the only healthy one cannot be read
+    assert run.steering.rollbacks._choose(30, []).step == first.step
     run.close()
 
 

@@ -11,7 +11,7 @@ from torch import nn
 import dynaxx
 from dynaxx.checkpoints import CheckpointStore
 from dynaxx.checkpoints.branch import branch
-from dynaxx.checkpoints.health import verdicts
+from dynaxx.checkpoints.health import last_healthy, verdicts
 from dynaxx.checkpoints.places import LocalPlace
 from dynaxx.checkpoints.pruning import pin
 from dynaxx.checkpoints.retention import Last, Spread
@@ -93,6 +93,31 @@ def test_short_runs_do_not_stay_on_probation(tmp_path: Path, status, planned, fi
     assert [noted[info.id].health for info in store.list()] == said
     if said[-1] == "healthy":
         assert noted[store.list()[-1].id].why == "no alarm until the training ended at step 18"
+
+
+@pytest.mark.parametrize("navigate", ["off", "advise"])
+@pytest.mark.parametrize("wait", [True, False])
+def test_what_is_not_finite_is_recorded_ill_and_never_the_last_healthy_one(tmp_path: Path, navigate, wait) -> None:
+    """One NaN in a running statistic shows in no gradient, and no finding is there when it is saved."""
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    run = dynaxx.watch(model, optimizer, tmp_path / "run", steps=100, signals=["lr"], quiet=True, navigate=navigate)
+    for step in range(1, 41):
+        model(torch.randn(4, 3)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if step == 15:
+            model[1].running_mean[0] = torch.nan
+        if step % 10 == 0:
+            run.save(keep=1, wait=wait)
+    run.close()
+    store = CheckpointStore(tmp_path / "run" / "checkpoints")
+    assert steps_in(tmp_path / "run") == [10, 40], "the latest stays as asked for, and the last one that can be used"
+    first, last = store.list()
+    assert verdicts(store)[last.id].health == "bad"
+    assert verdicts(store)[last.id].why == "nan in model/state/1.running_mean"
+    assert last_healthy(store) == first
+    assert run.steering.rollbacks.reachable(()) == [first]
 
 
 def test_a_health_that_cannot_be_noted_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,11 @@ import torch
 
 from dynaxx import catalog, open_run
 from dynaxx.checkpoints import CheckpointStore
+from dynaxx.checkpoints.coordinates import ByWeights
+from dynaxx.checkpoints.places import LocalPlace
+from dynaxx.checkpoints.save_policy import SavePolicy
 from dynaxx.errors import BadInput, UnknownName
+from dynaxx.session import train as session_train
 from dynaxx.session.optimizers import optimizer_for
 from dynaxx.session.recipe import Recipe
 from dynaxx.session.train import train
@@ -131,3 +135,72 @@ def test_bad_openings(tmp_path, option, word):
     with pytest.raises(BadInput, match=word):
         run(tmp_path / "a", **option)
     assert not (tmp_path / "a").exists()
+
+
+def test_the_save_policy_sees_the_same_evaluations_across_a_resume(tmp_path, monkeypatch):
+    """Plateaus are told from the whole history, which a resumed run reads from the log, up to its checkpoint."""
+    seen: dict[int, list[tuple[int, float]]] = {}
+
+    def due(self, step, now, validation=()):
+        seen[step] = list(validation)
+        return "plateau" if step in (15, 25) else None
+
+    class Cut(Exception):
+        pass
+
+    def cut(at):
+        if at.step == 22:
+            raise Cut
+
+    monkeypatch.setattr(SavePolicy, "due", due)
+    options = {"checkpoints": None, "evaluations": 10, "navigate": "off"}
+    run(tmp_path / "whole", **options)
+    whole, seen = seen, {}
+    with pytest.raises(Cut):
+        run(tmp_path / "cut", **options, progress=cut)
+    seen.clear()
+    run(tmp_path / "cut", **options, resume=True)
+    assert seen == {step: history for step, history in whole.items() if step > 15}
+    assert [step for step, _ in seen[16]] == [3, 6, 9, 12, 15]
+    policy = SavePolicy(30, patience=4, gap=99, threshold=0.9)  # nothing improves by nine tenths in four steps
+    monkeypatch.undo()
+    policy.begin(0.0)
+    policy.saved(10, 0.0, 0.0)
+    assert policy.due(16, 0.0, seen[16]) == "plateau"
+    assert policy.due(16, 0.0, seen[16][-1:]) != "plateau", "without the log there would be nothing to compare"
+
+
+def test_what_a_rollback_took_back_is_not_part_of_the_history(tmp_path, monkeypatch):
+    seen: list[tuple[int, list[int]]] = []
+
+    def due(self, step, now, validation=()):
+        seen.append((step, [at for at, _ in validation]))
+        return "planned" if step == 10 else None
+
+    def back(at):
+        if at.step == 20 and len(seen) == 20:
+            runs[0].rollback(before=11)
+
+    runs = []
+    monkeypatch.setattr(SavePolicy, "due", due)
+    real = session_train.watch
+    monkeypatch.setattr(session_train, "watch", lambda *a, **k: runs.append(real(*a, **k)) or runs[0])
+    run(tmp_path / "run", checkpoints=None, evaluations=10, navigate="off", progress=back)
+    again = [entry for entry in seen if entry[0] == 11]
+    assert again == [(11, [3, 6, 9]), (11, [3, 6, 9])], (
+        "the evaluations of steps 12 to 18 belong to what was taken back"
+    )
+
+
+def test_a_training_keeps_a_diverse_set_and_its_distances(tmp_path):
+    run(tmp_path / "run", steps=60, keep="last:2,diverse:3", checkpoints=20, navigate="off")
+    place = LocalPlace(tmp_path / "run" / "checkpoints")
+    infos = place.list()
+    assert [info.step for info in infos][-2:] == [57, 60]
+    assert len(infos) == 5
+    weights = [
+        torch.cat([w.flatten() for w in place.load(i, only=("model",))[0]["model"]["state"].values()]) for i in infos
+    ]
+    true = [min(float((a - b).norm()) for b in weights if b is not a) for a in weights]
+    near = ByWeights(place).nearest(infos)
+    assert [near[info.id] for info in infos] == pytest.approx(true, rel=0.05)  # sketched

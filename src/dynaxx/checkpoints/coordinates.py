@@ -13,6 +13,7 @@ from dynaxx.checkpoints.manifest import CheckpointInfo
 from dynaxx.checkpoints.places import Place
 from dynaxx.core.objective import Objective
 from dynaxx.core.parameters import Layout, bare_name
+from dynaxx.numerics.dispersion import nearest
 from dynaxx.numerics.representation import output_vector, similarity_vector
 from dynaxx.numerics.sketch import Sketch
 from dynaxx.numerics.symmetry import outputs, state
@@ -83,6 +84,22 @@ class Coordinates(ABC):
         points = torch.from_numpy(self.of(infos))
         # Not by inner products: the points lie close together and far from the origin.
         return torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist").numpy()
+
+    def nearest(self, infos: Sequence[CheckpointInfo]) -> dict[str, float]:
+        """How far each checkpoint is from the nearest other, among those whose points are kept; no weights are read.
+
+        Args:
+            infos: Checkpoints of the place.
+
+        Returns:
+            Id → distance; none where there are not two such.
+        """
+        notes = self.place.notes(self.kind)
+        known = [info for info in infos if info.id in notes]
+        if len(known) < 2:
+            return {}
+        near = nearest(self.distances(known), range(len(known)))
+        return {info.id: float(distance) for info, distance in zip(known, near, strict=True)}
 
     def _point(self, info: CheckpointInfo, notes: Mapping[str, Mapping[str, Any]]) -> np.ndarray:
         if info.id not in notes:

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from dynaxx.checkpoints.coordinates import Coordinates
+from dynaxx.checkpoints.health import illness
 from dynaxx.checkpoints.manifest import CheckpointInfo
 from dynaxx.checkpoints.retention import Policy, number
 from dynaxx.core.chart import Chart, Estimate
@@ -29,7 +30,7 @@ class Diverse(Policy):
         coordinates: Where checkpoints lie.
         count: Most checkpoints that are kept for diversity.
         budget: Most bytes that they take; None: no limit.
-        metric: The fact that is their quality; one where it is not finite is not kept.
+        metric: The fact that is their quality; one where it is not finite is not kept, nor one of weights that are not.
         mode: Whether less or more of it is better.
         floor: How much worse than the best one a checkpoint may be, in the unit of the metric; None: any.
         excluded: Which of the checkpoints others keep anyway, such as pins and the last healthy one: they take no place
@@ -115,8 +116,8 @@ class Diverse(Policy):
         sign = 1 if self.mode == "min" else -1
         scores = {i: sign * value for i, info in enumerate(infos) if (value := number(info, self.metric)) is not None}
         worst = min(scores.values(), default=math.inf) + (math.inf if self.floor is None else self.floor)
-        diverged = {i for i, info in enumerate(infos) if self.metric in info.facts} - scores.keys()
-        allowed = [i for i in range(len(infos)) if i not in diverged and scores.get(i, worst) <= worst]
+        lost = {i for i, info in enumerate(infos) if (self.metric in info.facts and i not in scores) or illness(info)}
+        allowed = [i for i in range(len(infos)) if i not in lost and scores.get(i, worst) <= worst]
         allowed.sort(key=lambda i: (infos[i].step, infos[i].id))
         choice = Choice(
             distances=distances,

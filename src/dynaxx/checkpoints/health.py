@@ -1,7 +1,8 @@
 """What is said later of a checkpoint that never changes: whether the training that it holds was in good health.
 
 A fresh checkpoint is on probation: a fault shows some steps after it began. Once it has stood `PROBATION` steps without
-an alarm it is healthy; an alarm within them makes it suspect.
+an alarm it is healthy; an alarm within them makes it suspect. One whose numbers were not finite when it was written is
+bad from the beginning, whether anybody judges or not.
 """
 
 import warnings
@@ -9,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal, cast, get_args
 
+from dynaxx.checkpoints.finite import Word
 from dynaxx.checkpoints.manifest import CheckpointInfo
 from dynaxx.checkpoints.places import LocalPlace, Place, behind, original
 from dynaxx.checkpoints.store import CheckpointStore
@@ -20,6 +22,9 @@ PROBATION = 100
 """Steps without an alarm that make a checkpoint healthy. PaLM (2022) restarted about 100 steps before each spike and
 none came back; our detectors of spikes speak within 10 steps."""
 KIND = "health"
+_FINITE_BY_NATURE = ("weight", "bias", "running_mean", "running_var")
+"""What torch's layers call that in which no infinity is meant; other tensors of a model may be masks or bounds."""
+_NAMED = 3  # tensors in a message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +80,23 @@ def mark(
     _say(place, info, said)
 
 
+def illness(info: CheckpointInfo) -> str:
+    """What is wrong with the numbers of a checkpoint of a training, known from its manifest alone.
+
+    Counted are NaN in the model and the optimizer's state, and infinities in the latter and in what layers call
+    weight, bias, running_mean and running_var: elsewhere in a model they may be meant, as in a causal mask.
+
+    Args:
+        info: The checkpoint.
+
+    Returns:
+        In words; empty where nothing is.
+    """
+    found = [f"{word} in {name}" for name, word in info.not_finite.items() if _counts(name, word)]
+    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    return ", ".join(found[:_NAMED]) + more
+
+
 def verdicts(store: CheckpointStore | Place) -> dict[str, Verdict]:
     """What was said of the checkpoints of a place.
 
@@ -101,7 +123,7 @@ def settle(
     """End the probation of those checkpoints that have stood long enough, or near which an alarm was raised.
 
     An alarm at step a makes those at steps a − probation … a suspect: what it speaks of may have begun before them. So
-    are those that the training has gone back past: it was not without a reason.
+    are those that the training has gone back past: it was not without a reason. What is not finite is bad at once.
 
     Args:
         store: The place.
@@ -117,12 +139,14 @@ def settle(
     past = behind(infos)
     changed: dict[str, Verdict] = {}
     for info in infos:
-        before = said.get(info.id)
-        if before is not None and before.health != "probation":
+        before, ill = said.get(info.id), illness(info)
+        if before is not None and before.health != "probation" and (not ill or before.health == "bad"):
             continue
         near = min((alarm for alarm in alarms if info.step <= alarm <= info.step + probation), default=None)
         word: tuple[Health, str]
-        if info.path.name in past:
+        if ill:
+            word = "bad", ill
+        elif info.path.name in past:
             word = "suspect", "the training went back past it"
         elif near is not None:
             word = "suspect", f"an alarm at step {near}, {near - info.step} steps after it"
@@ -142,14 +166,15 @@ def healthy(infos: Sequence[CheckpointInfo], said: Mapping[str, Verdict]) -> lis
 
     Args:
         infos: The checkpoints of a place.
-        said: What was said of them. Where nobody ever said anything, all are trusted.
+        said: What was said of them. Where nobody ever said more than that some are bad, all others are trusted.
 
     Returns:
-        Those of the line that the training is on, newest first; then those that it left behind.
+        Those of the line that the training is on, newest first; then those that it left behind. Whatever was said, none
+        whose numbers are not finite.
     """
-    judged = any(original(info).id in said for info in infos)
-    good = {key for key, verdict in said.items() if verdict.health == "healthy"}
-    trusted = [info for info in infos if not judged or original(info).id in good]
+    words = {info.id: said[original(info).id].health for info in infos if original(info).id in said}
+    judged = bool(set(words.values()) - {"bad"})
+    trusted = [i for i in infos if not illness(i) and words.get(i.id) in (("healthy",) if judged else (None,))]
     past = behind(infos)
     return sorted(trusted, key=lambda info: (info.path.name not in past, info.step, info.id), reverse=True)
 
@@ -185,6 +210,12 @@ def as_place(store: CheckpointStore | Place) -> Place:
         The place.
     """
     return store if isinstance(store, Place) else LocalPlace(store)
+
+
+def _counts(name: str, word: Word) -> bool:
+    if name.startswith("model/"):
+        return word == "nan" or name.endswith(_FINITE_BY_NATURE)
+    return name.startswith("optimizer/state/")
 
 
 def _say(place: Place, info: CheckpointInfo, verdict: Verdict) -> None:

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from dynaxx.checkpoints.codec import decode, encode
 from dynaxx.checkpoints.durable import digest, plain_size
+from dynaxx.checkpoints.finite import Word
 from dynaxx.checkpoints.tensorfile import FileEntry, TensorEntry
 from dynaxx.errors import BadInput, CorruptData
 
@@ -55,6 +56,7 @@ class CheckpointInfo:
         facts: What the caller of `save` said about it.
         origin: The checkpoint that the training had last gone back to, if it had.
         passed_over: Names of newer checkpoints that were corrupted when this one was loaded instead.
+        not_finite: Tensors that were not finite when they were written, by name → "nan" or "inf".
     """
 
     step: int
@@ -65,6 +67,7 @@ class CheckpointInfo:
     facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
     origin: Origin | None = None
     passed_over: tuple[str, ...] = ()
+    not_finite: Mapping[str, Word] = field(default_factory=dict[str, Word])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +115,17 @@ class Manifest:
             size=size,
             facts=self.facts,
             origin=self.origin,
+            not_finite=self._not_finite(),
         )
+
+    def _not_finite(self) -> dict[str, Word]:
+        """Of a tensor in pieces the worst of them."""
+        found: dict[str, Word] = {}
+        for table in self.tensors.values():
+            for name, entry in table.items():
+                if entry.not_finite and found.get(name) != "nan":
+                    found[name] = entry.not_finite
+        return found
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every whole tensor.
@@ -250,12 +263,15 @@ def _entry(body: dict[str, Any]) -> TensorEntry:
         shape=tuple(body["shape"]),
         digest=body["xxh3_128"],
         offsets=None if offsets is None else tuple(offsets),
+        not_finite=body.get("not_finite", ""),
     )
 
 
 def _dumped(entry: TensorEntry) -> dict[str, Any]:
-    body = {"dtype": entry.dtype, "shape": entry.shape, "xxh3_128": entry.digest}
-    return body if entry.offsets is None else {**body, "offsets": entry.offsets}
+    body: dict[str, Any] = {"dtype": entry.dtype, "shape": entry.shape, "xxh3_128": entry.digest}
+    if entry.offsets is not None:
+        body["offsets"] = entry.offsets
+    return {**body, "not_finite": entry.not_finite} if entry.not_finite else body
 
 
 def read_capped(path: Path, entry: FileEntry | None = None) -> bytes:

@@ -155,7 +155,8 @@ def _floor(place: Place, infos: Sequence[CheckpointInfo], wanted: Collection[str
     found = _sound(place, sorted(healthy, key=lambda info: info.id not in wanted), FLOOR)
     why = {info.id: "healthy, and one of the last two" for info in found}
     if len(found) < FLOOR:
-        young = [info for info in infos if info.id not in said or said[info.id].health == "probation"]
+        judged = {key for key, verdict in said.items() if verdict.health != "probation"}
+        young = [info for info in infos if info.id not in judged and not health.illness(info)]
         why |= {info.id: "it may prove healthy, and fewer than two have" for info in young if info.id not in why}
         rest = sorted((info for info in reversed(infos) if info not in healthy), key=lambda i: i.id not in wanted)
         others = _sound(place, rest, FLOOR - len(found))

@@ -13,12 +13,14 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import torch
 import xxhash
 from torch import Tensor
 
 from dynaxx.checkpoints.durable import digest, plain_size, write_durably
+from dynaxx.checkpoints.finite import Finiteness, Word
 from dynaxx.errors import CorruptData
 
 CODES = {
@@ -44,7 +46,7 @@ CODES = {
 """The format's names of dtypes."""
 _DTYPES = {code: dtype for dtype, code in CODES.items()}
 _LONGEST = 1 << 63
-_CHUNK = 1 << 18  # hashed twice, and after a read, while it is in the cache
+_CHUNK = 1 << 18  # hashed twice and looked at, and after a read, while it is in the cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,12 +71,14 @@ class TensorEntry:
         shape: Its shape.
         digest: xxh3_128 of its bytes.
         offsets: Where in a sharded tensor this piece begins, by dimension; None: it is the whole tensor.
+        not_finite: "nan" or "inf" where it holds such; empty where all of it is finite.
     """
 
     dtype: str
     shape: tuple[int, ...]
     digest: str
     offsets: tuple[int, ...] | None = None
+    not_finite: Word = ""
 
     def __post_init__(self) -> None:
         offsets = (0,) * len(self.shape) if self.offsets is None else self.offsets
@@ -82,8 +86,12 @@ class TensorEntry:
             self.dtype not in _DTYPES
             or len(offsets) != len(self.shape)
             or not all(type(n) is int and 0 <= n < _LONGEST for n in (*self.shape, *offsets))
+            or self.not_finite not in get_args(Word)
         ):
-            raise ValueError(f"a tensor of dtype {self.dtype!r}, shape {self.shape!r} and offsets {offsets!r}")
+            raise ValueError(
+                f"a tensor of dtype {self.dtype!r}, shape {self.shape!r} and offsets {offsets!r}, "
+                f"not finite: {self.not_finite!r}"
+            )
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -130,23 +138,22 @@ def write_tensors(
     header = _header(entries)
     parts = {name: _bytes(tensors[name]) for name in _order(entries)}
 
-    def hash_all() -> tuple[str, dict[str, str]]:
+    def look_at_all() -> tuple[str, dict[str, TensorEntry]]:
         whole = xxhash.xxh3_128(header)
-        digests: dict[str, str] = {}
+        seen: dict[str, TensorEntry] = {}
         for name, part in parts.items():
-            own = xxhash.xxh3_128()
+            own, finiteness = xxhash.xxh3_128(), Finiteness(entries[name].dtype, min(_CHUNK, len(part)))
             for start in range(0, len(part), _CHUNK):
                 chunk = part[start : start + _CHUNK]
                 own.update(chunk)
                 whole.update(chunk)
-            digests[name] = own.hexdigest()
-        return whole.hexdigest(), digests
+                finiteness.update(chunk)
+            seen[name] = replace(entries[name], digest=own.hexdigest(), not_finite=finiteness.word)
+        return whole.hexdigest(), seen
 
-    whole, digests = write_durably(path, [header, *parts.values()], hash_all)
+    whole, seen = write_durably(path, [header, *parts.values()], look_at_all)
     size = len(header) + sum(map(len, parts.values()))
-    return FileEntry(size=size, digest=whole), {
-        name: replace(entry, digest=digests[name]) for name, entry in entries.items()
-    }
+    return FileEntry(size=size, digest=whole), {name: seen[name] for name in entries}
 
 
 def read_tensors(

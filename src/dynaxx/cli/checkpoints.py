@@ -28,7 +28,11 @@ command.add_command(_blend.command)
 @_SOURCE
 @_JSON
 def list_(source: str, as_json: bool) -> None:
-    """List the checkpoints, full and archived ones, with what is known of them."""
+    """List the checkpoints, full and archived ones, with what is known of them.
+
+    Where a policy has measured distances between them (diverse:K), shown is how far each is from the nearest other.
+    """
+    from dynaxx.checkpoints.coordinates import ByWeights
     from dynaxx.checkpoints.health import verdicts
     from dynaxx.checkpoints.opening import open_place
     from dynaxx.checkpoints.places import behind, original
@@ -37,6 +41,7 @@ def list_(source: str, as_json: bool) -> None:
     place = open_place(source)
     full, cold = place.list(), place.archive.list()
     said, kept, past = verdicts(place), protected(place), behind(full)
+    near = ByWeights(place).nearest(full)
     rows = [
         {
             "step": info.step,
@@ -45,6 +50,8 @@ def list_(source: str, as_json: bool) -> None:
             "bytes": info.size,
             "created": info.created,
             "health": said[original(info).id].health if original(info).id in said else None,
+            "why": said[original(info).id].why if original(info).id in said else None,
+            "nearest": near.get(info.id),
             "left_behind": info.path.name in past,
             "kept": kept.get(original(info).id),
             "facts": dict(info.facts),
@@ -55,7 +62,11 @@ def list_(source: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"place": place.name, "checkpoints": rows}, default=str))
         return
-    table(("step", "id", "tier", "size", "health", "facts"), [_row(row) for row in rows], right=("step", "size"))
+    table(
+        ("step", "id", "tier", "size", "health", "nearest", "facts"),
+        [_row(row) for row in rows],
+        right=("step", "size", "nearest"),
+    )
     total = sum(info.size for info in (*full, *cold))
     click.echo(f"{len(full)} full, {len(cold)} archived; {size(total)} in {place.name}")
 
@@ -257,5 +268,7 @@ def _row(row: dict[str, Any]) -> tuple[str, ...]:
     facts = [f"{name} {value:.4g}" for name, value in row["facts"].items() if isinstance(value, int | float)]
     facts += [str(row["facts"]["reason"])] if "reason" in row["facts"] else []
     words = ["left behind"] * row["left_behind"] + ([row["kept"]] if row["kept"] else [])
+    words += [row["why"]] if row["health"] == "bad" else []
+    near = "" if row["nearest"] is None else f"{row['nearest']:.3g}"
     said = row["health"] or ""
-    return str(row["step"]), row["id"], row["tier"], size(row["bytes"]), said, ", ".join([*facts, *words])
+    return str(row["step"]), row["id"], row["tier"], size(row["bytes"]), said, near, ", ".join([*facts, *words])

@@ -25,6 +25,7 @@ import click
 @click.option("--explorer", "averaging", help="Average the weights: ema:half_life=200; see dynaxx list averaging.")
 @click.option("--perturber", "perturb", help="Perturb the steps: sam:rho=0.05,every=5; see dynaxx list perturb.")
 @click.option("--phases", help='Methods one after the other: "descend until=0.5; stabilise averaging=ema".')
+@click.option("--curriculum", help="Easy examples first: root:start=0.01,until=0.5, linear, step; see the docs.")
 @click.option("--clip", type=float, help="Clip the total gradient norm at this value.")
 @click.option(
     "--navigate",

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, Self, TypeVar, overload
 
 import numpy as np
 import torch
@@ -58,6 +58,35 @@ class Pacing:
         for name, (holds, rule) in rules.items():
             if not holds:
                 raise BadInput(f"Pacing({name}=...) must be {rule}. Got {getattr(self, name)!r}.")
+
+    @classmethod
+    def read(cls, words: str) -> Self:
+        """A pacing in the words of the command line.
+
+        Args:
+            words: "shape:option=value,…" with the options above; the shape alone has the defaults.
+
+        Returns:
+            The pacing.
+
+        Raises:
+            BadInput: There is no such shape or option, or a value cannot be read or is out of range.
+
+        Example:
+            >>> Pacing.read("linear:start=0.1")
+            Pacing(shape='linear', start=0.1, until=0.5, power=2.0, stages=4)
+        """
+        shape, _, options = words.partition(":")
+        kinds: dict[str, Callable[[str], Any]] = {"start": float, "until": float, "power": float, "stages": int}
+        given: dict[str, Any] = {"shape": shape.strip()}
+        for option in filter(None, options.split(",")):
+            name, _, value = (part.strip() for part in option.partition("="))
+            try:
+                given[name] = kinds[name](value)
+            except (KeyError, ValueError):
+                form = f"shape:option=value,… with the options {', '.join(kinds)}"
+                raise BadInput(f"A curriculum is written {form}. Got {option!r} in {words!r}.") from None
+        return cls(**given)
 
     def share(self, done: float) -> float:
         """The share of the examples in use.

@@ -156,6 +156,26 @@ class Task(ABC):
         del model
         return None
 
+    def difficulty(self) -> Sequence[float] | np.ndarray | torch.Tensor | None:
+        """How hard each training example is, easy ones small: what `--curriculum` goes by, together with `examples`.
+
+        Returns:
+            One finite number per training example, in an order of the task's own; None: it is not known.
+        """
+        return None
+
+    def examples(self, rows: torch.Tensor) -> Any:
+        """A training batch of given examples; needed where `difficulty` is declared.
+
+        Args:
+            rows: Their places in `difficulty`, int64.
+
+        Returns:
+            The batch, as those of `batches`.
+        """
+        name = type(self).__name__
+        raise BadInput(f"{name}.examples(rows): {name} has a difficulty, and no way to its examples. Override it.")
+
     def weight(self, batch: Any) -> float:
         """How many examples (or tokens) a batch's mean loss stands for.
 

@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any, ClassVar, cast
 
+import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from dynaxx.core.arguments import at_least
-from dynaxx.core.isolation import RandomState
+from dynaxx.core.isolation import RandomState, numpy_words
 from dynaxx.core.methods import Perturber
 from dynaxx.core.parameters import Layout, some
 from dynaxx.core.repeated import begin_repeating, end_repeating
@@ -26,7 +28,9 @@ class Sam(Perturber):
     whose first gradient is not finite has no second pass: its gradient stays for the gradient scaler to find. A scaled
     gradient may stay scaled: the scale cancels. Clip after `restore`.
 
-    It costs a second forward and backward, and one wait for the device, in each step that it perturbs.
+    It costs a second forward and backward, and one wait for the device, in each step that it perturbs. Whether the
+    passes draw from NumPy's global stream the first one shows. Where it did not and a later one does, that one step has
+    no second pass, and from then on they are repeated, too; under several ranks they are from the beginning.
 
     Args:
         model: The model as the loop calls it.
@@ -81,6 +85,8 @@ class Sam(Perturber):
         self._step = 0
         self._begun = False
         self._random: RandomState | None = None
+        self._draws: bool | None = None  # from NumPy's stream, whose copy takes as long as a small net's forward
+        self._words: bytes | None = None
         self._kept: Kept | None = None
         self._alone = ExitStack()
 
@@ -95,14 +101,15 @@ class Sam(Perturber):
         self._undo()
         self._begun = True
         if self.due:
-            self._random = RandomState.capture()
+            self._words = numpy_words() if self._draws is False and not _several_ranks() else None
+            self._random = RandomState.capture(numpy=self._words is None)
             if self._per_rank:
                 self._alone.enter_context(cast(Any, self._model).no_sync())
 
     def ascend(self) -> bool:
         """Go uphill, where the step is due and its gradient is finite and not zero."""
         self._alone.close()
-        if self._random is None:
+        if self._random is None or not self._repeatable(self._random):
             return False
         with torch.no_grad():
             climb = self._climb()
@@ -126,12 +133,23 @@ class Sam(Perturber):
         self._begun = False
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps so far."""
-        return {"step": self._step}
+        """Steps so far, and whether their passes draw from NumPy's stream."""
+        return {"step": self._step, "draws": self._draws}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
         self._step = int(state["step"])
+        self._draws = state.get("draws")  # older checkpoints do not say
+
+    def _repeatable(self, before: RandomState) -> bool:
+        """Whether the numbers that the first pass has drawn can be drawn again."""
+        if self._words is not None:
+            self._draws = numpy_words() != self._words
+            return not self._draws
+        if self._draws is None:
+            now = RandomState.capture().numpy
+            self._draws = not np.array_equal(now[1], before.numpy[1]) or now[2:] != before.numpy[2:]
+        return True
 
     def _undo(self) -> None:
         self._alone.close()
@@ -156,3 +174,8 @@ class Sam(Perturber):
             return None
         pairs = [(w, m) for w, m in zip(weights, moves, strict=True) if m is not None]
         return [w for w, _ in pairs], [m for _, m in pairs], self._rho / norm
+
+
+def _several_ranks() -> bool:
+    """Then all must have equally many passes, whatever one of them draws."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

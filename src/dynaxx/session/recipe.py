@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from dynaxx import catalog
+from dynaxx.core.curriculum import Pacing
 from dynaxx.core.methods import Averager, Curve, Perturber
 from dynaxx.core.task import Task
 from dynaxx.errors import BadInput
@@ -32,6 +33,7 @@ class Recipe:
         meso: Rates by layer, with this ratio between the highest and the lowest at most.
         clip: Clip the total gradient norm at this value.
         phases: Methods one after the other; what the first leaves open is as said above.
+        curriculum: Easy examples first, by this pacing ("root:start=0.01,until=0.5"), of a task that tells them apart.
 
     Raises:
         BadInput: A number is out of its range, or words cannot be read. UnknownName: there is no such method.
@@ -47,6 +49,7 @@ class Recipe:
     meso: float | None = None
     clip: float | None = None
     phases: tuple[Phase, ...] = ()
+    curriculum: str | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("peak", self.peak), ("rate", self.rate), ("clip", self.clip), ("meso", self.meso)):
@@ -57,6 +60,8 @@ class Recipe:
                 catalog.choice(family, words)
         if self.micro is not None:
             _micro(self.micro)
+        if self.curriculum is not None:
+            Pacing.read(self.curriculum)
 
     def settings(self) -> dict[str, Any]:
         """What determines the run, for its manifest: the words that were given."""

@@ -1,12 +1,14 @@
 """Goes back to a healthy checkpoint within a running training, in place, and keeps account of it."""
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any, Literal
 
 from dynaxx.actuator import Actuator
 from dynaxx.checkpoints import CheckpointInfo, CheckpointStore
-from dynaxx.checkpoints.health import verdicts
+from dynaxx.checkpoints.health import illness, verdicts
+from dynaxx.checkpoints.places import behind
 from dynaxx.core.findings import Finding
 from dynaxx.core.isolation import RandomState
 from dynaxx.core.records import Action
@@ -139,6 +141,25 @@ class Rollback:
                 pending.clear()
         return pending
 
+    def reachable(self, findings: Sequence[Finding], without: Collection[str] = ()) -> list[CheckpointInfo]:
+        """Where a rollback may lead now: it takes the newest of these that lies before the step asked for.
+
+        A retry goes further back than the last rollback did, as far as there is anything; after `RETRIES` there is
+        nowhere to go. Who weighs what a rollback costs sees the same list.
+
+        Args:
+            findings: What stands against checkpoints.
+            without: Ids of checkpoints that are damaged.
+
+        Returns:
+            The checkpoints, oldest first.
+        """
+        pending = self._since_survived(self._live.step)
+        if len(pending) >= RETRIES:
+            return []
+        trusted = destinations(self._store, findings, without)
+        return [i for i in trusted if all(i.step < made["to"] for made in pending)] or trusted[:1]
+
     def _chosen(self, before: int, findings: Sequence[Finding]) -> CheckpointInfo:
         """Rank 0's choice on every rank."""
         found: str = ""
@@ -154,39 +175,48 @@ class Rollback:
         return next(info for info in self._store.list() if info.id == found)
 
     def _choose(self, before: int, findings: Sequence[Finding]) -> CheckpointInfo:
-        pending = self._since_survived(self._live.step)
-        if len(pending) >= RETRIES:
+        if len(self._since_survived(self._live.step)) >= RETRIES:
             raise NotApplicable(
                 f"{RETRIES} rollbacks were made, and none led more than {PROBATION} steps past where it fell back from"
             )
-        candidates = trusted(self._store, findings)
-        reach = min([before, *(made["to"] for made in pending)])  # a retry goes further back
-        for info in [i for i in candidates if i.step < reach] or [i for i in candidates if i.step < before][-1:]:
-            if self._store.is_sound(info):
-                return info
+        damaged: set[str] = set()
+        while options := [i for i in self.reachable(findings, damaged) if i.step < before]:
+            if self._store.is_sound(options[-1]):
+                return options[-1]
+            damaged.add(options[-1].id)
         raise NotApplicable(f"no healthy checkpoint lies before step {before}")
 
 
-def trusted(store: CheckpointStore, findings: Sequence[Finding]) -> list[CheckpointInfo]:
-    """The checkpoints to go back to, the best first.
+def destinations(
+    store: CheckpointStore, findings: Sequence[Finding], without: Collection[str] = ()
+) -> list[CheckpointInfo]:
+    """The checkpoints to go back to: for any step, the newest of these before it is the best before it.
+
+    Best are those that have outlived their probation, then younger ones, then those that an alarm came soon after or
+    that training went back past; within a kind the newest. So of a lesser kind only those older than all better ones
+    count. None is taken that a critical finding covers, that was called bad or that is not finite.
 
     Args:
         store: The checkpoints.
         findings: What was found.
+        without: Ids of checkpoints to leave out.
 
     Returns:
-        Of those that no critical finding covers and nobody called bad the ones that have outlived their probation,
-        newest first; then the younger ones, newest first; then those that an alarm came soon after.
+        The checkpoints, oldest first.
     """
-    bad = [span for finding in findings if finding.severity == "critical" for span in finding.spans]
-    said = verdicts(store)
-    ranks = {"healthy": 0, "probation": 1, "suspect": 2}
-    rated = [
-        (ranks.get(said[info.id].health if info.id in said else "probation", 3), info)
-        for info in reversed(store.list())
-        if not any(first <= info.step <= last for first, last in bad)
-    ]
-    return [info for rank, info in sorted(rated, key=lambda pair: pair[0]) if rank < 3]
+    ill = [span for finding in findings if finding.severity == "critical" for span in finding.spans]
+    infos = [info for info in store.list() if info.id not in without and not illness(info)]
+    said, past = verdicts(store), behind(infos)
+    kinds: dict[str, list[CheckpointInfo]] = {"healthy": [], "probation": [], "suspect": [], "bad": []}
+    for info in infos:
+        if not any(first <= info.step <= last for first, last in ill):
+            health = said[info.id].health if info.id in said else "probation"
+            kinds["suspect" if info.path.name in past and health != "bad" else health].append(info)
+    line: list[CheckpointInfo] = []
+    for kind in ("healthy", "probation", "suspect"):
+        oldest = min((info.step for info in line), default=math.inf)
+        line += [info for info in kinds[kind] if info.step < oldest]
+    return sorted(line, key=lambda info: (info.step, info.id))
 
 
 def critical(findings: Sequence[Finding]) -> set[int]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from dynaxx.checkpoints import CheckpointInfo
 from dynaxx.checkpoints.asynchronous import PendingSave
-from dynaxx.checkpoints.health import PROBATION, mark, settle, verdicts
+from dynaxx.checkpoints.health import PROBATION, illness, mark, settle, verdicts
 from dynaxx.checkpoints.pruning import prune
 from dynaxx.checkpoints.retention import Last, Policy
 from dynaxx.checkpoints.save_policy import SavePolicy
@@ -41,8 +41,8 @@ class Saving:
     """The checkpoints of one run, on the ranks that write.
 
     Besides the latest stay those that are pinned or branched from, and the last two healthy ones; where the run is
-    diagnosed, also some that may become healthy. A disk that is full or gone costs the checkpoint and a warning, not
-    the training.
+    diagnosed, also some that may become healthy. One that holds what is not finite is said to be bad, diagnosed or not.
+    A disk that is full or gone costs the checkpoint and a warning, not the training.
 
     Args:
         checkpoints: Where they go.
@@ -120,6 +120,17 @@ class Saving:
                 self._lost(pending.step, error)
         self._swept(wait=wait)
 
+    def judge(self, step: int) -> None:
+        """Have every checkpoint written and judged by what is known now, not when the last one was saved.
+
+        Args:
+            step: Completed optimizer steps.
+        """
+        self.settle(wait=True)
+        if self.alarms is not None and self.checkpoints.first:
+            alarms = self.alarms()
+            self._tolerant(lambda: self._settled(step, alarms), "The health of the checkpoints was not noted")
+
     def close(self, ended: int | None = None) -> None:
         """Wait for the saves in the background.
 
@@ -153,7 +164,7 @@ class Saving:
         if self.checkpoints.first:
             alarms = None if self.alarms is None else frozenset(self.alarms())
             policy = Last(keep) if isinstance(keep, int) else keep
-            self._tidied.append(self._submitted(lambda: self._prune(info.step, policy, alarms)))
+            self._tidied.append(self._submitted(lambda: self._tidy(info, policy, alarms)))
 
     def _submitted(self, work: Callable[[], None]) -> Future[None]:
         """Beside the training, since it reads every checkpoint whole once; in this thread where there is no other."""
@@ -171,20 +182,25 @@ class Saving:
         while self._tidied and (wait or self._tidied[0].done()):
             self._tolerant(self._tidied.pop(0).result, "Older checkpoints stay for now")
 
-    def _prune(self, step: int, policy: Policy, alarms: Collection[int] | None) -> None:
+    def _tidy(self, info: CheckpointInfo, policy: Policy, alarms: Collection[int] | None) -> None:
         if alarms is not None:
-            settle(self.store, step, alarms, self.probation)
+            self._settled(info.step, alarms)
             young = frozenset(key for key, said in verdicts(self.store).items() if said.health == "probation")
             policy |= _Growing(self.probation, young)
+        elif ill := illness(info):
+            mark(self.store, info, "bad", ill)
         prune(self.store, policy)
 
     def _acquit(self, ended: int) -> None:
         assert self.alarms is not None
-        settle(self.store, ended, self.alarms(), self.probation)
+        self._settled(ended, self.alarms())
         said = verdicts(self.store)
         for info in self.store.list():
             if info.id in said and said[info.id].health == "probation":
                 mark(self.store, info, "healthy", f"no alarm until the training ended at step {ended}")
+
+    def _settled(self, step: int, alarms: Collection[int]) -> None:
+        settle(self.store, step, alarms, self.probation)
 
     def _tolerant(self, work: Callable[[], None], what: str) -> None:
         """What a disk refuses besides the saving itself costs a warning."""

@@ -28,6 +28,7 @@ from dynaxx.errors import BadInput
 from dynaxx.session.beginning import begin_from, best_of, finite_start, same_settings
 from dynaxx.session.ending import KEEP, end
 from dynaxx.session.interrupts import interruptible
+from dynaxx.session.lessons import Lessons, lessons
 from dynaxx.session.moments import OFTEN, Due
 from dynaxx.session.recipe import Method, Recipe
 from dynaxx.session.run import Run
@@ -184,6 +185,7 @@ def train(
         begin_from(Path(start), model)
     method = recipe.method(task, model, task.steps)
     samples = Samples(task)
+    taught = lessons(task, recipe.curriculum, steps * accumulate, settings["order_seed"])
     run = watch(
         model,
         method.optimizer,
@@ -211,6 +213,7 @@ def train(
         keep=policy(keep, LocalPlace(CheckpointStore(run.dir / "checkpoints"))),
         evaluations=evaluations,
         checkpoints=checkpoints,
+        lessons=taught,
     )
     run.steering.accumulates, run.steering.accumulate = True, accumulate
     run.steering.trials.train = lambda batches: _steps(task, run, model, method, batches)
@@ -235,6 +238,7 @@ class _Plan:
     keep: Policy
     evaluations: int
     checkpoints: int | None
+    lessons: Lessons
 
     def evaluates(self, run: Run) -> bool:
         """Whether it is time to evaluate: the run's own moments, thinned to about as many as are wanted."""
@@ -286,9 +290,11 @@ def _loop(
         if run.step >= plan.steps or status != "finished":
             break
         before, done = run.step, epoch < run.epoch
-        loader = () if done else task.batches("train", epoch_seed(plan.order_seed, epoch))
+        loader = () if done else plan.lessons(epoch)
         for loss in _steps(task, run, model, method, run.batches(loader)):
             run.log(loss=loss)
+            while history and history[-1][0] >= run.step:  # the run has gone back past it
+                history.pop()
             if run.step == 1:
                 finite_start(task, loss, loader)
             fresh = plan.evaluates(run)
@@ -300,7 +306,6 @@ def _loop(
                         both = evaluate(task, model, held["val"])
                     latest |= {f"averaged_val_{k}": v for k, v in both.items()}
                 run.log(**latest, **samples.take(model))
-                history = [entry for entry in history if entry[0] < run.step]  # it may have gone back
                 history.append((run.step, latest["val_loss"]))
             status = "interrupted" if interrupted.is_set() else "stopped" if run.stopping else status
             ending = run.steering.ending if fresh or run.stopping else None

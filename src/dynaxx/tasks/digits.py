@@ -63,6 +63,17 @@ class Digits(Task):
         order = permutation(len(labels), seed) if split == "train" else torch.arange(len(labels))
         return Minibatches(lambda rows: (images[rows], labels[rows]), order, self.batch_size)
 
+    def difficulty(self) -> torch.Tensor:
+        """Distance of each training image from the mean one of its class, in units of full brightness."""
+        images, labels = _data()["train"]
+        means = torch.stack([images[labels == label].mean(dim=0) for label in range(10)])
+        return (images - means[labels]).flatten(1).norm(dim=1)
+
+    def examples(self, rows: torch.Tensor) -> Pair:
+        """The training images and labels in these rows."""
+        images, labels = _data()["train"]
+        return images[rows], labels[rows]
+
     def loss(self, model: nn.Module, batch: Pair) -> torch.Tensor:
         """Mean cross-entropy, in nats."""
         images, labels = batch
