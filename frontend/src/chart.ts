@@ -80,7 +80,9 @@ export class Chart implements Member {
     const { options, group } = this;
     const grid = { stroke: () => themed("grid"), width: 1 };
     const axis: uPlot.Axis = { stroke: () => themed("muted"), grid, ticks: { ...grid, size: 4 }, font: FONT, labelFont: FONT };
-    const yScale: uPlot.Scale = options.log ? { distr: 3, range: logRange } : { distr: 1, dir: options.yDown ? -1 : 1 };
+    const yScale: uPlot.Scale = options.log
+      ? { distr: 3, range: logRange }
+      : { distr: 1, dir: options.yDown ? -1 : 1, range: linearRange };
     const { yRange } = options;
     if (yRange) yScale.range = () => yRange(group.view);
     return new uPlot(
@@ -168,6 +170,12 @@ export class Chart implements Member {
     event.preventDefault();
     act();
   }
+}
+
+/** uPlot's own range, but for values that are all zero, which it would show on an axis up to 100. */
+function linearRange(_: uPlot, min: number | null, max: number | null): uPlot.Range.MinMax {
+  if (min === null || max === null) return [null, null];
+  return min === 0 && max === 0 ? [0, 1] : uPlot.rangeNum(min, max, 0.1, true);
 }
 
 function ticks(_: uPlot, splits: (number | null)[]): string[] {

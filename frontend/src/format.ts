@@ -1,7 +1,8 @@
 // Numbers as people write them.
 
+/** Without the zeros at the end of its decimals; those of an exponent stay. */
 function trimmed(text: string): string {
-  return text.includes(".") ? text.replace(/\.?0+(?=e|$)/, "") : text;
+  return text.replace(/(\.\d*?)0+(?=e|$)/, "$1").replace(/\.(?=e|$)/, "");
 }
 
 /** A value with a few significant digits. */

@@ -8,6 +8,7 @@ import { el } from "./dom";
 import { num, short } from "./format";
 import { Group } from "./group";
 import type { Arrays, HeatPanel, Numbers, Run } from "./payload";
+import { endsEarly } from "./sparse";
 import { tooltip } from "./tooltip";
 
 const MISSING = 0;
@@ -71,7 +72,9 @@ export class Cells {
 export function heatCard(run: Run, panel: HeatPanel, colours: [number, number], subtitle: string, arrays: Arrays, group: Group): HTMLElement {
   const cells = new Cells(panel, run, arrays);
   const pooled = panel.pooled > 1 ? ` Each cell is the ${panel.by === "max" ? "largest" : "mean"} of up to ${panel.pooled} measured steps.` : "";
-  const made = card(panel.title, subtitle, panel.note + pooled);
+  // Pooled cells count several measurements each; they are too many to end early.
+  const ends = pooled ? "" : endsEarly(cells.columns, cells.x[cells.columns - 1]!, group.full);
+  const made = card(panel.title, subtitle, [panel.note + pooled, ends].filter(Boolean).join(" "));
   made.root.classList.add("heat");
   let log = panel.scale === "log" && colours[0] > 0;
   let row: number | null = null;

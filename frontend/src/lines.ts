@@ -9,6 +9,7 @@ import { num, where } from "./format";
 import { Group, type Range } from "./group";
 import { logSplits } from "./log";
 import type { Arrays, Curve, LinesPanel, Numbers, Run } from "./payload";
+import { apart, endsEarly } from "./sparse";
 
 interface Drawn {
   curve: Curve;
@@ -49,7 +50,10 @@ export function linesCard(panels: [Run, LinesPanel][], overlay: boolean, arrays:
     Object.entries(panel.spans).map(([name, [from, to]]): Span => [name, warp(from), warp(to)]),
   );
   const notes = [...new Set(panels.map(([, panel]) => panel.note))].filter(Boolean);
-  const made = card(first.title, "", notes.length === 1 ? notes[0]! : "");
+  const measured = drawn.filter((d) => d.curve.style !== "dashed" && d.x.length);
+  const last = Math.max(...measured.map(({ x }) => x[x.length - 1]!));
+  const ends = steps ? endsEarly(Math.max(...measured.map((d) => d.curve.points)), last, group.full) : "";
+  const made = card(first.title, "", [notes.length === 1 ? notes[0]! : "", ends].filter(Boolean).join(" "));
   let log = panels.some(([, panel]) => panel.scale === "log") && drawn.some((d) => positive(d.y));
   const at = el("span", { class: "at" });
   const shown = drawn.map(() => true);
@@ -149,7 +153,6 @@ function table(drawn: Drawn[], log: boolean): uPlot.AlignedData {
 function series(d: Drawn, show: boolean): uPlot.Series {
   const reference = d.curve.style === "dashed";
   const stroke = () => (reference ? themed("muted") : lineColour(d.colour));
-  const many = d.curve.points > 200;
   return {
     label: d.label,
     show,
@@ -157,8 +160,14 @@ function series(d: Drawn, show: boolean): uPlot.Series {
     width: d.curve.style === "faint" || reference ? 1 : 1.7,
     alpha: d.curve.style === "faint" ? 0.35 : 1,
     dash: reference ? [5, 4] : DASHES[d.dash % DASHES.length]!,
-    points: { show: d.curve.style === "points" && !many ? true : d.x.length === 1, size: 6, fill: stroke, stroke },
+    points: reference || d.curve.style === "faint" ? { show: false } : marked(d.curve, stroke),
   };
+}
+
+/** Values few and far between are marked one by one: a line alone would pass for a value at every step. */
+function marked(curve: Curve, stroke: () => string): uPlot.Series.Points {
+  const each = curve.style === "points" && curve.points <= 200;
+  return { show: true, size: each ? 6 : 5, fill: stroke, stroke, ...(each ? {} : { filter: apart }) };
 }
 
 function entry(d: Drawn, toggle: (show: boolean) => void): { root: HTMLElement; value: (text: string) => void } {

@@ -69,6 +69,13 @@ def test_a_chart_survives_strict_json():
 def test_numbers_are_shown_with_their_uncertainty():
     assert str(Estimate(value=2.0, error=0.1)) == "2 ± 0.1"
     assert str(Estimate(value=2.0, error=0.1, bound=True)) == "2 ≤±0.1"
+    assert str(Estimate(value=1 / 3)) == "0.333333"
+    assert str(Estimate(value=216.0195, error=19.04)) == "216 ± 19"
+    assert str(Estimate(value=0.0673727, error=0.0102)) == "0.067 ± 0.01"
+    assert str(Estimate(value=-1.23456789, error=1e-12)) == "-1.23457 ± 1e-12"
+    assert str(Estimate(value=0.4, error=30.0)) == "0.4 ± 30"
+    assert str(Estimate(value=0.0, error=0.5)) == "0 ± 0.5"
+    assert str(Estimate(value=2.5, error=float("inf"))) == "2.5 ± inf"
     text = str(_chart())
     assert "largest" in text
     assert "largest eigenvalue" in text

@@ -230,6 +230,52 @@ def test_several_runs_overlay_curves_and_share_a_colour_scale(report, healthy, d
     assert len(texts(browser, ".summary")) == 2
 
 
+def inked(browser, card, step, beside):
+    """How many pixels of the line's blue are in the column `beside` CSS pixels from the place of a step of 300."""
+    return browser(f"""(() => {{
+      const card = [...document.querySelectorAll("article")].find(a => a.querySelector("h3").textContent === "{card}");
+      const [canvas, over] = [card.querySelector("canvas"), card.querySelector(".u-over").getBoundingClientRect()];
+      const all = canvas.getBoundingClientRect();
+      const ratio = canvas.width / all.width;
+      const x = over.left - all.left + ({step} - 1) / 299 * over.width + {beside};
+      const [top, height] = [(over.top - all.top) * ratio, over.height * ratio];
+      const column = canvas.getContext("2d").getImageData(x * ratio, top, 1, height).data;
+      return column.reduce((n, v, i) => n + (i % 4 === 0 && v < 60 && column[i + 2] > 120 ? 1 : 0), 0);
+    }})()""")
+
+
+def test_what_is_measured_rarely_is_marked_and_said(report, make):
+    """A line between two measurements would pass for a value at every step."""
+    all_steps = np.arange(1, 301)
+    columns = {
+        "loss": (all_steps, all_steps / 300),
+        "early": ([20, 60], [1.0, 2.0]),
+        "spread": ([20, 290], [1.0, 2.0]),
+        "every": (all_steps, np.ones(300)),
+    }
+    browser = report(make(**columns))
+    assert browser.complaints == []
+    notes = dict(
+        browser("""[...document.querySelectorAll("#metrics article")].map(card =>
+          [card.querySelector("h3").textContent, card.querySelector(".note")?.textContent ?? ""])""")
+    )
+    assert notes["early"].endswith("Measured 2 times, last at step 60.")
+    assert "Measured" not in notes["spread"] + notes["every"]
+    assert inked(browser, "early", 20, -1.5) > 0  # a line alone begins at the step
+    assert inked(browser, "early", 20, -6) == 0
+    assert 0 < inked(browser, "every", 150, 0) <= 4  # no thicker than a line
+
+
+def test_powers_of_ten_keep_their_zeros(report, make):
+    steps = [1, 2, 3]
+    columns = {"large": [2.5e10] * 3, "small": [1.25e-20] * 3, "nothing": [0.0] * 3}
+    browser = report(make(loss=(steps, [3.0, 2.0, 1.0]), **{name: (steps, v) for name, v in columns.items()}))
+    assert browser.complaints == []
+    shown = browser("""[...document.querySelectorAll("#metrics article")].map(card =>
+      [card.querySelector("h3").textContent, card.querySelector(".legend b").textContent])""")
+    assert dict(shown) == {"large": "2.5e10", "small": "1.25e-20", "nothing": "0"}
+
+
 def test_names_of_strangers_are_text(report, make):
     view = make(
         [{"kind": "warning", "step": 1, "message": HOSTILE}],

@@ -19,6 +19,7 @@ from dynaxx.core.records import Action
 from dynaxx.errors import BadInput, DynaxxWarning
 from dynaxx.runlog import Table
 from dynaxx.session import diagnosing, navigator
+from dynaxx.session.instruments import Instruments
 from dynaxx.session.navigator import Navigator, Surroundings
 
 STEPS = 90
@@ -239,11 +240,22 @@ def test_the_interval_keeps_to_the_share_within_bounds() -> None:
     acting, advising = Navigator("act", around), Navigator("advise", around)
     for steered in (acting, advising):
         steered._seconds = [5.0, 0.02, 0.02, 0.02]  # the first look imports
-        assert steered.settle(0.1, 0.05) == 10
-        assert steered.settle(10.0, 0.01) == 10
-    assert acting.settle(1e-3, 0.01) == 400  # 5 % of the time, also where the share is smaller
-    assert acting.settle(1e-3, 0.2) == 100
-    assert advising.settle(1e-4, 0.01) == 20_000  # its share, however few looks that are
+        assert steered.settle(0.1, 0.005) == 10
+        assert steered.settle(10.0, 0.1) == 10
+    assert acting.settle(1e-3, 1e-5) == 200  # a second in all: fifty looks
+    assert acting.settle(4e-3, 1e-5) == 100  # 5 % of the time, also where the share is smaller
+    assert acting.settle(1e-3, 2e-4) == 100
+    assert advising.settle(1e-4, 1e-6) == 20_000  # its share, however few looks that are
+
+
+@pytest.mark.parametrize(("fixed", "interval"), [(0.0, 20), (0.001, 40), (0.0015, 80), (0.1, 80)])
+def test_looks_yield_to_what_is_measured_at_every_step(tmp_path: Path, monkeypatch, fixed, interval) -> None:
+    """Half of what is left of 2 % of 0.1 s, of a quarter of it at least, for looks of 0.02 s."""
+    monkeypatch.setattr(Instruments, "step_seconds", lambda _: (0.1, fixed))
+    monkeypatch.setattr(Navigator, "seconds", property(lambda _: 0.02))
+    train(tmp_path / "run", "advise", steps=101)
+    [event] = told(tmp_path / "run", "calibration")
+    assert event["navigator"]["interval"] == interval
 
 
 def test_a_look_that_took_longer_is_waited_for_longer_where_nothing_is_acted_on(monkeypatch) -> None:
@@ -254,7 +266,7 @@ def test_a_look_that_took_longer_is_waited_for_longer_where_nothing_is_acted_on(
     monkeypatch.setattr(Navigator, "_look", lambda self, step: (time.sleep(0.05), Table({"loss": ([1], [1.0])}))[1])
     steered = Navigator("advise", around)
     steered._seconds = [0.001]
-    steered.interval = steered.settle(0.1, 0.01)
+    steered.interval = steered.settle(0.1, 1e-3)
     assert steered.due(10)
     steered.consult(10)
     assert not steered.due(20)  # 0.05 s at 1 % of 0.1 s: 50 steps

@@ -31,8 +31,14 @@ class Estimate:
     about: str = ""
 
     def __str__(self) -> str:
-        sign = " ≤±" if self.bound else " ± "
-        return f"{self.value:.6g}" + ("" if self.error is None else f"{sign}{self.error:.2g}")
+        """The number with six digits at most, those beyond the second of its error left out."""
+        if self.error is None:
+            return f"{self.value:.6g}"
+        digits = 6
+        if 0 < self.error < math.inf and 0 < abs(self.value) < math.inf:
+            size, doubt = (math.floor(math.log10(abs(number))) for number in (self.value, self.error))
+            digits = min(6, max(1, size + 1, size - doubt + 2))
+        return f"{self.value:.{digits}g}{' ≤±' if self.bound else ' ± '}{self.error:.2g}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

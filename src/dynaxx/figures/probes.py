@@ -32,6 +32,9 @@ class Probes(Figure):
 
 
 def _numbers(chart: Chart, title: str) -> Table:
-    rows = tuple((name, str(value), value.unit, value.about) for name, value in chart.values.items())
+    rows = tuple(
+        (name.replace("_", " "), str(value), "" if value.unit == "1" else value.unit, value.about)
+        for name, value in chart.values.items()
+    )
     note = " ".join([chart.title + ".", *chart.notes])
     return Table(title=title, header=("", "value", "unit", "what it is"), rows=rows, note=note)

@@ -96,6 +96,9 @@ def _unknown(made: Map) -> list[Panel]:
 
 
 def _numbers(chart: Chart) -> Table:
-    rows = tuple((name.replace("_", " "), str(value), value.unit, value.about) for name, value in chart.values.items())
+    rows = tuple(
+        (name.replace("_", " "), str(value), "" if value.unit == "1" else value.unit, value.about)
+        for name, value in chart.values.items()
+    )
     note = " ".join([chart.title + ".", *chart.notes])
     return Table(title="Numbers", header=("", "value", "unit", "what it is"), rows=rows, note=note)

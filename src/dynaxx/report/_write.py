@@ -1,4 +1,4 @@
-"""write_report and write_map: runs or a map in, one HTML file out."""
+"""write_report, write_map and write_rescue: runs, a map or the rescue suite in, one HTML file out."""
 
 import os
 from collections.abc import Sequence
@@ -8,6 +8,8 @@ from dynaxx.errors import BadInput
 from dynaxx.report._map import map_payload
 from dynaxx.report._page import drawn, page
 from dynaxx.report._payload import payload
+from dynaxx.report._rescue import rescue_payload
+from dynaxx.rescue.report import Report
 from dynaxx.runlog import RunView
 from dynaxx.survey.map import Map
 
@@ -50,6 +52,23 @@ def write_map(made: Map, path: str | Path) -> Path:
     """
     target = _file("write_map", path)
     return _put(target, page(*map_payload(made), [""]))
+
+
+def write_rescue(found: Report, path: str | Path) -> Path:
+    """Write the page of the rescue suite: who finds what, what is taken for what, and who mends it.
+
+    Args:
+        found: What the suite found.
+        path: The HTML file; missing folders are made.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        BadInput: The path is a folder.
+    """
+    target = _file("write_rescue", path)
+    return _put(target, page(*rescue_payload(found), [""]))
 
 
 def _file(call: str, path: str | Path) -> Path:

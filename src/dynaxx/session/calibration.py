@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from dynaxx.session.cadence import room
 from dynaxx.session.instruments import Instruments
 from dynaxx.session.live import Live
 from dynaxx.session.selftest import seen
@@ -46,10 +47,13 @@ class Calibration:
     def make(self) -> None:
         """Set everything, for the rest of the run."""
         instruments = self._instruments
-        bare, _ = instruments.step_seconds()
-        self._steering.settle(bare)
+        bare, fixed = instruments.step_seconds()
+        # Looks take half of what measuring at every step leaves of the budget, the cadences the rest.
+        half = room(fixed, bare, instruments.budget) / 2
+        self._steering.settle(bare, half)
         diagnosing = self._training.agree(self._steering.seconds_per_step)
-        plan = self._training.agree(instruments.plan(diagnosing))
+        # What a run that acts looks beyond that half is not taken from what it looks at.
+        plan = self._training.agree(instruments.plan(min(diagnosing, half)))
         instruments.settle(plan)
         price = instruments.price()
         expected = instruments.expected() + (diagnosing / bare if bare > 0 else 0.0)

@@ -12,6 +12,9 @@ from dynaxx.core.contracts import ForwardSignal, FunctionObserver, Tap
 from dynaxx.core.parameters import bare_name, is_compiled
 from dynaxx.session.hooks import SilentInCopies
 
+_NoFunctions = cast(Any, torch)._C.DisableTorchFunction
+"""Under it a tap's own operations, dozens in each, do not pass through our function mode."""
+
 
 class _TapHook(SilentInCopies):
     """A module's forward hook that calls its taps while the watch is on. Copies and pickles of the model stay silent.
@@ -118,6 +121,7 @@ class ForwardWatch:
         self._temporary: list[Any] = []
         self._mode: _Functions | None = None
         self._within = 0.0
+        self._too_late = False
 
     @property
     def deaf(self) -> bool:
@@ -126,7 +130,7 @@ class ForwardWatch:
 
     @property
     def late(self) -> bool:
-        """Whether a part of the model has been compiled since the hooks were made."""
+        """Whether a part of the model has been compiled since the hooks were made; asks every module."""
         return not self.compiled and is_compiled(self._model)
 
     def unheard(self, signal: ForwardSignal[Any]) -> bool:
@@ -139,7 +143,7 @@ class ForwardWatch:
             True where a measurement would be of nothing.
         """
         within = signal not in self._root.owners
-        return self.transformed or (within and (self.deaf or self.late or self.muffled))
+        return self.transformed or (within and (self.deaf or self._too_late or self.muffled))
 
     def guarded(self, signal: ForwardSignal[Any], call: Callable[..., None], *args: Any) -> None:
         """Call a tap or an observer; one that fails must not fail the forward.
@@ -178,9 +182,10 @@ class ForwardWatch:
             self.muffled = self.muffled or dtype in (torch.float16, torch.bfloat16)
             for _, hook in self._hooks:
                 hook.on = not self.muffled and not self.transformed
-        if self.compiled or self.transformed or self.late:  # a function mode must not be traced into a graph
-            return
         start = time.perf_counter()
+        self._too_late = self.late
+        if self.compiled or self.transformed or self._too_late:  # a function mode must not be traced into a graph
+            return
         for module, hook in self._hooks:
             self._temporary.append(module.register_forward_hook(_Timed(self, hook)))
         if any(self.observers.values()):
@@ -235,7 +240,7 @@ class _Timed:
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         del module
         start = time.perf_counter()
-        with torch.no_grad():
+        with torch.no_grad(), _NoFunctions():
             for signal, tap in zip(self._hook.owners, self._hook.taps, strict=True):
                 self._watch.guarded(signal, tap, inputs, output)
         self._watch.spent(time.perf_counter() - start)

@@ -25,6 +25,9 @@ NEAREST, FARTHEST = 10, 50
 ACTING = 0.05
 """Least share of the time that looks of a run that acts may take: what is found late costs more than that. The first
 hundred steps, with a look every twentieth, are exempt. A run that only advises keeps to its share of the budget."""
+SPARE = 1.0
+"""Seconds that looks of a run that acts may take in all, whatever their share: nobody waits for them, and a run of a
+thousand steps of 1 ms, which 5 % would let look three times, can be looked at fifty times for it."""
 STUCK = (3, 10, 30)
 """Updates left out in a row at which the navigator looks out of turn: the steps by which it is called stand still."""
 HOPELESS = 100
@@ -164,18 +167,20 @@ class Navigator:
         if not self.broken:
             self._look(step)
 
-    def settle(self, step_seconds: float, share: float) -> int:
-        """The interval that keeps diagnosing within a share of the time, by the times so far; it is not set yet.
+    def settle(self, step_seconds: float, afford: float) -> int:
+        """The interval that keeps diagnosing within what it may take, by the times so far; it is not set yet.
 
         Args:
             step_seconds: Of a step without measuring.
-            share: Of it that diagnosing may take; a run that acts may take 5 % at least.
+            afford: Seconds per step that diagnosing may take; a run that acts may take 5 % of the step at least, and a
+                second in all.
 
         Returns:
             Steps, at least 10. A run that only advises waits longer after a look that took longer; one that acts keeps
             the interval, so that a resumed run looks at the same steps.
         """
-        afford = (max(share, ACTING) if self.mode == "act" else share) * step_seconds
+        if self.mode == "act":
+            afford = max(afford, ACTING * step_seconds, SPARE / (self._around.steps or math.inf))
         self._afford = afford if afford > 0 and self.mode != "act" else None
         return max(NEAREST, math.ceil(self.seconds / afford) if afford > 0 else FARTHEST)
 

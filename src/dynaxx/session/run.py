@@ -95,7 +95,8 @@ class Run:
         self.steering.went_back = self._moments.clear
         self._calibration = Calibration(self.dir, training, live, instruments, self.steering, self._event, quiet=quiet)
         live.after_calibration = self._calibration.make
-        self._at_exit = atexit.register(_close_at_exit, weakref.ref(self))
+        weak = weakref.ref(self)
+        self._at_exit = atexit.register(lambda: _close_at_exit(weak))  # of its own: unregistering goes by equality
 
     @property
     def step(self) -> int:
@@ -394,7 +395,6 @@ class Run:
         warnings.warn(message, DynaxxWarning, stacklevel=3)
 
 
-def _close_at_exit(reference: "weakref.ref[Run]") -> None:
-    run = reference()
-    if run is not None:
+def _close_at_exit(reference: Callable[[], Run | None]) -> None:
+    if (run := reference()) is not None:
         run.close("finished" if getattr(sys, "last_value", None) is None else "failed")

@@ -28,7 +28,7 @@ from dynaxx.session.live import Live
 from dynaxx.session.navigator import HOPELESS, STUCK, Navigator, Order, Surroundings
 from dynaxx.session.recent import Recent
 from dynaxx.session.remedies import Remedies, plain
-from dynaxx.session.rollback import Rollback, critical, trusted
+from dynaxx.session.rollback import Rollback, critical
 from dynaxx.session.saving import Saving
 from dynaxx.session.training import Training
 from dynaxx.session.trial import HELD, NOTHING, Trials
@@ -152,14 +152,15 @@ class Steering:
         if self.mode == "act" and GUARD.name not in self._parts.actuator.in_force:
             self._parts.actuator.begin(GUARD, self._parts.live.step)
 
-    def settle(self, step_seconds: float) -> None:
+    def settle(self, step_seconds: float, afford: float) -> None:
         """Set the interval between looks, once and for good; on every rank alike.
 
         Args:
             step_seconds: Of a step without measuring.
+            afford: Seconds per step that looks may take.
         """
         if self.navigator is not None:
-            interval = self.navigator.settle(step_seconds, self._parts.instruments.budget / 2)
+            interval = self.navigator.settle(step_seconds, afford)
             self.navigator.interval = self._parts.training.from_first(interval) if self.mode == "act" else interval
 
     @property
@@ -256,9 +257,8 @@ class Steering:
         if not self._begun:
             self._begun = True
             if self.mode == "act" and self._parts.live.step == 0:
-                self._save(
-                    keep=self._parts.saving.keep, beginning=True
-                )  # what a rate that is far too high ruins before the first save is due
+                # What a rate that is far too high ruins before the first save is due.
+                self._save(keep=self._parts.saving.keep, beginning=True)
         self.remedies.carry_out()
 
     def _after_step(self, left_out: int) -> None:
@@ -323,8 +323,8 @@ class Steering:
     def _healthy(self, findings: Sequence[Finding]) -> tuple[int, ...]:
         if not (self.navigator is not None and self.navigator.waits) and not any(f.alarms for f in findings):
             return ()  # nobody asks, and listing reads every manifest
-        self._parts.saving.settle(wait=True)
-        return tuple(sorted({info.step for info in trusted(self._parts.saving.store, findings)}))
+        self._parts.saving.judge(self._parts.live.step)
+        return tuple(sorted({info.step for info in self.rollbacks.reachable(findings)}))
 
     def _found(self, name: str, values: Mapping[str, Any], step: int) -> None:
         if self.navigator is not None:
@@ -360,7 +360,7 @@ class Steering:
         reason: str,
     ) -> None:
         del reason  # it is in the decision, and in the actions that follow
-        self._parts.saving.settle(wait=True)
+        self._parts.saving.judge(self._parts.live.step)
         self.rollbacks.to(before, findings, data=data, then=[action for action in then if action.name not in REMEDIES])
         for action in then:
             if action.name in REMEDIES:
