@@ -85,3 +85,14 @@ def test_while_validation_falls_fast_dropout_costs_nothing_yet(make_log, rng):
     }
     assert TrainEvalGap().detect(make_log({**columns, "val_loss": (AT, np.full(20, 0.35))})).severity == "warning"
     assert TrainEvalGap().detect(make_log(columns)).severity == "note"
+
+
+def test_nine_tenths_dropped_are_an_alarm_at_once(make_log, rng):
+    steps = np.arange(400)
+    columns = {
+        "loss": 1.5 * np.exp(-steps / 600) * np.exp(0.01 * rng.standard_normal(400)),
+        "val_loss": (AT, 0.9 * np.exp(-AT / 300)),
+    }
+    for share, severity in ((0.9, "warning"), (0.5, "note")):
+        found = TrainEvalGap().detect(make_log(columns, {"model": {"layers": [], "dropout": {"6": share}}}))
+        assert (found.severity, found.causes[0].name) == (severity, "regularisation_too_strong")

@@ -62,3 +62,11 @@ def test_one_batch_parts_capacity_from_noise(make_log, rng):
 def test_early_is_not_judged(make_log, rng):
     with pytest.raises(NotApplicable, match="too early"):
         Underfitting().detect(make_log(log(rng, 1.8), steps=4000))
+
+
+def test_validation_below_training_is_an_alarm_whichever_of_both_it_is(make_log, rng):
+    """That a model drops nothing moves the suspicion to its labels, and takes nothing from the alarm."""
+    columns = log(rng, 1.8, ratio=0.75)
+    for dropped, cause in (({}, "label_noise"), ({"1": 0.6}, "regularisation_too_strong")):
+        found = Underfitting().detect(make_log(columns, {"model": {"layers": [], "dropout": dropped}}, steps=800))
+        assert (found.severity, found.causes[0].name) == ("warning", cause)

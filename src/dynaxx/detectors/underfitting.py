@@ -106,7 +106,7 @@ class Underfitting(Detector):
             against=0.6,
         )
         causes = ranked(capacity, weights, strong, noisy, low)
-        severity: Severity = "warning" if causes[0].confidence >= 0.6 else "note"
+        severity: Severity = "warning" if below or causes[0].confidence >= 0.6 else "note"
         return Finding(
             code=self.code,
             name="underfitting",
