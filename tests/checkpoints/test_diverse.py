@@ -175,6 +175,7 @@ def test_archived_weights_lie_where_the_full_ones_do(tmp_path):
 
 
 def test_sketched_distances_are_exact_within_three_per_cent(tmp_path):
+    torch.manual_seed(0)  # one distance is known to 1.1 %, so that of 28 the worst may be beyond 3 % by chance
     place = LocalPlace(tmp_path / "checkpoints")
     model, flat = nn.Sequential(nn.Linear(500, 500), nn.Linear(500, 300)), []
     for step in range(8):
