@@ -127,7 +127,8 @@ def test_repairs_are_judged_by_what_the_order_of_the_data_does_too():
     score = policy_score(runs, "halve")
     assert (score.level.hits, score.level.of, score.mended.hits) == (1, 2, 0)
     assert score.over == pytest.approx((0.2 + 0.22) / 0.3)
-    assert len(hurt(runs)) == 2  # the other orders are neither twins nor healthy runs of their own
+    assert len(hurt(runs)) == 2  # the other orders are neither twins nor healthy runs of their own,
+    assert policy_score(runs, "nothing").harmed.hits == 0  # and nobody's treatment
 
 
 def test_doing_nothing_repairs_nothing():

@@ -123,10 +123,10 @@ def _policies(found: Report) -> tuple[Panel, ...]:
     )
     left = [
         (name, each.key, f"{each.ratio:.3g}", "yes" if each.better else "no", f"{each.passes:.2f}")
-        for name, score in found.policies.items()
+        for name, score in found.acted.items()
         for each in score.left
     ]
-    harmed = [(name, key) for name, score in found.policies.items() for key in score.hurt]
+    harmed = [(name, key) for name, score in found.acted.items() for key in score.hurt]
     return (
         whole,
         Table(

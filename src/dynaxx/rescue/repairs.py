@@ -170,7 +170,7 @@ def _treated(runs: Sequence[Ended], policy: str) -> dict[tuple[str, str, int], E
     return {
         (run.case.name, run.case.net, run.case.seed): run
         for run in runs
-        if run.case.policy == policy and run.status in ("finished", "stopped")
+        if run.case.policy == policy and run.case.order == 0 and run.status in ("finished", "stopped")
     }
 
 

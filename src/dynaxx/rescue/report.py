@@ -76,6 +76,11 @@ class Report:
             for name, s in self.observers.items()
         ]
 
+    @property
+    def acted(self) -> Mapping[str, PolicyScore]:
+        """The scores of those who did anything at all."""
+        return {name: score for name, score in self.policies.items() if name != "nothing"}
+
     def policy_rows(self) -> list[tuple[str, ...]]:
         """The table of those who act."""
         return [
@@ -205,7 +210,7 @@ def _markdown(found: Report) -> Iterator[str]:
         yield f"\nFirst cause wrong: {'; '.join(wrong) or 'none'}."
         noisy = [f"{rule} in {count}" for rule, count in score.noisiest.items()]
         yield f"\nAlarms on healthy runs: {'; '.join(noisy) or 'none'}.\n"
-    for name, acted in found.policies.items():
+    for name, acted in found.acted.items():
         left = [f"{each.key} ({each.ratio:.3g}× the clean loss)" for each in acted.left]
         yield from (f"## What {name} left", "", f"Not repaired: {'; '.join(left) or 'none'}.", "")
         yield f"Harmed: {', '.join(acted.hurt) or 'none'}.\n"
