@@ -84,7 +84,7 @@ class WeightDecay(Detector):
                     0.7,
                     5.0 if left < SHRUNK.value else 0.5,
                     why=f"weights shrank to {left:.0%}, at {taken:.2g} a step",
-                    remedies=(Remedy(text=f"Lower the weight decay by {taken / 1e-4:.2g}, to 1e-4 a step."),),
+                    remedies=(Remedy(text=f"Lower the weight decay {taken / 1e-4:.2g}-fold, to 1e-4 a step."),),
                 ),
                 suspect("learning_rate_too_high", 0.15, why="the rate multiplies the decay"),
             ),
