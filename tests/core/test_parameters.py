@@ -196,3 +196,15 @@ def test_every_parameter_of_an_optimizer_in_order():
     a, b, c = (nn.Parameter(torch.zeros(n)) for n in (1, 2, 3))
     optimizer = torch.optim.SGD([{"params": [c, a]}, {"params": [b]}], lr=0.1)
     assert [len(p) for p in own_parameters(optimizer)] == [3, 1, 2]
+
+
+def test_one_wide_type_needs_no_other_for_norms():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    assert Layout(net).wide
+    assert Layout(net.double()).wide
+    net[1].float()
+    assert not Layout(net).wide
+    assert not Layout(net.bfloat16()).wide
+    net.float()
+    net[0].weight.grad_dtype = torch.bfloat16
+    assert not Layout(net).wide

@@ -128,6 +128,12 @@ class Layout:
         return not any(p.is_complex() for p in self.parameters) and not self._sparse
 
     @cached_property
+    def wide(self) -> bool:
+        """Whether parameters and gradients are all float32 or all float64, so that norms need no other type."""
+        types = {kind for p in self.parameters for kind in (p.dtype, p.grad_dtype)}
+        return types in ({torch.float32}, {torch.float64})
+
+    @cached_property
     def sharded(self) -> bool:
         """Whether any parameter is split over ranks (FSDP2, tensor parallelism)."""
         return any(is_sharded(p) for p in self.parameters)

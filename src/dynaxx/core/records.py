@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -49,9 +49,8 @@ class Column:
     about: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measurement:
-    """One column's value at one step, on its device until the log drains it.
+class Measurement(NamedTuple):
+    """One column's value at one step, on its device until the log drains it. Several are made at every step.
 
     Args:
         column: Where it belongs.

@@ -269,7 +269,7 @@ def _present_norms(tensors: Sequence[Tensor | None], layout: Layout) -> Sequence
     present = [t for t in tensors if t is not None]
     if layout.plain:
         try:
-            return _norms(present, 2.0)
+            return _foreach_norm(present) if present and layout.wide else _norms(present, 2.0)
         except NotImplementedError:  # a gradient is sparse though no module says so
             layout.plain = False
     return _norms([_dense(t) for t in present], 2.0)

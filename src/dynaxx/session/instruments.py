@@ -136,7 +136,7 @@ class Instruments:
         Args:
             view: The step.
         """
-        if view.own_square is None:
+        if view.world_size > 1 and view.own_square is None:
             view.own_square, seconds = self._own.finish()
             self.microbatches.seconds += seconds
         if view.batch.forwards > 1 and view.microbatches is None:
