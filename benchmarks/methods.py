@@ -13,31 +13,40 @@ target, seed by seed; shown are the mean and the 95 % interval of Student's t. A
 seed too.
 
 Schedule: linear warm-up over 4 %, linear decay to zero, for all but schedule-free, which has the warm-up only.
+
+`--pace` takes the time of a step anew, which wants a machine without other load: contenders take five steps each in
+turns, over trainings of 120 steps; kept is the median of a turn's wall-clock time over AdamW's of the same round.
 """
 
 import argparse
 import json
 import math
 import statistics
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 from scipy.stats import t as student
 
 from dynaxx.errors import NotApplicable
-from methods_contenders import CONTENDERS, Setting, trained
+from methods_contenders import CONTENDERS, Setting, course, trained
+
+T = TypeVar("T")
 
 RESULTS = Path(__file__).with_name("methods_results.json")
 STEPS = {"stdlib-lm": 400, "digits": 300, "diabetes": 200}
 """Full lengths; of stdlib-lm half an epoch, so that no method sees a batch twice."""
 DECAYS = (0.0, 0.1)
-MOMENTA = (0.6, 0.7, 0.8, 0.9, 0.95)
+MOMENTA = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 TUNING_SEED = 100
 SEEDS = (0, 1, 2)
 LADDER = (0.2, 0.3, 0.45, 0.65, 1.0)
 FIRST = 2
 """The horizon that is tried first, in LADDER."""
+TURN, ROUNDS = 5, 24
 
 
 class Kept:
@@ -56,11 +65,14 @@ class Kept:
         momentum = "" if at.momentum is None else f" m={at.momentum:g}"
         key = f"{name} {who} lr={at.rate:.3g} wd={at.decay:g}{momentum} steps={steps} seed={seed}"
         if key not in self.rows:
-            row = trained(name, who, at, steps, seed)
-            self.rows[key] = {k: None if math.isinf(v) else round(v, 6) for k, v in row.items()}
-            self.path.write_text(json.dumps(self.rows, indent=0, sort_keys=True) + "\n")
+            self.keep(key, trained(name, who, at, steps, seed))
             print(key, self.rows[key], flush=True)
         return {k: math.inf if v is None else v for k, v in self.rows[key].items()}
+
+    def keep(self, key: str, row: dict[str, float]) -> None:
+        """Write a row down."""
+        self.rows[key] = {k: None if math.isinf(v) else round(v, 6) for k, v in row.items()}
+        self.path.write_text(json.dumps(self.rows, indent=0, sort_keys=True) + "\n")
 
 
 def tuned(kept: Kept, name: str, who: str) -> Setting:
@@ -101,13 +113,11 @@ class Score:
         who: Its name.
         at: Tuned.
         shares: Steps to AdamW's final loss over AdamW's, by seed; NaN where the full length does not reach it.
-        seconds: Processor seconds per step: the median.
     """
 
     who: str
     at: Setting
     shares: list[float]
-    seconds: float
 
 
 def scored(kept: Kept, name: str, who: str, targets: list[float]) -> Score:
@@ -126,8 +136,7 @@ def scored(kept: Kept, name: str, who: str, targets: list[float]) -> Score:
         reached((LADDER[low], LADDER[high]), (above, below), target)
         for above, below, target in zip(losses(low), losses(high), targets, strict=True)
     ]
-    pace = [row["seconds"] / round(LADDER[place] * STEPS[name]) for place, found in rows.items() for row in found]
-    return Score(who=who, at=at, shares=shares, seconds=statistics.median(pace))
+    return Score(who=who, at=at, shares=shares)
 
 
 def bracket(mean: Callable[[int], float], target: float) -> tuple[int, int]:
@@ -160,19 +169,25 @@ def interval(values: list[float]) -> str:
     return f"{statistics.fmean(values):.3f} ± {half:.3f}"
 
 
+def of_each(names: Iterable[str], make: Callable[[str], T]) -> dict[str, T]:
+    """Something of each contender that the task is for."""
+    found: dict[str, T] = {}
+    for who in names:
+        try:
+            found[who] = make(who)
+        except NotApplicable as reason:
+            print(f"{who} is left out: {reason}.")
+    return found
+
+
 def table(kept: Kept, name: str) -> None:
     """Score everyone, and print it."""
     at = tuned(kept, name, "adamw")
     base = [kept(name, "adamw", at, STEPS[name], seed) for seed in SEEDS]
     targets = [row["loss"] for row in base]
-    pace = statistics.median(row["seconds"] / STEPS[name] for row in base)
     print(f"\n{name}: AdamW, rate {at.rate:.3g}, decay {at.decay:g}, {STEPS[name]} steps: {interval(targets)} nats")
-    scores: list[Score] = []
-    for who in [each for each in CONTENDERS if each != "adamw"]:
-        try:
-            scores.append(scored(kept, name, who, targets))
-        except NotApplicable as reason:
-            print(f"{who} is left out: {reason}.")
+    rest = [who for who in CONTENDERS if who != "adamw"]
+    scores = list(of_each(rest, lambda who: scored(kept, name, who, targets)).values())
     peers = [s for s in scores if CONTENDERS[s.who].peer and not any(map(math.isnan, s.shares))]
     rival = min(peers, key=lambda s: statistics.fmean(s.shares)) if peers else None
     name_of_rival = "" if rival is None else rival.who
@@ -180,7 +195,7 @@ def table(kept: Kept, name: str) -> None:
     print("|---|---|---|---|---|---|---|---|")
     for score in scores:
         against = [a / b for a, b in zip(score.shares, rival.shares, strict=True)] if rival else [math.nan]
-        slower = score.seconds / pace
+        slower = kept.rows.get(f"{name} {score.who} pace", {}).get("ratio") or math.nan
         print(
             f"| {score.who} | {score.at.rate:.3g} | {score.at.decay:g} | {score.at.momentum or ''} "
             f"| {interval(score.shares)} | {interval(against)} "
@@ -188,17 +203,42 @@ def table(kept: Kept, name: str) -> None:
         )
 
 
+def pace(kept: Kept, name: str) -> None:
+    """Time the steps of everyone in turns, at what tuning has chosen."""
+    steps = TURN * ROUNDS
+    going = of_each(CONTENDERS, lambda who: course(name, who, tuned(kept, name, who), steps, TUNING_SEED).losses(steps))
+    rounds: list[dict[str, float]] = []
+    for turn in range(ROUNDS):
+        taken: dict[str, float] = {}
+        for who in sorted(going, reverse=turn % 2 == 1):
+            began = time.perf_counter()
+            for loss in islice(going[who], TURN):
+                loss.item()
+            taken[who] = time.perf_counter() - began
+        rounds.append(taken)
+    for who in going:
+        # The first round holds what is done once: allocations, and the bases of a first step.
+        ratios = [each[who] / each["adamw"] for each in rounds[1:]]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        milliseconds = 1e3 * statistics.median(each[who] for each in rounds[1:]) / TURN
+        kept.keep(f"{name} {who} pace", {"ratio": middle, "low": low, "high": high, "milliseconds": milliseconds})
+        print(f"{name} {who}: {milliseconds:.1f} ms, {middle:.2f} ({low:.2f}–{high:.2f}) × AdamW's", flush=True)
+
+
 def main() -> None:
     """Tune, then score."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="*", default=["stdlib-lm"])
     parser.add_argument("--tune", action="store_true", help="the grids only")
+    parser.add_argument("--pace", action="store_true", help="the time of a step only")
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     kept = Kept(arguments.results)
     for name in arguments.tasks:
         if arguments.tune:
-            print({who: tuned(kept, name, who) for who in CONTENDERS})
+            print(of_each(CONTENDERS, lambda who, name=name: tuned(kept, name, who)))
+        elif arguments.pace:
+            pace(kept, name)
         else:
             table(kept, name)
 

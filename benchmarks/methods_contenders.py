@@ -22,7 +22,7 @@ from dynaxx.phases.phase import read_phases
 from dynaxx.schedules import as_scheduler
 from dynaxx.schedules.constant import Constant
 from dynaxx.schedules.linear_decay import LinearDecay
-from dynaxx.session.recipe import Recipe
+from dynaxx.session.recipe import Method, Recipe
 
 WARMUP = 0.04
 
@@ -52,6 +52,7 @@ class Contender:
         words: Else a recipe of ours, as on the command line, of a setting.
         peer: Whether it is of another package.
         momentum: The momentum that its tuning begins at; None: not tuned.
+        only: The task that it is for; empty: any.
     """
 
     rate: float
@@ -59,6 +60,7 @@ class Contender:
     words: Callable[[Setting], dict[str, str]] | None = None
     peer: bool = False
     momentum: float | None = None
+    only: str = ""
 
 
 def groups(parameters: list[nn.Parameter], decay: float) -> list[dict[str, Any]]:
@@ -110,16 +112,30 @@ def schedule_free(model: nn.Module, at: Setting, steps: int) -> torch.optim.Opti
     )  # fmt: skip
 
 
-def muon_phases(at: Setting) -> dict[str, str]:
+def muon(at: Setting, momentum: float, more: str = "") -> str:
+    """Ours, in words; decay and rate are one for all groups, as of the peers."""
+    return f"muon:lr={at.rate!r},weight_decay={at.decay!r},betas=(0.9,0.99),momentum={momentum!r}{more}"
+
+
+HEADS = ",stacked={'*.project':9}"
+"""Queries, keys and values of three heads of stdlib-lm, each a matrix of its own, as `Muon.for_model` finds them."""
+TOGETHER = ",stacked={}"
+"""One matrix, as torch's Muon takes them."""
+
+
+def muon_phases(at: Setting, more: str = TOGETHER) -> dict[str, str]:
     """Muon whose gradients are averaged over two thirds of 1 / (1 − μ) steps, then over as many, then over twice."""
     assert at.momentum is not None
-    short = 1 - at.momentum
+    quick, middle, settle = (
+        f"optimizer={muon(at, round(1 - part * (1 - at.momentum), 4), more)}" for part in (1.5, 1.0, 0.5)
+    )
+    return {"phases": f"quick until=0.2 {quick}; middle until=0.45 {middle}; settle {settle}"}
 
-    def phase(part: float) -> str:
-        momentum = round(1 - part * short, 4)
-        return f"optimizer=muon:lr={at.rate!r},weight_decay={at.decay!r},betas=(0.9,0.99),momentum={momentum}"
 
-    return {"phases": f"quick until=0.2 {phase(1.5)}; middle until=0.45 {phase(1.0)}; settle {phase(0.5)}"}
+def muon_heads(at: Setting) -> dict[str, str]:
+    """One momentum throughout, each head by itself."""
+    assert at.momentum is not None
+    return {"optimizer": muon(at, at.momentum, HEADS)}
 
 
 CONTENDERS: dict[str, Contender] = {
@@ -127,10 +143,14 @@ CONTENDERS: dict[str, Contender] = {
     "torch_muon": Contender(rate=1e-2, peer=True, make=torch_muon),
     "torch_muon_tuned": Contender(rate=1e-2, peer=True, make=torch_muon, momentum=0.8),
     "muon_phases": Contender(rate=1e-2, words=muon_phases, momentum=0.8),
+    "muon_heads": Contender(rate=1e-2, words=muon_heads, momentum=0.8, only="stdlib-lm"),
+    "muon_heads_phases": Contender(rate=1e-2, words=lambda at: muon_phases(at, HEADS), momentum=0.8, only="stdlib-lm"),
     "peer_soap": Contender(rate=6e-3, peer=True, make=peer_soap),
     "schedule_free": Contender(rate=1e-2, peer=True),
 }
-"""torch_muon has its default momentum; torch_muon_tuned shows what phases add to one that fits so short a training."""
+"""torch_muon has its default momentum, torch_muon_tuned one that fits so short a training. By the same protocol
+muon_phases shows what phases of the momentum add to that, muon_heads what taking heads apart does, muon_heads_phases
+both."""
 
 
 class Endless:
@@ -158,9 +178,54 @@ def recipe(words: dict[str, str]) -> Recipe:
     return Recipe(**rest, phases=phases)  # pyright: ignore[reportArgumentType]
 
 
-def trained(name: str, who: str, at: Setting, steps: int, seed: int) -> dict[str, float]:
-    """One training: final validation loss, of the averaged model where there is one, and what it took."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Course:
+    """A training that goes on step by step.
+
+    Args:
+        task: The task.
+        model: Its model.
+        optimizer: The contender's.
+        scheduler: Of the rate.
+        seed: Of the order of the batches.
+        method: All of ours, its averager among it; None: a peer.
+        free: Whether the optimizer averages by itself, and is told when.
+    """
+
+    task: Task
+    model: nn.Module
+    optimizer: Any
+    scheduler: Any
+    seed: int
+    method: Method | None
+    free: bool
+
+    def losses(self, steps: int) -> Iterator[torch.Tensor]:
+        """The training losses, one a step."""
+        torch.manual_seed(derive_seed(self.seed, "global"))
+        self.model.train()
+        for loss in train_steps(self.task, self.model, self.optimizer, islice(Endless(self.task, self.seed), steps)):
+            self.scheduler.step()
+            yield loss
+
+    def final(self) -> float:
+        """Validation loss, of the averaged model where there is one."""
+        if self.free:
+            self.optimizer.eval()
+        averager = None if self.method is None else self.method.averager
+        averaged = averager is not None and averager.ready
+        with averager.swapped() if averager is not None and averaged else nullcontext():
+            if averaged or self.free:
+                recompute_batch_norm(self.model, islice(Endless(self.task, self.seed), 16), self.task.loss)
+            batches = self.task.batches("validation", validation_seed(self.seed))
+            return evaluate(self.task, self.model, batches)["loss"]
+
+
+def course(name: str, who: str, at: Setting, steps: int, seed: int) -> Course:
+    """A contender before its first step."""
     contender, task = CONTENDERS[who], catalog.task(name, None)
+    if contender.only not in ("", name):
+        raise NotApplicable(f"it is for {contender.only}")
     if task.threads is not None:
         torch.set_num_threads(task.threads)
     task.steps = steps
@@ -182,20 +247,16 @@ def trained(name: str, who: str, at: Setting, steps: int, seed: int) -> dict[str
         assert contender.make is not None
         optimizer = contender.make(model, at)
     scheduler = as_scheduler(optimizer, curve)
-    torch.manual_seed(derive_seed(seed, "global"))
-    model.train()
+    return Course(task=task, model=model, optimizer=optimizer, scheduler=scheduler, seed=seed, method=method, free=free)
+
+
+def trained(name: str, who: str, at: Setting, steps: int, seed: int) -> dict[str, float]:
+    """One training: its final validation loss, and what it took."""
+    made = course(name, who, at, steps, seed)
     began = time.process_time()
-    for loss in train_steps(task, model, optimizer, islice(Endless(task, seed), steps)):
-        scheduler.step()
+    for loss in made.losses(steps):
         if not math.isfinite(loss.item()):
             return {"loss": math.inf, "seconds": time.process_time() - began}
     seconds = time.process_time() - began
-    if free:
-        optimizer.eval()
-    averager = None if method is None else method.averager
-    averaged = averager is not None and averager.ready
-    with averager.swapped() if averager is not None and averaged else nullcontext():
-        if averaged or free:
-            recompute_batch_norm(model, islice(Endless(task, seed), 16), task.loss)
-        final = evaluate(task, model, task.batches("validation", validation_seed(seed)))["loss"]
+    final = made.final()
     return {"loss": final if math.isfinite(final) else math.inf, "seconds": seconds}

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from dynaxx.catalog import choice
 from dynaxx.errors import BadInput, UnknownName
 from dynaxx.optim.muon import Muon
 
@@ -22,6 +23,58 @@ def test_ten_steps_are_those_of_torch(adjust, nesterov, shape):
         other.step()
         # bfloat16 products of a batch and of a matrix may round apart: 2⁻⁸ of a step.
         torch.testing.assert_close(weight, peer, rtol=0, atol=0.02 * 2**-6)
+
+
+@pytest.mark.parametrize("adjust", ["original", "match_rms_adamw"])
+@pytest.mark.parametrize("heads", [2, 6])
+def test_a_stack_is_so_many_matrices_of_torch(adjust, heads):
+    """Ten steps of a fused projection, beside a whole one of the height of a head, equal those of the parts."""
+    g = torch.Generator().manual_seed(0)
+    net = nn.ModuleDict({"fused": nn.Linear(5, 12, bias=False), "whole": nn.Linear(5, 12 // heads, bias=False)})
+    parts = [nn.Parameter(part.detach().clone()) for part in net["fused"].weight.chunk(heads)]
+    peers = [*parts, nn.Parameter(net["whole"].weight.detach().clone())]
+    one = Muon(net.named_parameters(), lr=0.02, adjust=adjust, stacked={"fus*": heads})
+    other = torch.optim.Muon(peers, lr=0.02, adjust_lr_fn=adjust)
+    for _ in range(10):
+        for p in net.parameters():
+            p.grad = torch.randn(p.shape, generator=g)
+        for p, gradient in zip(peers, [*net["fused"].weight.grad.chunk(heads), net["whole"].weight.grad], strict=True):
+            p.grad = gradient.clone()
+        one.step()
+        other.step()
+    for p, q in zip(net.parameters(), [torch.cat([p.detach() for p in parts]), peers[-1]], strict=True):
+        torch.testing.assert_close(p.detach(), q.detach(), rtol=0, atol=0.02 * 2**-6)
+
+
+def test_in_a_stack_none_holds_down_another():
+    """Two matrices, one with gradients a thousand times the other's: taken as one, the weak one hardly moves."""
+    g = torch.Generator().manual_seed(0)
+    gradient = torch.randn(2, 8, 8, generator=g).mul_(torch.tensor([1.0, 1e-3])[:, None, None]).flatten(0, 1)
+
+    def lengths(stacked):
+        weight = nn.Parameter(torch.zeros(16, 8))
+        optimizer = Muon([("w", weight)], momentum=0.0, stacked=stacked)
+        weight.grad = gradient.clone()
+        optimizer.step()
+        return [float(part.norm()) for part in weight.detach().chunk(2)]
+
+    strong, weak = lengths({"w": 2})
+    assert weak == pytest.approx(strong, rel=0.2)
+    strong, weak = lengths(None)
+    assert weak < 0.1 * strong
+
+
+def test_stacks_in_words_and_in_checkpoints_from_before_there_were_any():
+    layer = nn.TransformerEncoderLayer(4, 2, dim_feedforward=8)
+    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    stacked = {"layers.*.self_attn.in_proj_weight": 6, "layers.1.linear1": 2}
+    optimizer = choice("optim", f"muon:lr=0.02,stacked={stacked}").build(model)
+    assert [group["stacked"] for group in optimizer.param_groups] == [stacked] * 3
+    older = optimizer.state_dict()
+    for group in older["param_groups"]:
+        del group["stacked"]
+    optimizer.load_state_dict(older)
+    assert [group["stacked"] for group in optimizer.param_groups] == [{}] * 3
 
 
 def test_matrices_taken_together_and_kernels_are_flattened():
@@ -108,3 +161,12 @@ def test_bad_input():
     for options in ({"adjust": "mean"}, {"momentum": 1.0}, {"steps": 0}, {"rule": "sgd"}, {"nesterov": 1}):
         with pytest.raises(BadInput, match=next(iter(options))):
             Muon([nn.Parameter(torch.ones(2, 2))], **options)
+    for stacked in ({"weight": 0}, {"weight": 1.5}, 3, {1: 1}):
+        with pytest.raises(BadInput, match=r"Muon\(stacked=\.\.\.\) must be a dict of names"):
+            Muon(nn.Linear(2, 2, bias=False).named_parameters(), stacked=stacked)
+    with pytest.raises(BadInput, match=r"'weight' has 4 rows, which are not 3 equally high matrices"):
+        Muon(nn.Linear(2, 4, bias=False).named_parameters(), stacked={"weight": 3})
+    with pytest.raises(UnknownName, match=r"hidden matrix.*'q_proj'.*There are: weight"):
+        Muon(nn.Linear(2, 4, bias=False).named_parameters(), stacked={"q_proj": 2})
+    with pytest.raises(UnknownName, match="There are: none"):
+        Muon([nn.Parameter(torch.ones(2, 2))], stacked={"weight": 2})

@@ -69,6 +69,26 @@ def test_a_single_phase_is_its_optimizer_bit_for_bit(net):
     assert torch.equal(found[1][-1], truth[1][-1])
 
 
+def test_options_by_name_hold_from_their_phase_on(net):
+    """A matrix becomes a stack of two, one with gradients a thousand times the other's: then both move equally far."""
+    words = "muon:lr=1e-2,momentum=0.0"
+    plan = [Phase(name="a", until=5 / STEPS, optimizer=words), Phase(name="b", optimizer=words + ",stacked={'0':2}")]
+    model, optimizer, scheduler = build(net, plan)
+    shares = []
+    for steps in (range(4), range(4, 5)):
+        loop(model, optimizer, scheduler, steps)
+        for p in model.parameters():
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(3))
+        model[0].weight.grad[4:] *= 1e-3
+        before = model[0].weight.detach().clone()
+        optimizer.inner.step()
+        strong, weak = (float(part.norm()) for part in (model[0].weight.detach() - before).chunk(2))
+        shares.append(weak / strong)
+        optimizer.zero_grad()
+    assert shares[0] < 0.7
+    assert shares[1] == pytest.approx(1, rel=0.2)
+
+
 @pytest.fixture(scope="module")
 def whole():
     """The uninterrupted run, with the state behind every step, through torch.save and weights_only."""

@@ -31,6 +31,10 @@ SHARES: Rule = (
     lambda v: isinstance(v, tuple | list) and len(v) == 2 and all(SHARE[1](each) for each in v),
 )
 COUNT: Rule = ("a whole number of at least 1", lambda v: _whole(v) and v >= 1)
+COUNTS: Rule = (
+    "a dict of names ↦ whole numbers of at least 1",
+    lambda v: isinstance(v, dict) and all(isinstance(key, str) and COUNT[1](each) for key, each in v.items()),
+)
 FLAG: Rule = ("True or False", lambda v: isinstance(v, bool))
 
 

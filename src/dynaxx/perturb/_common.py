@@ -33,16 +33,17 @@ def trainable(call: str, model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 class Kept:
-    """Copies of tensors and of a model's buffers, put back bit for bit.
+    """Copies of tensors and of modules' buffers, put back bit for bit.
 
     Args:
         tensors: This rank's parts of them, sharing memory with the model.
-        model: Whose buffers are kept too; None: no buffers.
+        modules: Whose own buffers are kept too.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], model: nn.Module | None = None) -> None:
-        modules = () if model is None else tuple(model.modules())
-        self._places = [(m, key, b) for m in modules for key, b in m.named_buffers(recurse=False)]
+    def __init__(self, tensors: Sequence[Tensor], modules: Sequence[nn.Module] = ()) -> None:
+        # named_buffers() would take as long as all the copies of a small net.
+        held = [(m, m._buffers) for m in modules if m._buffers]  # pyright: ignore[reportPrivateUsage]
+        self._places = [(m, key, b) for m, buffers in held for key, b in buffers.items() if b is not None]
         self._tensors = [*tensors, *(b.detach() for _, _, b in self._places)]
         self._copies = [t.clone() for t in self._tensors]
 

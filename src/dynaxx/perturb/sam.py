@@ -79,6 +79,7 @@ class Sam(Perturber):
                 f"Sam(per_rank=True): the model must be a DistributedDataParallel. Got {type(model).__name__}."
             )
         self._model, self._layout = model, Layout(model)
+        self._modules = tuple(model.modules())
         self._rho, self._adaptive, self._per_rank = rho, adaptive, per_rank
         self._eta = at_least("Sam", "eta", eta, 0.0)
         self._every, self._start = at_least("Sam", "every", every, 1), at_least("Sam", "start", start, 0)
@@ -118,7 +119,7 @@ class Sam(Perturber):
                 return False
             begin_repeating(self._layout.parameters)
             weights, moves, scale = climb or ([], [], 0.0)
-            self._kept = Kept(weights, self._model)
+            self._kept = Kept(weights, self._modules)
             if weights:
                 torch._foreach_add_(weights, moves, alpha=scale)  # pyright: ignore[reportPrivateUsage]
         for parameter in self._layout.parameters:
@@ -162,7 +163,8 @@ class Sam(Perturber):
     def _climb(self) -> tuple[list[Tensor], list[Tensor], float] | None:
         """Weights, what to add to them and times what; None where there is no way up."""
         gradients = [None if g is None else g.to_dense() if g.is_sparse else g for g in self._layout.local_gradients()]
-        weights = self._layout.local_parameters()
+        # Without detaching them where they are whole: gradients are off, and six views cost as much as their norms.
+        weights = self._layout.local_parameters() if self._layout.sharded else list(self._layout.parameters)
         moves = gradients
         if self._adaptive:
             shapes = [w.abs().add_(self._eta) for w in weights]
