@@ -6,10 +6,14 @@ loss-landscapes and landscaper are measured where they are installed (both want 
 
 Times are those of the processor, on one thread, so that other programs do not count. They are taken in rounds in which
 every tool has its turn, in an order that changes, on one network and one batch; medians of the ratios to Dynaxx of the
-same round are given with the smallest and largest. Errors are RMS distances from a plane of 121 × 121 losses on equal
-directions. A full grid is read off linearly, as matplotlib's contours and surfaces draw what both peers give, and by
-cubics, like the adaptive one: where a surface is smooth, most of the gain is theirs. Beside them stands the standard
-error that the losses have over their examples: what is below it is not a feature of the landscape.
+same round are given with the smallest and largest. A point is what a plane of 41 × 41 takes beyond one of 21 × 21, by
+the points between; the whole plane holds besides what is done once: directions and copies, and with Dynaxx standard
+errors over the examples (100 more losses, of parts) and the relief in numbers.
+
+Errors are RMS distances from a plane of 121 × 121 losses on equal directions. A full grid is read off linearly, as
+matplotlib's contours and surfaces draw what both peers give, and by cubics, like the adaptive one: where a surface is
+smooth, most of the gain is theirs. Beside them stands the standard error that the losses have over their examples: what
+is below it is not a feature of the landscape.
 """
 
 import argparse
@@ -32,9 +36,9 @@ from dynaxx.landscape._directions import Cut
 from dynaxx.landscape._sampling import Sampler
 from dynaxx.numerics.quadtree import Quadtree
 
-SIDE, DENSE, EXAMPLES = 41, 121, 256
+SIDE, FEWER, DENSE, EXAMPLES = 41, 21, 121, 256
 Batch = tuple[Tensor, Tensor]
-Surface = Callable[[nn.Module, Batch], Any]
+Surface = Callable[[nn.Module, Batch, int], Any]
 
 
 def loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -76,24 +80,24 @@ def trained() -> list[tuple[str, nn.Module, Batch]]:
 
 
 def tools() -> dict[str, Surface]:
-    """Tool → a plane of 41 × 41 losses along two random directions, from nothing."""
+    """Tool → a square plane of losses along two random directions, from nothing."""
     found: dict[str, Surface] = {"dynaxx": _dynaxx}
     with contextlib.suppress(ImportError):
         from loss_landscapes import random_plane
         from loss_landscapes.metrics import Loss
 
-        def theirs(model: nn.Module, batch: Batch) -> Any:
+        def theirs(model: nn.Module, batch: Batch, side: int) -> Any:
             metric = Loss(functional.cross_entropy, *batch)
-            return random_plane(model, metric, distance=1, steps=SIDE, normalization="filter", deepcopy_model=True)
+            return random_plane(model, metric, distance=1, steps=side, normalization="filter", deepcopy_model=True)
 
         found["loss-landscapes 3.0.6"] = theirs
     with contextlib.suppress(ImportError):
         from landscaper import LossLandscape
 
-        def other(model: nn.Module, batch: Batch) -> Any:
+        def other(model: nn.Module, batch: Batch, side: int) -> Any:
             rows = [[torch.randn_like(p) for p in model.parameters()] for _ in range(2)]
             made = LossLandscape.compute(
-                model, batch, rows, lambda m, b: float(loss(m, b)), steps=SIDE, distance=1.0, dim=2, device="cpu"
+                model, batch, rows, lambda m, b: float(loss(m, b)), steps=side, distance=1.0, dim=2, device="cpu"
             )
             return made.loss
 
@@ -101,36 +105,45 @@ def tools() -> dict[str, Surface]:
     return found
 
 
-def _dynaxx(model: nn.Module, batch: Batch) -> Any:
-    chart = slices(model, loss, [batch], adaptive=False, resolution=SIDE, curvature=False)
+def _dynaxx(model: nn.Module, batch: Batch, side: int) -> Any:
+    chart = slices(model, loss, [batch], adaptive=False, resolution=side, curvature=False)
     return chart.arrays["points"]
 
 
 def times(rounds: int) -> list[dict[str, Any]]:
-    """Microseconds per point, and ratios to Dynaxx."""
+    """Microseconds per point and of a whole plane per point, and ratios to Dynaxx."""
     rows: list[dict[str, Any]] = []
     for name, model, batch in trained():
-        taken: dict[str, list[float]] = {tool: [] for tool in tools()}
+        taken: dict[str, list[tuple[float, float]]] = {tool: [] for tool in tools()}
         for turn in range(rounds + 1):
             order = list(tools().items())
             for tool, surface in order[turn % len(order) :] + order[: turn % len(order)]:
-                with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                    start = time.process_time()
-                    surface(model, batch)
-                    seconds = time.process_time() - start
+                fewer, whole = (_seconds(surface, model, batch, side) for side in (FEWER, SIDE))
                 if turn:  # the first turn warms up
-                    taken[tool].append(seconds / SIDE**2)
+                    taken[tool].append(((whole - fewer) / (SIDE**2 - FEWER**2), whole / SIDE**2))
         for tool, seconds in taken.items():
-            ratios = [a / b for a, b in zip(seconds, taken["dynaxx"], strict=True)]
-            row = {"network": name, "tool": tool, "microseconds": 1e6 * statistics.median(seconds)}
-            row |= {"ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+            row: dict[str, Any] = {"network": name, "tool": tool}
+            for each, kind in enumerate(("point", "plane")):
+                ratios = [a[each] / b[each] for a, b in zip(seconds, taken["dynaxx"], strict=True)]
+                row[f"{kind} microseconds"] = 1e6 * statistics.median(pair[each] for pair in seconds)
+                row |= {f"{kind} ratio": statistics.median(ratios), f"{kind} range": (min(ratios), max(ratios))}
             rows.append(row)
-            print(
-                f"{name:26} {tool:22} {row['microseconds']:8.0f} µs   "
-                f"{row['ratio']:5.2f} ({row['low']:.2f}-{row['high']:.2f})",
-                flush=True,
+            said = (
+                "{}: {:6.0f} µs, {:.2f} ({:.2f}-{:.2f})".format(
+                    kind, row[f"{kind} microseconds"], row[f"{kind} ratio"], *row[f"{kind} range"]
+                )
+                for kind in ("point", "plane")
             )
+            print(f"{name:26} {tool:22}", *said, sep="   ", flush=True)
     return rows
+
+
+def _seconds(surface: Surface, model: nn.Module, batch: Batch, side: int) -> float:
+    """Processor time of one plane; what a tool prints is swallowed."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        start = time.process_time()
+        surface(model, batch, side)
+        return time.process_time() - start
 
 
 def _losses(model: nn.Module, batch: Batch) -> Callable[[np.ndarray], np.ndarray]:

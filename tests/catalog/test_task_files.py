@@ -53,6 +53,12 @@ def test_built_in_tasks_by_name_and_size():
         catalog.task("stdlib")
 
 
+def test_a_built_in_name_stays_one_beside_a_file_of_that_name(write):
+    write(LINE, "digits.py")
+    assert isinstance(catalog.task("digits"), Digits)
+    assert type(catalog.task("digits.py")).__name__ == "Line"
+
+
 def test_a_class_in_a_file(write):
     path = write(LINE + "class Other(Line):\n    steps = 7\n")
     assert catalog.task(f"{path}:Line").steps == Task.steps

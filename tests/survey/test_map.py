@@ -74,7 +74,7 @@ def test_other_optimizers_are_measured_against_the_scans_own_trainings(tmp_path:
     chosen = found.plan.optimizer.name
     assert (chosen == "task") == ("ahead" not in fleet.values or fleet["chance"] > 0.1)
     factor = 1.0 if chosen == "task" else RATES[chosen]
-    assert found.plan.learning_rate.peak == pytest.approx(factor * scan["learning_rate"])
+    assert found.plan.learning_rate.peak == pytest.approx(factor * scan["learning_rate"], rel=1e-3)  # four digits
 
 
 def test_the_short_trainings_have_the_maps_own_seeds(tmp_path: Path):
@@ -109,6 +109,14 @@ def test_what_is_left_out_is_said(noisy):
     for name, reason in found.left_out.items():
         assert f"{name}: {reason}" in said
     assert "whose rates do not carry over" in found.left_out["fleet"]
+
+
+def test_every_decision_has_its_evidence_and_a_confidence(noisy):
+    found, _ = noisy
+    plan = found.plan
+    assert set(plan.confidence) == set(plan.evidence)
+    assert {"terrain", "learning_rate", "warm_up", "weight_decay", "meso"} <= set(plan.evidence)
+    assert {sure.partition(":")[0] for sure in plan.confidence.values()} <= {"high", "fair", "low"}
 
 
 def test_drawing_it_again_costs_nothing_and_says_the_same(noisy):

@@ -97,6 +97,17 @@ def test_an_interval_across_the_threshold_counts_in_proportion():
     assert below.score(Reading(value=11.0, low=9.0, high=13.0)) == pytest.approx(-0.5)
 
 
+def test_confidence_is_said_in_words_and_a_tie_names_both():
+    ravine = {"anisotropy": Reading(value=900.0), "roughness": Reading(value=0.01)}
+    assert terrain(ravine).sure == "high: 2 of 2 rules that were read fit"
+    valley = {"noise_ratio": Reading(value=80.0), "progress": Reading(value=0.5)}
+    tied = terrain(ravine | valley)
+    assert tied.confidence == 0
+    assert tied.sure.startswith("low: 2 of 2 rules that were read fit; ")
+    assert tied.sure.endswith("scores +1.00 beside +1.00")
+    assert terrain({}).sure == "low: no class fits what was measured"
+
+
 def test_a_class_is_not_named_without_what_it_needs():
     """A trace that is not positive has no anisotropy: smooth lines alone make no ravine."""
     assert terrain({"roughness": Reading(value=0.0), "negative_share": Reading(value=0.9)}).name is None

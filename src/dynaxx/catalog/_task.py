@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from dynaxx.catalog._families import contract, defined, get
+from dynaxx.catalog._families import contract, defined, get, names
 from dynaxx.errors import BadInput, UnknownName
 
 if TYPE_CHECKING:
@@ -53,7 +53,10 @@ def task(spec: str, size: str | None = None) -> "Task":
 
 
 def _names_a_file(spec: str) -> bool:
-    return any(mark in spec for mark in (".py", "/", "\\", ":")) or Path(f"{spec}.py").is_file()
+    if any(mark in spec for mark in (".py", "/", "\\", ":")):
+        return True
+    # A name of our own stays one beside a file of that name.
+    return spec.replace("_", "-") not in names("tasks") and Path(f"{spec}.py").is_file()
 
 
 def _existing(spec: str, path: Path) -> Path:

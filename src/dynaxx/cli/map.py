@@ -108,20 +108,28 @@ def _engine(workers: int | None, ray: str | None, slurm: bool, folder: Path) -> 
 
 def _words(made: Any, page: Path, seconds: float) -> str:
     plan, terrain = made.plan, made.terrain
-    name = "no class fits" if terrain.name is None else f"{terrain.name} (confidence {terrain.confidence:.0%})"
-    rate = plan.learning_rate
-    peak = (
-        "the task's own"
-        if rate.peak is None
-        else f"{rate.peak:.3g}" + ("" if rate.low is None else f" ({rate.low:.3g} to {rate.high:.3g})")
-    )
-    batch = "" if plan.batch.low is None else f"; batch {plan.batch.low:.3g} to {plan.batch.high:.3g} examples"
+    rate, batch = plan.learning_rate, plan.batch
+    said = {
+        "terrain": terrain.name or "not established",
+        "approach": plan.evidence["approach"].partition(":")[0],
+        "optimizer": "the task's own" if plan.optimizer.name == "task" else plan.optimizer.name,
+        "learning_rate": _ranged("the task's own" if rate.peak is None else f"{rate.peak:.3g}", rate.low, rate.high),
+        "batch": _ranged("the task's own", batch.low, batch.high),
+        "warm_up": plan.evidence["warm_up"].partition(". ")[0],
+        "weight_decay": plan.evidence["weight_decay"].partition(", on ")[0],
+    }
+    lines = [
+        f"{name.replace('_', ' ')}: {value}" + (f" · confidence {sure}" if (sure := plan.confidence.get(name)) else "")
+        for name, value in said.items()
+    ]
     return "\n".join([
         made.budget,
-        f"terrain: {name}",
-        f"approach: {plan.evidence['approach']}",
-        f"learning rate: {peak}{batch}; optimizer: {plan.optimizer.name}",
+        *lines,
         *(f"not established: {each}" for each in plan.not_established),
         f"mapped in {seconds:.0f} s: {page}",
         f"train by it: dynaxx train {plan.task.name} --plan {made.folder / 'plan.toml'}",
     ])  # fmt: skip
+
+
+def _ranged(value: str, low: float | None, high: float | None) -> str:
+    return value if low is None else f"{value} ({low:.3g} to {high:.3g})"

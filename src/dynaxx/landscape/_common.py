@@ -77,11 +77,11 @@ def title(objective: Objective) -> str:
     Returns:
         "MLP · 4,810 of 4,810 parameters · 512 examples in 4 batches · evaluation mode".
     """
-    whole = sum(p.numel() for p in objective.model.parameters())
+    whole, batches = sum(p.numel() for p in objective.model.parameters()), len(objective.batches)
     return " · ".join([
         type(objective.model).__name__,
         f"{objective.numel:,} of {whole:,} parameters",
-        f"{objective.weight:,.6g} examples in {len(objective.batches)} batches",
+        f"{objective.weight:,.6g} examples in {batches} batch{'' if batches == 1 else 'es'}",
         objective.mode if objective.mode == "as is" else f"{objective.mode} mode",
     ])  # fmt: skip
 

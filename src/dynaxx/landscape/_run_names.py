@@ -18,13 +18,14 @@ def run_names(folders: Sequence[Path]) -> list[str]:
         folders: Of runs, each once.
 
     Returns:
-        The last parts of the paths, as many as tell them apart; where those are addresses, the settings that differ.
+        The last parts of the paths, as many as tell them apart; where those are addresses, the settings that differ, of
+        one alone the settings themselves.
 
     Example:
         >>> run_names([Path("runs/first"), Path("runs/second")])
         ['first', 'second']
     """
-    if len(folders) > 1 and all(_ADDRESS.fullmatch(folder.name) for folder in folders):
+    if folders and all(_ADDRESS.fullmatch(folder.name) for folder in folders):
         named = _by_settings([open_run(folder).manifest.get("facts", {}) for folder in folders])
         if len(set(named)) == len(named):
             return named
@@ -39,7 +40,7 @@ def run_names(folders: Sequence[Path]) -> list[str]:
 def _by_settings(facts: Sequence[Mapping[str, Any]]) -> list[str]:
     settings = [{**each.get("recipe", {}), "seed": each.get("seed")} for each in facts]
     keys = list(dict.fromkeys(key for each in settings for key in each))
-    telling = [key for key in keys if len({str(each.get(key)) for each in settings}) > 1]
+    telling = [key for key in keys if len(settings) == 1 or len({str(each.get(key)) for each in settings}) > 1]
     return [" · ".join(f"{key} {_short(each[key])}" for key in telling if key in each) for each in settings]
 
 

@@ -81,26 +81,25 @@ def line_relief(at: Float[np.ndarray, " points"], values: Float[np.ndarray, " po
 def _unevenness(at: np.ndarray, values: np.ndarray) -> tuple[float, float]:
     """Roughness and residual of a line; NaN where fewer than three values are finite."""
     good = np.isfinite(values)
-    if not good.all():
-        at, values = at[good], values[good]
-    if len(values) < 3:
+    if good.sum() < 3:
         return np.nan, np.nan
-    floor, spread = ROUNDING * float(np.abs(values).max()), float(np.ptp(values))
-    if spread <= floor:
-        return 0.0, 0.0
-    return _roughness(values, floor), _residual(at, values) / spread
+    return tuple(_uneven_lines(at[good], values[good][None])[0])
 
 
-def _roughness(values: np.ndarray, floor: float) -> float:
-    steps = np.abs(np.diff(values))
-    variation = float(steps[steps > floor].sum())
-    valley = float(values[0] + values[-1] - 2 * values.min())
-    return (variation - valley) / variation if variation - valley > floor else 0.0
-
-
-def _residual(at: np.ndarray, values: np.ndarray) -> float:
+def _uneven_lines(at: np.ndarray, lines: np.ndarray) -> np.ndarray:
+    """Roughness and residual of finite lines over the same positions, a row each: a plane in a few operations."""
+    floor = ROUNDING * np.abs(lines).max(axis=1)
+    spread = np.ptp(lines, axis=1)
+    steps = np.abs(np.diff(lines, axis=1))
+    variation = np.where(steps > floor[:, None], steps, 0.0).sum(axis=1)
+    beyond = variation - (lines[:, 0] + lines[:, -1] - 2 * lines.min(axis=1))
     basis = _polynomials(tuple(at.tolist()))
-    return float(np.sqrt(np.mean((values - basis @ (basis.T @ values)) ** 2)))
+    residual = np.sqrt(np.mean((lines - lines @ basis @ basis.T) ** 2, axis=1))
+    found = np.zeros((len(lines), 2))
+    rough, uneven = beyond > floor, spread > floor
+    found[rough & uneven, 0] = (beyond / np.where(rough, variation, 1.0))[rough & uneven]
+    found[uneven, 1] = residual[uneven] / spread[uneven]
+    return found
 
 
 @lru_cache(maxsize=4)
@@ -159,8 +158,11 @@ def plane_relief(
         >>> found.convexity, found.canyons, round(found.roughness, 6)
         (1.0, 1.0, 0.0)
     """
-    lines = [_unevenness(x, row) for row in values] + [_unevenness(y, column) for column in values.T]
     good = np.isfinite(values)
+    if good.all():
+        lines = np.concatenate([_uneven_lines(x, values), _uneven_lines(y, values.T)]).tolist()
+    else:
+        lines = [_unevenness(x, row) for row in values] + [_unevenness(y, column) for column in values.T]
     if not good.any():
         nothing = float("nan")
         return PlaneRelief(

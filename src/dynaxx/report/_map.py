@@ -8,7 +8,6 @@ from dynaxx.core.panels import Panel, Table
 from dynaxx.report._payload import assembled
 from dynaxx.report._summary import Fact, duration
 from dynaxx.survey.map import Map
-from dynaxx.survey.plan import Plan
 
 TITLES = {
     "proxies": "Search by proxy",
@@ -33,7 +32,7 @@ def map_payload(made: Map) -> tuple[dict[str, Any], bytes]:
     Returns:
         The JSON-able part and the compressed arrays, as of a run.
     """
-    verdict = figures.of_panels("verdict", "Verdict and plan", (_decisions(made.plan), _terrain(made), *_unknown(made)))
+    verdict = figures.of_panels("verdict", "Verdict and plan", (_decisions(made), _terrain(made), *_unknown(made)))
     charts = [
         figures.of_panels(name, TITLES.get(name, name), (_numbers(chart), *chart.panels))
         for name, chart in made.charts.items()
@@ -53,7 +52,7 @@ def _facts(made: Map) -> list[Fact]:
         Fact(
             label="terrain",
             value=terrain.name or "not established",
-            detail=f"confidence {terrain.confidence:.0%}" if terrain.name else "",
+            detail=f"confidence {terrain.sure}" if terrain.name else "",
             alarm=terrain.name is None,
         ),
         Fact(
@@ -73,10 +72,11 @@ def _facts(made: Map) -> list[Fact]:
     ]
 
 
-def _decisions(plan: Plan) -> Table:
-    rows = tuple((name.replace("_", " "), text) for name, text in plan.evidence.items())
-    return Table(title="What is recommended, and why", header=("", "evidence"), rows=rows,
-                 note="Run it: dynaxx train TASK --plan plan.toml.")  # fmt: skip
+def _decisions(made: Map) -> Table:
+    plan = made.plan
+    rows = tuple((name.replace("_", " "), text, plan.confidence.get(name, "")) for name, text in plan.evidence.items())
+    return Table(title="What is recommended, and why", header=("", "evidence", "confidence"), rows=rows,
+                 note=f"Run it: dynaxx train {plan.task.name} --plan {made.folder / 'plan.toml'}")  # fmt: skip
 
 
 def _terrain(made: Map) -> Table:
@@ -91,14 +91,22 @@ def _terrain(made: Map) -> Table:
 def _unknown(made: Map) -> list[Panel]:
     if not made.plan.not_established:
         return []
-    rows = tuple(each.partition(": ")[::2] for each in made.plan.not_established)
-    return [Table(title="What was not established", header=("", "why"), rows=tuple((a, b) for a, b in rows))]
+    rows = tuple(
+        (what.replace("_", " "), why) for what, _, why in (x.partition(": ") for x in made.plan.not_established)
+    )
+    return [Table(title="What was not established", header=("", "why"), rows=rows)]
 
 
 def _numbers(chart: Chart) -> Table:
+    units = any(value.unit != "1" for value in chart.values.values())
     rows = tuple(
-        (name.replace("_", " "), str(value), "" if value.unit == "1" else value.unit, value.about)
+        (_words(name), str(value), *([value.unit if value.unit != "1" else ""] if units else []), value.about)
         for name, value in chart.values.items()
     )
+    header = ("", "value", *(["unit"] if units else []), "what it is")
     note = " ".join([chart.title + ".", *chart.notes])
-    return Table(title="Numbers", header=("", "value", "unit", "what it is"), rows=rows, note=note)
+    return Table(title="Numbers", header=header, rows=rows, note=note)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ").replace(".", ", ")

@@ -1,12 +1,15 @@
 """From what a map has found to a plan: each decision with its evidence, and what was not established."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from dynaxx.core.chart import Chart
+from dynaxx.core.chart import Chart, Estimate
 from dynaxx.errors import BadInput
+from dynaxx.survey import comparison
 from dynaxx.survey._ground import Ground
 from dynaxx.survey.comparison import CHANCE, RATES
+from dynaxx.survey.conventions import warm_up, weight_decay
 from dynaxx.survey.plan import Plan, PlannedBatch, PlannedOptimizer, PlannedPhase, PlannedRate, PlannedTask
 from dynaxx.survey.terrain import EDGE, FLAT_VALLEY, RAVINE, RUGGED, SHARP, SMOOTH_BOWL, Reading, Terrain
 
@@ -14,8 +17,10 @@ SCULPTOR_PARAMETERS = 30e9
 """Largest model for second-order preconditioning (the survey's specification, M13)."""
 SCULPTOR_MEMORY = 10.0
 """Copies of the parameters, in float32, that SOAP's state takes at most; on small transformers it takes 9.4 to 9.7."""
-
-
+NARROW = 10**0.5
+"""Width of an interval of rates that is called narrow: the ratio of neighbouring rates of the scan."""
+WELL_KNOWN = 4.0
+"""Width of the noise scale's interval up to which it is no wider than the range of batches that is recommended."""
 DESCENT = 0.3
 """Share of the steps before perturbed ones begin: SAM over the last half is as flat as over all of them, over the last
 quarter it is not."""
@@ -60,6 +65,25 @@ class Approach:
     why: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Said:
+    """What is said of the decisions while a plan is made.
+
+    Args:
+        evidence: Decision → what speaks for it.
+        confidence: Decision → how sure it is.
+        unknown: What was not established.
+    """
+
+    evidence: dict[str, str] = field(default_factory=dict[str, str])
+    confidence: dict[str, str] = field(default_factory=dict[str, str])
+    unknown: list[str] = field(default_factory=list[str])
+
+    def note(self, decision: str, evidence: str, sure: str) -> None:
+        """Say both of one decision."""
+        self.evidence[decision], self.confidence[decision] = evidence, sure
+
+
 def advise(
     ground: Ground,
     found: Mapping[str, Reading],
@@ -80,34 +104,31 @@ def advise(
         The plan; decisions that the map does not support are left to the task, and said.
     """
     task, charts = ground.task, ground.charts
-    unknown = [f"{name}: {reason}" for name, reason in left_out.items()]
-    evidence: dict[str, str] = {}
-    evidence["terrain"] = _terrain_words(terrain)
+    said = Said(unknown=[f"{name}: {reason}" for name, reason in left_out.items()])
+    said.note("terrain", _terrain_words(terrain), terrain.sure)
     if terrain.missing:
-        unknown.append(f"terrain: not measured: {', '.join(terrain.missing)}.")
-    optimizer = _optimizer(charts, evidence, unknown)
+        said.unknown.append(f"terrain: not measured: {', '.join(terrain.missing)}.")
+    optimizer = _optimizer(charts, said)
     ahead = None if "fleet" not in charts else optimizer.name != "task"
     approach = choose(terrain, circumstances, parameters=ground.parameters, ahead=ahead)
-    evidence["approach"] = f"{approach.name}: {'; '.join(approach.why)}."
+    sure = "low: rules of thumb on the terrain" if ahead is None else "fair: rules of thumb, and a measured comparison"
+    said.note("approach", f"{approach.name}: {'; '.join(approach.why)}.", sure)
     optimizer, phases = composed(approach, circumstances, optimizer, task.steps)
-    rate = _rate(charts, evidence, unknown)
+    rate = _rate(charts, said)
     if (times := RATES.get(optimizer.name, 1.0)) != 1.0:
         rate = _scaled(rate, times)
-        evidence["learning_rate"] += f" For {optimizer.name} {times:g} times that, as it was compared."
-    batch = _batch(task.batch_size, ground.weight / task.batch_size, charts, evidence, unknown)
-    unknown += [
-        "weight_decay: its effect shows late in a training; the task's own is kept.",
-        "warm_up: short trainings run the task's own schedule compressed; no other was compared.",
-        "meso: rates by layer were not compared; they are off, as nothing has shown them to gain.",
-    ]
+        said.evidence["learning_rate"] += f" For {optimizer.name} {times:g} times that, as it was compared."
+    batch = _batch(task.batch_size, ground.weight / task.batch_size, charts, said)
+    _conventions(ground, optimizer.name, said)
     return Plan(
         task=PlannedTask(name=ground.spec, size=task.size, steps=task.steps),
         optimizer=optimizer,
         learning_rate=rate,
         batch=batch,
         phase=phases,
-        evidence=evidence,
-        not_established=tuple(unknown),
+        evidence=said.evidence,
+        confidence=said.confidence,
+        not_established=tuple(said.unknown),
     )
 
 
@@ -142,7 +163,7 @@ def choose(terrain: Terrain, circumstances: Circumstances, *, parameters: int, a
         return Approach(
             name="Sculptor, then Explorer",
             why=(
-                f"the terrain is {name}, so curvature can be followed",
+                f"curvature can be followed where the terrain is like this ({name})",
                 "memory suffices" if circumstances.memory is not None else "memory was not said to be short",
                 "averaging costs nothing beside it",
             ),
@@ -181,23 +202,32 @@ def composed(
     )
 
 
-def _rate(charts: Mapping[str, Chart], evidence: dict[str, str], unknown: list[str]) -> PlannedRate:
+def _rate(charts: Mapping[str, Chart], said: Said) -> PlannedRate:
     scan, sweep = charts.get("sensitivity"), charts.get("lr_range")
     if scan is not None:
         best = scan.values
-        low, high = best["learning_rate_low"].value, best["learning_rate_high"].value
-        evidence["learning_rate"] = (
-            f"short trainings end lowest at {best['learning_rate'].value:.3g} ({low:.3g} to {high:.3g}); {scan.title}. "
-            + " ".join(scan.notes)
+        found = tuple(best[name].value for name in ("learning_rate", "learning_rate_low", "learning_rate_high"))
+        words = "short trainings end lowest at {:.3g} ({:.3g} to {:.3g}); ".format(*found)
+        said.note(
+            "learning_rate", f"{words}{scan.title}. {' '.join(scan.notes)}", _sure_of(best["learning_rate"], *found)
         )
-        return PlannedRate(peak=best["learning_rate"].value, low=low, high=high)
-    if sweep is not None and "recommended" in sweep.values:
-        values = sweep.values
-        evidence["learning_rate"] = f"the range test recommends {values['recommended'].value:.3g}."
-        low, high = values["recommended_low"].value, values["recommended_high"].value
-        return PlannedRate(peak=values["recommended"].value, low=low, high=high)
-    unknown.append("learning_rate: no short training lowered the loss, so the task's own is kept.")
-    return PlannedRate()
+    elif sweep is not None and "recommended" in sweep.values:
+        found = tuple(sweep[name] for name in ("recommended", "recommended_low", "recommended_high"))
+        words = f"the range test recommends {found[0]:.3g}."
+        said.note("learning_rate", words, "low: no whole training was compared")
+    else:
+        said.unknown.append("learning_rate: no short training lowered the loss, so the task's own is kept.")
+        return PlannedRate()
+    peak, low, high = (float(f"{each:.4g}") for each in found)  # more digits would claim more than is known
+    return PlannedRate(peak=peak, low=low, high=high)
+
+
+def _sure_of(best: Estimate, peak: float, low: float, high: float) -> str:
+    """How sure the rate of a scan is: by its seeds, and by how wide its interval is."""
+    if best.error is None:
+        return "low: one seed"
+    width = f"an interval of a factor {high / low:.2g} over several seeds"
+    return f"high: {width}" if high / low <= NARROW and low < peak < high else f"fair: {width}"
 
 
 def _scaled(rate: PlannedRate, times: float) -> PlannedRate:
@@ -207,44 +237,56 @@ def _scaled(rate: PlannedRate, times: float) -> PlannedRate:
     return replace(rate, **parts)
 
 
-def _optimizer(charts: Mapping[str, Chart], evidence: dict[str, str], unknown: list[str]) -> PlannedOptimizer:
+def _optimizer(charts: Mapping[str, Chart], said: Said) -> PlannedOptimizer:
     """Another optimizer only where it was measured to be ahead."""
     chart = charts.get("fleet")
     if chart is None:
-        unknown.append("optimizer: none was compared with the task's own, which is kept.")
+        said.unknown.append("optimizer: none was compared with the task's own, which is kept.")
         return PlannedOptimizer()
     finals = {name.partition(".")[2]: value.value for name, value in chart.values.items() if name.startswith("final.")}
     best = min(finals, key=lambda name: finals[name])
-    said = ", ".join(f"{name} {value:.4g}" for name, value in finals.items())
+    ends = f"{', '.join(f'{name} {value:.4g}' for name, value in finals.items())}; {chart.title}."
     if best != "task" and chart["chance"] <= CHANCE:
-        evidence["optimizer"] = (
-            f"{best} ends lowest, by {chart.values['ahead']} on the same seeds (by luck in {chart['chance']:.0%} of "
-            f"such comparisons): {said}; {chart.title}."
-        )
+        luck = f"{chart['chance']:.0%}"
+        words = f"{best} ends lowest, by {chart.values['ahead']} on the same seeds: {ends}"
+        said.note("optimizer", words, f"fair: by luck in {luck} of such comparisons, of short trainings")
         return PlannedOptimizer(name=best)
-    evidence["optimizer"] = f"none is clearly ahead of the task's own, which is kept: {said}; {chart.title}."
+    words = f"none is clearly ahead of the task's own, which is kept: {ends}"
+    said.note("optimizer", words, "fair: seen in short trainings")
     return PlannedOptimizer()
 
 
-def _batch(
-    own: int, weight: float, charts: Mapping[str, Chart], evidence: dict[str, str], unknown: list[str]
-) -> PlannedBatch:
+def _batch(own: int, weight: float, charts: Mapping[str, Chart], said: Said) -> PlannedBatch:
     """The range in examples of `Task.batch_size`; a chart counts in the task's weights, such as tokens."""
     chart = charts.get("gradient_noise")
     if chart is None or "recommended_low" not in chart.values:
-        unknown.append("batch: the noise of the gradient does not say, so the task's own is kept.")
+        said.unknown.append("batch: the noise of the gradient does not say, so the task's own is kept.")
         return PlannedBatch()
     low, high, scale = (chart[name] / weight for name in ("recommended_low", "recommended_high", "simple_scale"))
     where = "within it" if low <= own <= high else "below it" if own < low else "above it"
-    evidence["batch"] = (
+    words = (
         f"noise scale {scale:.3g} examples; {low:.3g} to {high:.3g} waste neither steps nor examples. "
         f"The task's own, {own}, is {where} and is kept: another needs another learning rate."
     )
-    return PlannedBatch(low=low, high=high)
+    known = chart["simple_high"] / chart["simple_low"] if chart["simple_low"] > 0 else math.inf
+    grade = "fair" if known <= WELL_KNOWN else "low"
+    said.note("batch", words, f"{grade}: the scale is known to a factor of {known:.2g}, and grows along a training")
+    return PlannedBatch(low=float(f"{low:.3g}"), high=float(f"{high:.3g}"))
+
+
+def _conventions(ground: Ground, optimizer: str, said: Said) -> None:
+    """What was not varied is kept, and what is usual is said."""
+    trained = [result for result in ground.results("sensitivity", "fleet") if comparison.name(result) == optimizer]
+    scan = ground.charts.get("sensitivity")
+    rate = scan["rate"] if scan is not None and optimizer == "task" else None
+    said.note("warm_up", *warm_up(ground.task, trained, rate))
+    said.note("weight_decay", *weight_decay(ground.task, optimizer))
+    said.note("meso", "rates by layer are off: nothing has shown them to gain.", "low: they were not compared here")
+    said.unknown.append("warm_up, weight_decay, meso: no others were compared; what is kept rests on convention.")
 
 
 def _terrain_words(terrain: Terrain) -> str:
     if terrain.name is None:
         return "no class fits what was measured."
-    words = [f"{terrain.name}, confidence {terrain.confidence:.0%}", *terrain.supporting, *terrain.opposing]
+    words = [terrain.name, *terrain.supporting, *terrain.opposing]
     return "; ".join(words) + "."

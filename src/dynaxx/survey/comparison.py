@@ -48,8 +48,11 @@ def compare(fleet: Fleet, *, title: str) -> Chart:
     values["seed_spread"] = Estimate(value=spread, about="standard deviation over mean of the final losses over seeds")
     if best != "task":
         values["ahead"], chance = lead(own, groups[best])
-        about = f"of {best} being so far ahead by luck, among {len(groups) - 1} that were tried"
-        values["chance"] = Estimate(value=min(1.0, chance * (len(groups) - 1)), about=about)
+        tried = len(groups) - 1
+        about = f"of {best} being so far ahead by luck" + (
+            f", the best of {tried} that were tried" if tried > 1 else ""
+        )
+        values["chance"] = Estimate(value=min(1.0, chance * tried), about=about)
     failed = tuple(f"{result.member}: {result.why}" for result in fleet.failed)
     return Chart(
         probe="fleet",

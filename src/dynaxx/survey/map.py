@@ -59,6 +59,7 @@ class Map:
             "confidence": self.terrain.confidence,
             "scores": dict(self.terrain.scores),
             "evidence": dict(self.plan.evidence),
+            "sure": dict(self.plan.confidence),
             "not_established": list(self.plan.not_established),
             "left_out": dict(self.left_out),
             "budget": self.budget,

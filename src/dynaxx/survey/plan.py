@@ -125,7 +125,8 @@ class Plan:
         batch: The batch.
         phase: Phases in order; empty: one, the whole training.
         meso: Learning rates by layer.
-        evidence: Decision → what speaks for it, with figures and confidence.
+        evidence: Decision → what speaks for it, with figures.
+        confidence: Decision → "high", "fair" or "low", and why.
         not_established: What the map could not tell, and why.
 
     Raises:
@@ -139,6 +140,7 @@ class Plan:
     phase: tuple[PlannedPhase, ...] = ()
     meso: PlannedMeso = field(default_factory=PlannedMeso)
     evidence: Mapping[str, str] = field(default_factory=dict[str, str])
+    confidence: Mapping[str, str] = field(default_factory=dict[str, str])
     not_established: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

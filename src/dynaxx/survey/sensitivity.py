@@ -133,7 +133,7 @@ def read_scan(fleet: Fleet, *, title: str) -> Chart:
         values["curvature"] = curvature
     return Chart(
         probe="sensitivity",
-        title=f"{title} · {len(scan.rates)} rates × {len(scan.initial)} seeds",
+        title=f"{title} · {len(scan.rates)} rates × {len(scan.initial)} seed{'' if len(scan.initial) == 1 else 's'}",
         values=values,
         arrays={
             "learning_rates": scan.rates,

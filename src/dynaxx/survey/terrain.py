@@ -146,6 +146,18 @@ class Terrain:
     opposing: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
 
+    @property
+    def sure(self) -> str:
+        """The confidence in words: its third of the scale, how many rules fit, and which class stands beside."""
+        if self.name is None:
+            return "low: no class fits what was measured"
+        words = ("low", "fair", "high")[min(2, int(3 * self.confidence))]
+        fits, read = len(self.supporting), len(self.supporting) + len(self.opposing)
+        others = [name for name in self.scores if name != self.name and self.scores[name] > 0]
+        rival = max(others, key=lambda name: self.scores[name], default=None)
+        beside = f"; {rival} scores {self.scores[rival]:+.2f} beside {self.scores[self.name]:+.2f}" if rival else ""
+        return f"{words}: {fits} of {read} rules that were read fit{beside}"
+
 
 def terrain(readings: Mapping[str, Reading], rules: Mapping[str, Sequence[Rule]] = RULES) -> Terrain:
     """Judge the terrain: each class scores the mean of its rules that could be read, at most what a needed one scores.
