@@ -15,7 +15,6 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 
+from curvature_cases import Case, digits, digits_cnn, digits_mlp, loss, product_cases
 from curvature_peers import densities, hessian_products, top_eigenvalues, traces
 from dynaxx.core.objective import Objective
 from dynaxx.numerics.density import density
@@ -34,116 +34,6 @@ from dynaxx.numerics.lanczos import eigenpairs
 from dynaxx.numerics.operator import Dense
 from dynaxx.numerics.trace import trace
 from dynaxx.numerics.tracker import CurvatureTracker
-
-Batch = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
-    """A network with a batch.
-
-    Args:
-        name: What it is.
-        model: The network, in evaluation mode.
-        batch: Inputs and labels.
-        limit: What a product may cost, in gradients.
-    """
-
-    name: str
-    model: nn.Module
-    batch: Batch
-    limit: float
-
-    @property
-    def objective(self) -> Objective:
-        """The cross-entropy at the network's weights."""
-        return Objective(self.model, loss, [self.batch])
-
-
-def loss(model: nn.Module, batch: Batch) -> Tensor:
-    return functional.cross_entropy(model(batch[0]), batch[1])
-
-
-class Transformer(nn.Module):
-    """Two blocks of width 128 over 32 positions, classified at the mean position."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(256, 128)
-        layer = nn.TransformerEncoderLayer(128, 4, 512, dropout=0.0, batch_first=True, activation="gelu")
-        self.blocks = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-        self.head = nn.Linear(128, 256)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Logits of shape (batch, 256)."""
-        return self.head(self.blocks(self.embed(tokens)).mean(1))
-
-
-def product_cases() -> list[Case]:
-    torch.manual_seed(0)
-    mlp = nn.Sequential(
-        nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10)
-    )  # fmt: skip
-    cnn = nn.Sequential(
-        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10),
-    )  # fmt: skip
-    return [
-        Case(name="MLP 784-512-512-10, batch 256", model=mlp.eval(), limit=1.6,
-             batch=(torch.randn(256, 784), torch.randint(0, 10, (256,)))),
-        Case(name="CNN on 3×16×16, batch 64", model=cnn.eval(), limit=2.1,
-             batch=(torch.randn(64, 3, 16, 16), torch.randint(0, 10, (64,)))),
-        Case(name="transformer width 128, 2 blocks, 8×32", model=Transformer().eval(), limit=2.6,
-             batch=(torch.randint(0, 256, (8, 32)), torch.randint(0, 256, (8,)))),
-    ]  # fmt: skip
-
-
-def digits(standardised: bool = True) -> tuple[Tensor, Tensor]:
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    x = torch.tensor(data.data, dtype=torch.float32)
-    x = (x - x.mean(0)) / (x.std(0) + 1e-6) if standardised else x / 16
-    return x, torch.tensor(data.target)
-
-
-def digits_cnn() -> Case:
-    """The CNN of 151 306 parameters after 100 steps of SGD, batch 512."""
-    x, y = digits(standardised=False)
-    x = x.view(-1, 1, 8, 8)
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Linear(1024, 128), nn.ReLU(), nn.Linear(128, 10),
-    )  # fmt: skip
-    train(model, x, y, steps=100, rate=0.1)
-    return Case(name="digits CNN, 151 306 parameters, batch 512", model=model, batch=(x[:512], y[:512]), limit=0)
-
-
-def digits_mlp(steps: int) -> Case:
-    """A net of 910 parameters whose whole Hessian can be had, after gradient descent on 500 examples."""
-    x, y = (part[:500] for part in digits(standardised=False))
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(64, 12), nn.Tanh(), nn.Linear(12, 10))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        loss(model, (x, y)).backward()
-        optimizer.step()
-    model.zero_grad()
-    return Case(name=f"digits MLP, 910 parameters, step {steps}", model=model, batch=(x, y), limit=0)
-
-
-def train(model: nn.Module, x: Tensor, y: Tensor, *, steps: int, rate: float) -> None:
-    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(steps):
-        rows = torch.randint(0, len(y), (128,), generator=generator)
-        optimizer.zero_grad()
-        loss(model, (x[rows], y[rows])).backward()
-        optimizer.step()
-    model.eval()
-    model.zero_grad()
 
 
 def gradient(case: Case) -> Callable[[], Any]:
@@ -175,30 +65,63 @@ def spread(values: Sequence[float]) -> str:
 
 
 def run_product(rounds: int = 40) -> dict[str, Any]:
-    """One product, graph build excluded; beside it what a product costs when ten share one graph."""
+    """One product, graph build excluded; beside it what a product costs when ten share one graph.
+
+    Ours are taken as a search takes them, modes and random streams set once for all; PyHessian sets its modes for good
+    and leaves the streams alone. A product alone sets them and puts them back.
+    """
     found: dict[str, Any] = {}
     with sdpa_kernel(SDPBackend.MATH):  # the peers need it around them
         for case in product_cases():
             print(f"\n{case.name}: one product, in gradients (limit {case.limit})")
-            operator = Hessian(case.objective)
+            operator, single = Hessian(case.objective), Hessian(case.objective)
             v = operator.space.random(1, seed=1)
-            contenders: dict[str, Callable[[], Any]] = {"dynaxx": lambda o=operator, v=v: o(v)}
 
-            def ten(o: Hessian = operator, v: Tensor = v) -> None:
+            def ten(o: Hessian = single, v: Tensor = v) -> None:
                 o.update()
-                for _ in range(10):
-                    o(v)
+                with o.opened():
+                    for _ in range(10):
+                        o(v)
 
-            contenders["dynaxx, 10 with the graph's build"] = ten
-            contenders |= {n: (lambda f=f, v=v: f(v[0])) for n, f in hessian_products(case.model, case.batch).items()}
-            ratios = timed(contenders, gradient(case), rounds)
-            ratios["dynaxx, 10 with the graph's build"] = [
-                r / 10 for r in ratios["dynaxx, 10 with the graph's build"]
-            ]  # fmt: skip
-            for name, values in ratios.items():
-                print(f"  {name:<36} {spread(values)}")
-            found[case.name] = {name: statistics.median(values) for name, values in ratios.items()}
+            contenders: dict[str, Callable[[], Any]] = {
+                "dynaxx, within a search": lambda o=operator, v=v: o(v),
+                "dynaxx, alone": lambda o=single, v=v: o(v),
+                "dynaxx, 10 with the graph's build": ten,
+                **{n: (lambda f=f, v=v: f(v[0])) for n, f in hessian_products(case.model, case.batch).items()},
+            }
+            with operator.opened():
+                ratios = timed(contenders, gradient(case), rounds)
+                ratios["dynaxx, 10 with the graph's build"] = [
+                    r / 10 for r in ratios["dynaxx, 10 with the graph's build"]
+                ]  # fmt: skip
+                for name, values in ratios.items():
+                    print(f"  {name:<36} {spread(values)}")
+                row: dict[str, Any] = {name: statistics.median(values) for name, values in ratios.items()}
+                if "PyHessian" in contenders:
+                    row["over PyHessian"] = neighbours(
+                        *(contenders[n] for n in ("dynaxx, within a search", "PyHessian"))
+                    )
+                    middle, low, high = row["over PyHessian"]
+                    print(
+                        f"  within a search / PyHessian next to it {middle:.3f} (median's 95 %: {low:.3f}–{high:.3f})"
+                    )
+            found[case.name] = row
     return found
+
+
+def neighbours(ours: Callable[[], Any], peer: Callable[[], Any], pairs: int = 200) -> tuple[float, float, float]:
+    """Median ratio of two calls' times, taken next to each other in turn, with its 95 % interval."""
+    ratios: list[float] = []
+    for i in range(pairs):
+        times: dict[int, float] = {}
+        for which in (i % 2, 1 - i % 2):
+            start = time.perf_counter()
+            (ours, peer)[which]()
+            times[which] = time.perf_counter() - start
+        ratios.append(times[0] / times[1])
+    ratios.sort()
+    half = round(0.98 * pairs**0.5)  # of the ranks around the median, by the binomial law
+    return statistics.median(ratios), ratios[pairs // 2 - half], ratios[pairs // 2 + half - 1]
 
 
 def run_eigenvalues(rounds: int = 5, k: int = 5) -> dict[str, Any]:
@@ -225,27 +148,26 @@ def run_eigenvalues(rounds: int = 5, k: int = 5) -> dict[str, Any]:
     return found
 
 
-def run_tracking(steps: int = 3000) -> dict[str, Any]:
-    """The largest eigenvalue along gradient descent on digits (MLP 64-100-100-10 tanh, squared error).
+def run_tracking(steps: int = 1500, seeds: Sequence[int] = range(1, 9)) -> dict[str, Any]:
+    """The largest eigenvalue along gradient descent on digits (MLP 64-100-100-10 tanh, squared error), by seed.
 
     At a rate of 0.05 the training stays below the edge of stability; its first 600 steps, in which the eigenvectors
     turn quickest, are given apart. At 0.3 it is measured from step 600 on, at the edge.
     """
     found: dict[str, Any] = {}
-    print("\ntracking λ₁ along gradient descent: products per measurement and error against 1e-6")
-    for every, rate, last in ((20, 0.05, 600), (50, 0.05, steps), (100, 0.05, steps), (50, 0.3, 1800)):
+    print("\ntracking λ₁ along gradient descent: products per measurement and median error, over seeds")
+    for every, rate, last in ((20, 0.05, 600), (50, 0.05, steps), (100, 0.05, 600), (50, 0.3, 1800)):
         first = 600 if rate == 0.3 else 0
-        spent, errors = track(every, rate, range(first, last, every))
-        early = slice(1, 600 // every)
-        for name, part in {"": slice(1, None), ", first 600 steps": early}.items():
-            if part is early and (first or last == 600):
+        runs = [track(every, rate, range(first, last, every), seed=seed) for seed in seeds]
+        for name, until in {"": None, ", first 600 steps": 600 // every}.items():
+            if until and (first or last == 600):
                 continue
-            row = {"products": statistics.mean(spent[part]), "median_error": statistics.median(errors[part]),
-                   "max": max(errors[part])}  # fmt: skip
+            products = [statistics.mean(spent[1:until]) for spent, _ in runs]
+            medians = [statistics.median(errors[:until]) for _, errors in runs]
             label = f"every {every}, {'at' if first else 'below'} the edge{name}"
-            found[label] = row
-            print(f"  {label:<42} {row['products']:5.1f} products (first {spent[0]}), "
-                  f"median error {row['median_error']:.1e}, largest {row['max']:.1e}")  # fmt: skip
+            found[label] = {"products": products, "median_error": medians}
+            print(f"  {label:<42} {statistics.mean(products):5.2f} ({min(products):.2f}–{max(products):.2f}) products, "
+                  f"median errors {min(medians):.1e}–{max(medians):.1e}")  # fmt: skip
     for most in (3, 4, 6, 10):  # could a measurement be spread over steps?
         spent, errors = track(128, 0.05, range(0, 1300, 128), most)
         label = f"every 128, at most {most}"
@@ -256,11 +178,11 @@ def run_tracking(steps: int = 3000) -> dict[str, Any]:
     return found
 
 
-def track(every: int, rate: float, when: range, most: int = 10) -> tuple[list[int], list[float]]:
+def track(every: int, rate: float, when: range, most: int = 10, *, seed: int = 0) -> tuple[list[int], list[float]]:
     """Products and relative errors of the measurements of one training."""
     x, y = digits()
     x, targets = x[:1000], functional.one_hot(y[:1000], 10).float()
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(64, 100), nn.Tanh(), nn.Linear(100, 100), nn.Tanh(), nn.Linear(100, 10))
     squared = lambda m, b: (m(b[0]) - b[1]).square().sum(1).mean() / 2  # noqa: E731
     operator = Hessian(Objective(model, squared, [(x, targets)]))
@@ -291,10 +213,16 @@ def run_trace(seeds: int = 200) -> dict[str, Any]:
         truth, operator = float(matrix.trace()), Dense(matrix)
         ours = {f"dynaxx {m}": (lambda n, s, m=m, operator=operator: trace(operator, n, method=m, seed=s).value)
                 for m in ("hutchinson", "hutch++", "xtrace")}  # fmt: skip
+        for k in (3, 10):  # what found them is not counted, or counted
+            known = eigenpairs(operator, k, tolerance=0.1, max_products=28)
+            for name, less in (("known", 0), (f"found by {known.products} of the products", known.products)):
+                ours[f"dynaxx, {k} vectors {name}"] = lambda n, s, o=operator, p=known, less=less: (
+                    trace(o, n - less, known=p, seed=s).value
+                )
         print(f"\n{case.name}: relative RMSE of the trace at 30 and 90 products")
         for name, estimate in {**ours, **traces(matrix)}.items():
             row = [float(np.sqrt(np.mean([(estimate(n, s) / truth - 1) ** 2 for s in range(seeds)]))) for n in (30, 90)]
-            print(f"  {name:<24} {row[0]:.4f}  {row[1]:.4f}")
+            print(f"  {name:<48} {row[0]:.4f}  {row[1]:.4f}")
             found[f"{steps} {name}"] = row
     return found
 

@@ -163,7 +163,8 @@ def density(operator: Operator, *, probes: int = 4, steps: int = 60, keep: int =
         raise BadInput(f"density(probes=..., steps=...) must be at least 1. Got {probes} and {steps}.")
     before, space = operator.products, operator.space
     start = space.random(probes, seed=seed, kind="rademacher")
-    krylov = _Krylov(operator, start, steps)
+    with operator.opened():
+        krylov = _Krylov(operator, start, steps)
     nodes, mixing = np.linalg.eigh(krylov.inner)
     weights = (krylov.start.T @ mixing[: len(krylov.start)]) ** 2
     check = _check(weights, nodes, krylov)

@@ -57,10 +57,11 @@ def diagonal(operator: Operator, budget: int, *, known: Eigenpairs | None = None
     space, before = operator.space, operator.products
     total = torch.zeros(space.n, dtype=torch.float64 if space.device.type != "mps" else space.dtype).to(space.device)
     squares = torch.zeros_like(total)
-    for rows in probes(space, budget, seed):
-        samples = rows * (operator(rows) - _known(space, rows, known))
-        total += samples.sum(0)
-        squares += samples.square().sum(0)
+    with operator.opened():
+        for rows in probes(space, budget, seed):
+            samples = rows * (operator(rows) - _known(space, rows, known))
+            total += samples.sum(0)
+            squares += samples.square().sum(0)
     values = total / budget
     variances = (squares / budget - values.square()).clamp_min(0.0) / (budget - 1)
     if known is not None:
@@ -106,7 +107,8 @@ def block_traces(
         parts = {name: _dots(space, a, b, part) for name, part in places.items()}
         return torch.stack([torch.stack([parts[name] for name in names]).sum(0) for names in groups.values()])
 
-    samples = [by_group(rows, operator(rows) - _known(space, rows, known)) for rows in probes(space, budget, seed)]
+    with operator.opened():
+        samples = [by_group(rows, operator(rows) - _known(space, rows, known)) for rows in probes(space, budget, seed)]
     exact = torch.zeros(len(groups), dtype=torch.float64)
     if known is not None:
         for vectors, values in zip(known.vectors.split(CHUNK), known.values.split(CHUNK), strict=True):

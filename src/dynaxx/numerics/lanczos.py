@@ -124,24 +124,25 @@ def eigenpairs(
         )
     least = min(space.numel, COLD) if start is None else 0
     band = _Band(operator, size, rows, seed)
-    band.multiply(band.open)
-    while True:
-        values, mixing, residuals = band.ritz()
-        order = _ranked(values, which)
-        best = order[:wanted]
-        bounds = _bounds(values, residuals, alone=len(values) <= wanted)
-        floor = band.rounding ** (2 / 3) * abs(values).max()
-        done = bounds <= np.maximum(tolerance * abs(values), floor)
-        done &= residuals <= np.maximum(RESIDUAL * tolerance * abs(values), floor)
-        spent = operator.products - before
-        complete = spent >= least and len(best) == wanted and done[best].all()
-        if complete or spent >= limit or band.size >= space.numel:
-            break
-        if band.size == size:
-            band.restart(mixing[:, order[: wanted + (size - wanted) // 2]], values[order])
-            continue
-        band.aim(mixing[:, best[np.argmax(np.where(done, -1.0, bounds)[best])]])
-        band.multiply(1)
+    with operator.opened():
+        band.multiply(band.open)
+        while True:
+            values, mixing, residuals = band.ritz()
+            order = _ranked(values, which)
+            best = order[:wanted]
+            bounds = _bounds(values, residuals, alone=len(values) <= wanted)
+            floor = band.rounding ** (2 / 3) * abs(values).max()
+            done = bounds <= np.maximum(tolerance * abs(values), floor)
+            done &= residuals <= np.maximum(RESIDUAL * tolerance * abs(values), floor)
+            spent = operator.products - before
+            complete = spent >= least and len(best) == wanted and done[best].all()
+            if complete or spent >= limit or band.size >= space.numel:
+                break
+            if band.size == size:
+                band.restart(mixing[:, order[: wanted + (size - wanted) // 2]], values[order])
+                continue
+            band.aim(mixing[:, best[np.argmax(np.where(done, -1.0, bounds)[best])]])
+            band.multiply(1)
     if which == "both":
         best = np.sort(best)[::-1]
     vectors = band.vectors(mixing[:, np.concatenate([best, order[wanted : wanted + spare]])])
@@ -207,7 +208,7 @@ class _Band:
 
     def multiply(self, count: int) -> None:
         """Move the first rows of G into the basis, multiplied in one call."""
-        for product in self.operator(self.rows[self.size : self.size + count].clone()):
+        for product in self.operator(self.rows[self.size : self.size + count]):
             at = self.size
             row, parts, norm = self._orthogonal(product)
             inner = np.zeros((at + 1, at + 1))

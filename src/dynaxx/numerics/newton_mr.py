@@ -122,7 +122,8 @@ def search(
     for _ in range(iterations):
         if walk.slope == 0.0:
             return walk.over("converged")
-        basis = krylov(hessian, walk.gradient, subspace)
+        with hessian.opened():
+            basis = krylov(hessian, walk.gradient, subspace)
         stiffest = float(np.abs(np.linalg.eigvalsh(basis.matrix[:-1])).max())
         if walk.slope <= tolerance * stiffest * max(length, float(walk.place.norm())):
             return walk.over("converged")

@@ -1,7 +1,8 @@
 """The contract of every curvature operator: a symmetric linear map that is known by its products alone."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float
@@ -56,10 +57,19 @@ class Operator(ABC):
             Shape (k, n).
         """
 
+    @contextmanager
+    def opened(self) -> Generator[None]:
+        """Products within share what each alone would set up and put back; a search opens its operator once.
+
+        Only what multiplies belongs within: the modules' modes and the random streams are the objective's there.
+        """
+        yield
+
     def dense(self) -> Float[Tensor, "n n"]:
         """The whole matrix, by n products: for small spaces and for tests."""
         eye = torch.eye(self.space.n, dtype=self.space.dtype, device=self.space.device)
-        matrix = torch.cat([self(rows) for rows in eye.split(64)])
+        with self.opened():
+            matrix = torch.cat([self(rows) for rows in eye.split(64)])
         return (matrix + matrix.T) / 2
 
 
@@ -97,3 +107,9 @@ class Congruent(Operator):
     def apply(self, rows: Float[Tensor, "k n"]) -> Float[Tensor, "k n"]:
         """Scale, multiply, scale."""
         return self.root(self.inner(self.root(rows)))
+
+    @contextmanager
+    def opened(self) -> Generator[None]:
+        """As the inner one."""
+        with self.inner.opened():
+            yield

@@ -1,6 +1,7 @@
 """What an optimizer's state makes of curvature: the scaling in which its stability has one threshold."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +85,12 @@ class _Decayed(Operator):
         """Multiply, and add the rows scaled."""
         found = self.sign * self.inner(rows)
         return found if self.diagonal is None else found + rows * self.diagonal
+
+    @contextmanager
+    def opened(self) -> Generator[None]:
+        """As the inner one."""
+        with self.inner.opened():
+            yield
 
 
 def preconditioning(optimizer: Optimizer, space: Space) -> Preconditioning:

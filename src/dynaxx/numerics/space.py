@@ -38,6 +38,7 @@ class Space:
         self.numel = sum(p.numel() for p in self.parameters)
         """Dimension of the space."""
         self.kinds = [p.dtype for p in locals_]
+        self._kind = self.kinds[0] if len(set(self.kinds)) == 1 else None
         self.dtype = torch.float64 if torch.float64 in self.kinds else torch.float32
         self.device = locals_[0].device
         self.ranks = Ranks.of_parameters(self.parameters)
@@ -77,14 +78,17 @@ class Space:
         Returns:
             One tensor per parameter; views where the type is the same.
         """
-        parts = vector.split(self.sizes)
-        return [part.view(shape).to(kind) for part, shape, kind in zip(parts, self.shapes, self.kinds, strict=True)]
+        parts = [part.view(shape) for part, shape in zip(vector.split(self.sizes), self.shapes, strict=True)]
+        if vector.dtype == self._kind:
+            return parts
+        return [part.to(kind) for part, kind in zip(parts, self.kinds, strict=True)]
 
     def in_float64(self) -> "Space":
         """The same space with vectors and their parts in float64."""
         wide = copy.copy(self)
         wide.dtype = torch.float64
         wide.kinds = [torch.float64] * len(self.kinds)
+        wide._kind = torch.float64
         wide._own = None if self._own is None else self._own.to(torch.float64)
         return wide
 

@@ -1,6 +1,7 @@
 """Hessian products by differentiating ⟨∇L, v⟩: exact, with the graph of ∇L kept from one product to the next."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 from jaxtyping import Float
@@ -25,7 +26,7 @@ class DoubleBackward:
         objective: The loss and the point.
         space: Its parameter space.
         batched: All rows of a call in one vectorised backward: faster for transformers, slower for small convolutions.
-        keep: Whether the graph of a single microbatch outlives the call.
+        keep: Whether the graph of a single microbatch outlives the call, where it fits in memory.
     """
 
     name = "double_backward"
@@ -36,6 +37,7 @@ class DoubleBackward:
         self.batched = batched
         self._keep = keep and len(objective.batches) == 1
         self._graph: Graph | None = None
+        self._open = False
         self.builds = 0
         """Graphs of ∇L built so far, each the price of a gradient that records itself."""
 
@@ -43,11 +45,31 @@ class DoubleBackward:
         """Forget the graph: the weights have changed."""
         self._graph = None
 
+    @contextmanager
+    def opened(self) -> Generator[None]:
+        """The objective is prepared once for all products within: alone, each takes 0.3 to 0.6 ms for that."""
+        with nullcontext() if self._open else self._objective.prepared(second_order=True):
+            before, self._open = self._open, True
+            try:
+                yield
+            finally:
+                self._open = before
+
     def __call__(self, rows: Float[Tensor, "k n"]) -> Float[Tensor, "k n"]:
-        """Multiply each row."""
+        """Multiply each row; where the graph to be kept does not fit in memory, it is freed on the way from now on."""
+        try:
+            return self._products(rows)
+        except torch.OutOfMemoryError:
+            if not self._keep or self._objective.ranks.size > 1:  # other ranks would wait for what this one repeats
+                raise
+        self.reset()  # beyond the handler, whose traceback holds the graph
+        self._keep = False
+        return self._products(rows)
+
+    def _products(self, rows: Tensor) -> Tensor:
         objective = self._objective
         out: Tensor | None = None
-        with objective.prepared(second_order=True), torch.enable_grad():
+        with self.opened(), torch.enable_grad():
             for i in range(len(objective.batches)):
                 graph = self._graph if self._graph is not None else self._build(i)
                 out = self._added(out, graph, rows)
@@ -89,6 +111,10 @@ class DoubleBackward:
 
     def _write(self, out: Tensor, found: Sequence[Tensor | None], *, add: bool) -> None:
         """Each part straight into its place: a flat copy would be one more gradient in memory and time."""
+        whole = [part for part in found if part is not None]
+        if out.dim() == 1 and len(whole) == len(found) and not add:  # a third quicker than piece by piece
+            torch.cat([part.reshape(-1) for part in whole], out=out)
+            return
         for piece, part in zip(out.split(self._space.sizes, dim=-1), found, strict=True):
             if part is not None:
                 piece.add_(part.reshape(piece.shape)) if add else piece.copy_(part.reshape(piece.shape))
