@@ -64,7 +64,7 @@ def trained(options: argparse.Namespace, out: Path) -> list[Ended]:
     """Every case that is asked for, untouched and treated."""
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     planted = [name for name in names() if options.plant is None or name in options.plant.split(",")]
-    acted_on = [name for name in planted if ALTERATIONS[name].repairable or ALTERATIONS[name].kind == "healthy"]
+    acted_on = [name for name in planted if ALTERATIONS[name].undone_by or ALTERATIONS[name].kind == "healthy"]
     nets = options.nets.split(",")
     chosen = cases(nets=nets, seeds=seeds, alterations=planted, steps=options.steps, orders=options.orders)
     chosen += cases(nets=nets, seeds=seeds, alterations=acted_on, policies=options.act.split(","), steps=options.steps)

@@ -3,6 +3,7 @@
 import copy
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -132,6 +133,15 @@ def test_replay_batch_tells_a_bad_batch_from_a_bad_state():
     assert not look("replay_batch", point(model, batches))["reproduced"]
     with pytest.raises(NotApplicable, match="step 3 is not among the last 8"):
         look("replay_batch", point(model, batches), step=3)
+
+
+def test_a_batch_from_before_the_last_ones_is_replayed_where_it_is_kept():
+    model, batches = classified()
+    bad = (100 * batches[0][0], (batches[0][1] + 1) % 3)
+    kept = replace(point(model, batches), earlier=[bad, batches[1]])
+    found = look("replay_batch", kept, step=kept.step - len(batches) - 1)
+    assert found["reproduced"]
+    assert not look("replay_batch", kept, step=kept.step - len(batches))["reproduced"]
 
 
 def test_overfit_one_batch_works_but_for_wiring():

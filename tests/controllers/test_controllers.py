@@ -98,6 +98,19 @@ def test_rate_up_searches_before_it_climbs(nav):
     assert "trial" not in [p.action.name for p in ask("rate_up", where)]  # once
 
 
+def test_rate_up_climbs_on_a_horizon_after_a_search(nav):
+    """The search sets a third of its winner; what is left is tried under a promise, where nothing is wrong."""
+    trial = Proposal(controller="rate_up", action=Action(name="trial", arguments={"arms": {}, "steps": 11}))
+    decision = Decision(proposal=trial, status="taken", why="", step=380)
+    known = {"run": table(), "in_force": {"learning_rate": rate(3.0)}, "decisions": (decision,)}
+    [proposal] = ask("rate_up", nav.situation(400, **known))
+    assert proposal.action.arguments == {"factor": 9.0}
+    assert proposal.promise is not None
+    assert ask("rate_up", nav.situation(390, **known)) == []
+    wrong = nav.finding("divergence", ("data_shift", 0.8), onset=385, last=400)
+    assert ask("rate_up", nav.situation(400, wrong, **known)) == []
+
+
 def test_rate_up_promises_what_a_faster_descent_would_show(nav):
     promise = ask("rate_up", low(nav))[0].promise
     level, slope = 1 + np.exp(-2), -np.exp(-2) / 200

@@ -149,6 +149,17 @@ def test_a_rate_that_was_thrown_up_is_held_where_it_was(nav):
     assert ask("level_schedule", where(nav, 230, thrown, run, in_force={"rate_band": band})) == []
 
 
+def test_a_rate_is_held_in_place_where_no_update_may_be_repeated_any_more(nav):
+    """A quarter of 400 updates may be repeated: after 80 of them a step back of 31 is too far."""
+    run = table(230, rate=up, loss=lambda at: np.where(at < 200, 1.0, 5.0))
+    thrown = nav.finding("divergence", ("learning_rate_too_high", 0.8), onset=203, last=230)
+    back = Proposal(controller="go_back", action=Action(name="rollback", arguments={"before": 121}))
+    spent = Decision(step=200, proposal=back, status="taken", why="")
+    situation = where(nav, 230, thrown, run, healthy=(0, 160, 199, 220), decisions=(spent,))
+    [proposal] = ask("level_schedule", situation)
+    assert (proposal.action.name, proposal.action.arguments) == ("rate_band", {"most": 0.1, "shape": True})
+
+
 def test_whatever_goes_wrong_after_a_rate_beyond_all_before_is_its_doing(nav):
     dead = nav.finding("layers_not_learning", ("dead_units", 0.5), onset=210, last=230)
     before = nav.finding("layers_not_learning", ("dead_units", 0.5), onset=150, last=230)

@@ -1,5 +1,7 @@
 """Whom the standing findings accuse: not a symptom, and not a setting that is another one by now."""
 
+import pytest
+
 from dynaxx.controllers import accused
 from dynaxx.core.causes import BRINGS_ABOUT
 from dynaxx.core.records import Action
@@ -27,3 +29,11 @@ def test_a_cause_that_was_answered_explains_nothing_any_more(nav):
     assert RATE in BRINGS_ABOUT["momentum_too_high"]
     assert accused(nav.situation(100, memory, swings), known).cause == "momentum_too_high"
     assert accused(nav.situation(100, memory, swings, in_force=force), known).cause == RATE
+
+
+def test_an_alarm_that_names_the_cause_behind_its_first_accuses_that(nav):
+    assert RATE in BRINGS_ABOUT["schedule_too_aggressive"]
+    spike = nav.finding("loss_spike", (RATE, 0.68), ("schedule_too_aggressive", 0.61), onset=50)
+    found = accused(nav.situation(100, spike), {RATE, "schedule_too_aggressive"})
+    assert (found.cause, found.confidence) == ("schedule_too_aggressive", pytest.approx(0.61))
+    assert accused(nav.situation(100, spike), {RATE}) is None

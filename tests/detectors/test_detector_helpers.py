@@ -7,7 +7,7 @@ from dynaxx.detectors._dynamics import dynamics, lengthened, raised
 from dynaxx.detectors._facts import checked
 from dynaxx.detectors._progress import ceiling, opening, progress
 from dynaxx.detectors._read import Track, optional, track, unbroken
-from dynaxx.detectors._structure import structural
+from dynaxx.detectors._structure import blocked, structural
 from dynaxx.detectors._weigh import MOST, Suspect, ranked
 from dynaxx.errors import NotApplicable
 
@@ -131,3 +131,13 @@ def test_what_the_model_itself_shows(make_log, columns, cause):
 def test_a_sound_model_is_not_accused(make_log):
     found = structural(make_log({"grad_norm": np.ones((50, 3)), "activations.dead": np.zeros((50, 2))}))
     assert max(s.confidence for s in found) < 0.1
+
+
+def test_a_layer_that_is_dead_keeps_any_rate_from_working(make_log):
+    """Rows of steps that were not measured hold no number in any layer: they hide nothing."""
+    dead = np.tile([0.0, 1.0, 0.0], (50, 1))
+    dead[::7] = np.nan
+    norms = np.tile([0.0, 1.0, 1.0], (50, 1))
+    assert blocked(make_log({"grad_norm": norms, "activations.dead": dead}))
+    assert ranked(*structural(make_log({"grad_norm": norms, "activations.dead": dead})))[0].name == "dead_units"
+    assert not blocked(make_log({"grad_norm": np.ones((50, 3)), "activations.dead": np.zeros((50, 3))}))

@@ -2,7 +2,7 @@ import numpy as np
 
 from dynaxx.detectors.erratic_validation import ErraticValidation
 
-AT = np.arange(10, 401, 10)
+AT = np.arange(5, 401, 5)
 NORMALISED = {"model": {"layers": [{"name": "a", "kind": "BatchNorm2d"}]}}
 PLAIN = {"model": {"layers": [{"name": "a", "kind": "Linear"}]}}
 
@@ -11,7 +11,7 @@ def log(rng, noise):
     steps = np.arange(400)
     return {
         "loss": 2.3 * np.exp(-steps / 300) * np.exp(0.05 * rng.standard_normal(400)),
-        "val_loss": (AT, np.exp(noise * rng.standard_normal(40))),
+        "val_loss": (AT, np.exp(noise * rng.standard_normal(80))),
     }
 
 
@@ -37,3 +37,13 @@ def test_a_calm_validation_and_a_noisy_training_are_not(make_log, rng):
     columns = log(rng, 0.6)
     columns["loss"] = np.repeat(np.exp(0.6 * rng.standard_normal(40)), 10)
     assert ErraticValidation().detect(make_log(columns, PLAIN)) is None
+
+
+def test_two_leaps_are_not_its_typical_change(make_log, rng):
+    columns = log(rng, 0.05)
+    values = columns["val_loss"][1]
+    values *= np.exp(-AT / 300)
+    values[[60, 66]] *= 7
+    assert ErraticValidation().detect(make_log(columns, PLAIN)) is None
+    values[50::2] *= 7
+    assert ErraticValidation().detect(make_log(columns, PLAIN)).evidence[0].value > 1

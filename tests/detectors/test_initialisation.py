@@ -112,3 +112,14 @@ def test_faint_first_weights_are_found_although_a_normalisation_hides_them(run):
         if finding is not None:
             assert finding.causes[0].name == "initialisation_too_small"
             assert finding.evidence[0].value == pytest.approx(0.002)
+
+
+def test_what_sigmoids_take_is_not_the_weights_doing(run, make_log, facts_of):
+    """Ten logistic layers leave 4⁻¹⁰ of the gradient at best, however large the weights."""
+    layers = 12
+    norms = np.tile(10.0 ** np.linspace(-8, 0, layers), (STEPS, 1))
+    facts = facts_of(layers)
+    found = Initialisation().detect(make_log({"grad_norm": norms}, manifest=facts))
+    assert found.causes[0].name == "initialisation_too_small"
+    facts["model"]["modules"] = {"Sigmoid": layers}
+    assert Initialisation().detect(make_log({"grad_norm": norms}, manifest=facts)) is None

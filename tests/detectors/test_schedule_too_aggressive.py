@@ -79,3 +79,14 @@ def _first(column, steps):
         if isinstance(column, tuple)
         else (column[:steps])
     )
+
+
+def test_a_fall_that_even_a_spent_rate_keeps_up_shows_what_was_left(make_log, rng):
+    """Twelve noisy steps before the drop tell nothing; the slow fall after it does, unless it is over."""
+    lr = np.concatenate([np.full(12, 0.1), np.full(588, 2e-4)])
+    start = np.where(AT <= 12, 2.3 * np.exp(0.5 * rng.standard_normal(600)), 1.0)
+    falling = start * np.exp(-AT / 400)
+    found = ScheduleTooAggressive().detect(make_log(log(rng, falling, lr), steps=600))
+    assert found.causes[0].name == "schedule_too_aggressive"
+    assert found.onset == 13
+    assert ScheduleTooAggressive().detect(make_log(log(rng, start, lr), steps=600)) is None

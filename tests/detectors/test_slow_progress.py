@@ -83,3 +83,26 @@ def test_a_fall_that_leads_down_in_time_is_not_slow(make_log, rng):
     columns = log(rng, 0.2, 2e-5, 4000.0, steps=100)
     assert SlowProgress().detect(make_log(columns, steps=400)) is None
     assert SlowProgress().detect(make_log(columns, steps=150)).severity == "warning"
+
+
+def test_a_fall_that_gathers_speed_is_not_slow(make_log, rng):
+    """A net that leaves the plateau of its start: 8 % gained by step 100, most of it in the later half."""
+    columns = log(rng, 0.0, 5e-5, 4000.0, steps=100)
+    even = {**columns, "loss": 2.3 * (1 - 0.0008 * np.arange(100)) * np.exp(0.002 * rng.standard_normal(100))}
+    faster = {**columns, "loss": 2.3 * (1 - 8e-8 * np.arange(100.0) ** 3) * np.exp(0.002 * rng.standard_normal(100))}
+    assert SlowProgress().detect(make_log(even, steps=400)).severity == "warning"
+    assert SlowProgress().detect(make_log(faster, steps=400)) is None
+
+
+def test_a_line_excuses_no_updates_that_meet_hardly_any_curvature(make_log, rng):
+    """A language model's first, easy half: 45 % gained by step 80, on a line to more, and then hardly anything."""
+    at = np.arange(80)
+    columns = log(rng, 0.0, 5e-4, 80.0, agreement=0.85, steps=80)
+    columns["loss"] = (
+        5.5 * (1 - 0.45 * (1 - np.exp(-at / 40)) / (1 - np.exp(-2))) * np.exp(1e-3 * rng.standard_normal(80))
+    )
+    columns["lr"] = np.full(80, 1e-4)
+    check = {"kind": "check", "name": "directional_curvature", "step": 40, "values": {"ratio": 1e-3, "rate": 1e-4}}
+    columns["directional_curvature"] = np.full(80, 1e-3)
+    assert SlowProgress().detect(make_log(columns, events=[check], steps=300)).severity == "warning"
+    assert SlowProgress().detect(make_log(columns, steps=300)) is None

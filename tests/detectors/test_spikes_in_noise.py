@@ -5,7 +5,7 @@ import pytest
 from scipy.signal import lfilter
 from scipy.special import ndtr, stdtrit
 
-from dynaxx.detectors._spikes import spikes, sudden
+from dynaxx.detectors._spikes import _thrown, spikes, sudden
 from dynaxx.errors import NotApplicable
 
 STEPS = 3000
@@ -89,3 +89,22 @@ def test_sudden_parts_a_jump_from_a_climb(rng):
     climb[60:] *= np.minimum(10, 1.3 ** np.arange(1, 41))
     assert sudden(jump, 60, 80) > 0.9
     assert sudden(climb, 60, 90) < 0.2
+
+
+def test_what_lies_beyond_all_before_is_seen_in_any_noise(rng):
+    """A loss that jumps about sevenfold from step to step has no scale to measure a rise by; ranks do."""
+    values = np.exp(2 * rng.standard_normal(400) - np.arange(400) / 100)
+    thrown = values.copy()
+    thrown[300:] = 3 * values[236:300].max()
+    (found,) = (spike for spike in spikes(thrown[:320]) if spike.lasting)
+    assert (found.first, found.last, found.open) == (300, 319, True)
+    for lasting, seen in ((15, False), (16, True)):
+        brief = values.copy()
+        brief[300 : 300 + lasting] = 3 * values[236:300].max()
+        brief[300 + lasting :] = 0.5
+        assert bool(_thrown(brief)) is seen
+
+
+@pytest.mark.parametrize("name", NOISE)
+def test_no_noise_is_beyond_itself(name, rng):
+    assert not any(_thrown(NOISE[name](rng)) for _ in range(10))

@@ -70,3 +70,10 @@ def test_validation_below_training_is_an_alarm_whichever_of_both_it_is(make_log,
     for dropped, cause in (({}, "label_noise"), ({"1": 0.6}, "regularisation_too_strong")):
         found = Underfitting().detect(make_log(columns, {"model": {"layers": [], "dropout": dropped}}, steps=800))
         assert (found.severity, found.causes[0].name) == ("warning", cause)
+
+
+def test_a_model_that_was_trained_before_has_little_left_to_gain(make_log, rng):
+    columns = log(rng, 1.8, ratio=0.75)
+    classes = {"outputs.guess_loss": np.full(800, np.log(100)), "outputs.width": np.full(800, 100.0)}
+    assert Underfitting().detect(make_log(columns, steps=800)).severity == "warning"
+    assert Underfitting().detect(make_log({**columns, **classes}, steps=800)).severity == "note"

@@ -69,3 +69,13 @@ def test_what_repeats_once_and_not_again_is_chance(make_log, columns):
     log["loss"] = log["loss"][: 6 * PASS] * np.exp(np.sin(np.arange(6 * PASS) ** 1.02 * 2 * np.pi / PASS * 0.75) * 0.5)
     log["epoch"] = log["epoch"][: 6 * PASS]
     assert UnshuffledData().detect(make_log(log)) is None
+
+
+def test_a_wave_that_is_the_epochs_for_two_passes_is_no_order(make_log, columns):
+    """The period drifts from the epoch's by a fifth in each pass: alike one pass apart, unlike three apart."""
+    waves = columns(np.zeros(PASS), own=0.05)
+    waves["loss"] *= np.exp(np.sin(np.arange(STEPS) * 2 * np.pi / (PASS * 1.1)))
+    found = UnshuffledData().detect(make_log(waves))
+    assert found is None
+    steady = columns(np.sin(np.arange(PASS) * 2 * np.pi / PASS), own=0.05)
+    assert UnshuffledData().detect(make_log(steady)).severity == "warning"

@@ -69,3 +69,15 @@ def test_large_steps_that_have_halved_the_loss_and_short_ones_of_a_trained_model
     known = {"outputs.guess_loss": np.full(STEPS, 3.0), "outputs.width": np.full(STEPS, 10.0)}
     assert UpdateSize().detect(run(1e-6, loss=0.5, **known)).severity == "note"
     assert UpdateSize().detect(run(0.5, loss=0.5, **known)).severity == "warning"
+
+
+def test_large_steps_that_gain_their_part_of_half_the_loss_are_a_note_so_far(make_log, facts_of):
+    """20 of 400 steps are half of the first tenth: a quarter of the loss will do there, and no longer at step 100."""
+
+    def severity(gained, steps):
+        columns = {"update_ratio": np.full((steps, 4), 0.2), "loss": np.linspace(2, 2 * (1 - gained), steps)}
+        return UpdateSize().detect(make_log(columns, manifest={**facts_of(4), "steps": 400})).severity
+
+    assert severity(0.35, 20) == "note"
+    assert severity(0.1, 20) == "warning"
+    assert severity(0.35, 100) == "warning"

@@ -47,3 +47,12 @@ def test_a_short_log_is_not_applicable(make_log):
     columns = {"loss": -np.ones(3), "outputs.guess_loss": np.ones(3), "outputs.width": np.full(3, 10.0)}
     with pytest.raises(NotApplicable, match="rows"):
         WrongLossSign().detect(make_log(columns))
+
+
+def test_a_loss_that_is_no_number_after_a_dozen_steps_is_found_by_those(run):
+    loss = np.full(STEPS, np.nan)
+    loss[:12] = -LN10 * np.geomspace(1, 1e12, 12)
+    assert WrongLossSign().detect(run(loss)).causes[0].name == "wrong_loss_sign"
+    loss[9:] = np.nan
+    with pytest.raises(NotApplicable, match="9 rows"):
+        WrongLossSign().detect(run(loss))

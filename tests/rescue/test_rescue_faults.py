@@ -7,8 +7,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from dynaxx import catalog
 from dynaxx.core.causes import CAUSES
 from dynaxx.core.loop import epoch_seed, evaluate, train_steps
+from dynaxx.core.navigation import REMEDIES
 from dynaxx.core.task import Task
 from dynaxx.errors import NotApplicable, UnknownName
 from dynaxx.rescue.altered import Altered
@@ -317,18 +319,35 @@ def test_an_incident_of_the_data_returns_with_the_batch_and_one_of_the_machine_d
     assert [i + 1 for i, size in enumerate(sizes) if size > 1] == [when]
 
 
-def test_a_rate_bump_leaves_the_rate_as_it_was():
+def test_a_rate_bump_stands_while_the_step_is_logged_and_does_not_come_back():
     altered = Altered(Blobs(), plant("rate_bump", 3))
     optimizer = altered.optimizer(altered.model())
+    scheduler = altered.scheduler(optimizer)
     rates = []
-    optimizer.register_step_pre_hook(lambda *_: rates.append(optimizer.param_groups[0]["lr"]))
+    optimizer.register_step_post_hook(lambda *_: rates.append(optimizer.param_groups[0]["lr"]))
+    before = scheduler.state_dict()
     for _ in range(40):
         optimizer.step()
-    first, _ = altered.alteration.span(40)
-    assert rates[first - 2] == 1e-2
-    assert rates[first - 1] == pytest.approx(1e-2 * altered.alteration.factor)
-    assert sum(rate > 1e-2 for rate in rates) == min(20, 41 - first)
-    assert optimizer.param_groups[0]["lr"] == 1e-2
+        scheduler.step()
+    first, last = altered.alteration.span(40)
+    raised = [
+        step for step, rate in enumerate(rates, start=1) if rate == pytest.approx(1e-2 * altered.alteration.factor)
+    ]
+    assert raised == list(range(first, min(last, 40) + 1))
+    assert {rate for step, rate in enumerate(rates, start=1) if step not in raised} == {1e-2}
+    scheduler.load_state_dict(before)  # back to before it, as a rollback goes
+    for _ in range(2 * 40):
+        optimizer.step()
+        scheduler.step()
+    assert rates[40 + 20 :].count(1e-2) == len(rates) - 60
+
+
+def test_what_counts_as_repairable_names_an_action_that_a_run_has():
+    known = {*catalog.names("actions"), *REMEDIES}
+    for name, kind in ALTERATIONS.items():
+        assert set(kind.undone_by) <= known, name
+        assert not (kind.kind == "healthy" and kind.undone_by), name
+    assert not plant("overfitting", 0).undone_by  # it would take the data that were left out
 
 
 def test_where_there_is_no_place_it_says_so():

@@ -131,6 +131,15 @@ def test_repairs_are_judged_by_what_the_order_of_the_data_does_too():
     assert policy_score(runs, "nothing").harmed.hits == 0  # and nobody's treatment
 
 
+def test_what_the_measure_of_repair_gives_to_runs_without_a_fault_is_said():
+    treated = [run("rate_too_high", 0, 0.2, policy="halve")]
+    faulty = [run("rate_too_high", 0, 1.0)]
+    finals = enumerate((0.104, 0.106, 0.05, 0.2), start=1)  # the twin ends at 0.10
+    other = [replace(run(None, 0, final), case=Case(net="mlp", seed=0, order=order)) for order, final in finals]
+    assert policy_score([*CLEAN, *faulty, *treated, *other], "halve").alike == 0.5
+    assert math.isnan(policy_score([*CLEAN, *faulty, *treated], "halve").alike)
+
+
 def test_doing_nothing_repairs_nothing():
     faulty = [run("rate_too_high", seed, 1.0) for seed in range(5)]
     score = policy_score([*CLEAN, *faulty], "nothing")

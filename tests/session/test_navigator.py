@@ -186,7 +186,7 @@ def test_orders_are_carried_out_and_survive_a_resume(tmp_path: Path, monkeypatch
     then = [{"name": "learning_rate", "arguments": {"factor": 0.5}, "steps": None, "reason": "r"}]
     back = Action(name="rollback", arguments={"before": 50, "pass_data": True, "then": then}, reason="made up")
     look = Action(name="check", arguments={"check": "replay_batch"})
-    wrong = Action(name="check", arguments={"check": "replay_batch", "step": 3})
+    wrong = Action(name="check", arguments={"check": "replay_batch", "step": 50})
     orders = {40: [look, wrong, Action(name="learning_rate", arguments={"factor": -1})], 60: [back]}
     ordered(monkeypatch, dict(orders))
     whole, _ = train(tmp_path / "whole", "act")
@@ -196,7 +196,7 @@ def test_orders_are_carried_out_and_survive_a_resume(tmp_path: Path, monkeypatch
     looked, refused = told(tmp_path / "whole", "check")
     assert looked["step"] == 40
     assert "ratio" in looked["values"]
-    assert "step 3 is not among" in refused["not_applicable"]
+    assert "step 50 is not among" in refused["not_applicable"]
     receipts = [(r["receipt"]["action"]["name"], r["receipt"]["status"]) for r in told(tmp_path / "whole", "receipt")]
     assert receipts == [
         ("skip", "begun"),

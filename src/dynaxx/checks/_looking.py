@@ -27,9 +27,10 @@ def chosen(point: LivePoint, step: int | None) -> Any:
         NotApplicable: It is kept no more.
     """
     back = 0 if step is None else point.step - step
-    if not 0 <= back < len(point.batches):
-        raise NotApplicable(f"the batch of step {step} is not among the last {len(point.batches)}, up to {point.step}")
-    return point.batches[-1 - back]
+    kept = (*point.earlier, *point.batches)
+    if not 0 <= back < len(kept):
+        raise NotApplicable(f"the batch of step {step} is not among the last {len(kept)}, up to {point.step}")
+    return kept[-1 - back]
 
 
 def objective(

@@ -107,7 +107,7 @@ def _list(as_json: bool) -> None:
             "kind": entry.kind,
             "about": (entry.__doc__ or "").partition("\n")[0],
             "causes": list(entry.causes),
-            "repairable": entry.repairable,
+            "repairable": bool(entry.undone_by),
         }
         for name, entry in ALTERATIONS.items()
     }

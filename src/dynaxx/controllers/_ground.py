@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dynaxx.controllers._limits import limits
-from dynaxx.controllers._past import acts
+from dynaxx.controllers._past import acts, repeated
 from dynaxx.controllers._promise import ERRORS, MEDIAN, Descent, descent
 from dynaxx.controllers._reading import LOSS, NORMAL, column_of, level, rows
 from dynaxx.controllers._suspects import standing
@@ -61,7 +61,7 @@ def lost_ground(situation: Situation) -> Ground | None:
         return None
     to = max((step for step in situation.healthy if step < found.onset), default=None)
     tried = {d.proposal.cause for d in acts(situation, "go_back")}
-    if to is None or situation.step - to > limits(situation).rollback or cause_of(found) in tried:
+    if to is None or situation.step - to + repeated(situation) > limits(situation).rollback or cause_of(found) in tried:
         return None
     level = _level(found, now, situation, situation.step - to)
     return None if level is None else Ground(found, to, now.column, level)
@@ -85,7 +85,7 @@ def harmed_by(situation: Situation) -> tuple[Outcome, int] | None:
         return None
     outcome = undone[-1]
     to = max((step for step in situation.healthy if step <= outcome.step), default=None)
-    if to is None or situation.step - to > limits(situation).rollback:
+    if to is None or situation.step - to + repeated(situation) > limits(situation).rollback:
         return None
     _, before = rows(situation.run, column, 0, outcome.step)
     before = before[np.isfinite(before)][-limits(situation).horizon :]

@@ -57,6 +57,19 @@ def exhausted(situation: Situation) -> bool:
     return sum(d.proposal.action.name != "check" for d in situation.decisions) >= ACTS_IN_ALL
 
 
+def repeated(situation: Situation) -> int:
+    """How many updates the rollbacks that were taken have repeated.
+
+    Args:
+        situation: Where the run is.
+
+    Returns:
+        Their sum, which `Limits.rollback` bounds.
+    """
+    back = (d for d in situation.decisions if d.proposal.action.name == "rollback")
+    return sum(d.step - int(d.proposal.action.arguments["before"]) + 1 for d in back)
+
+
 def proven(situation: Situation) -> tuple[Action, ...]:
     """The acts in force that have kept their promise: a rollback keeps them.
 

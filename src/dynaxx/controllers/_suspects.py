@@ -60,7 +60,8 @@ def accused(situation: Situation, causes: Set[str], least: float = SURE) -> Susp
     """The cause, of those that a controller knows a remedy for, that the run most likely suffers from.
 
     A cause is accused by alarms that name it first: the detector has weighed it against the others. One that another
-    believed cause brings about is a symptom, and left alone: its remedy alone would not help.
+    believed cause brings about is a symptom, and left alone: its remedy alone would not help. Where the alarm names
+    that cause, too, it accuses it instead.
 
     Args:
         situation: Where the run is.
@@ -73,10 +74,13 @@ def accused(situation: Situation, causes: Set[str], least: float = SURE) -> Susp
     doubts: dict[str, float] = {}
     first: dict[str, Finding] = {}
     open_ = [finding for finding in standing(situation) if finding.causes and not _answered(finding, situation)]
-    symptoms = {cause.name for cause in rank(open_) if cause.symptom_of}
+    behind = {cause.name: cause.symptom_of for cause in rank(open_) if cause.symptom_of}
     for finding in open_:
-        cause = finding.causes[0]
-        if cause.name in causes and cause.name not in symptoms:
+        name = finding.causes[0].name
+        while name in behind:
+            name = behind[name]
+        cause = next((c for c in finding.causes if c.name == name), None)
+        if cause is not None and cause.name in causes:
             doubts[cause.name] = doubts.get(cause.name, 1.0) * (1.0 - cause.confidence)
             first.setdefault(cause.name, finding)
     found = [Suspect(name, 1.0 - doubt, first[name]) for name, doubt in doubts.items() if 1.0 - doubt >= least]

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any, ClassVar
 
 from dynaxx.controllers._limits import Limits, limits
-from dynaxx.controllers._past import acts
+from dynaxx.controllers._past import acts, repeated
 from dynaxx.controllers._promise import steady
 from dynaxx.controllers._rates import JUMP, THROWN, Jump, jump, planned
 from dynaxx.controllers._reading import own_factor, round_figure
@@ -104,7 +104,8 @@ def _held(found: Jump, suspect: Suspect, situation: Situation, bounds: Limits) -
         band, to = {"most": found.after}, 0
         reason += f"at {found.after:.3g} at most"
     kept = max((step for step in situation.healthy if step <= to), default=None)
-    back = kept is not None and situation.step - kept <= bounds.rollback and "rollback" in situation.able
+    left = bounds.rollback - repeated(situation)
+    back = kept is not None and situation.step - kept <= left and "rollback" in situation.able
     begins = kept if back and kept is not None else situation.step
     if "least" in band and round(UNTIL * bounds.steps) - begins < bounds.horizon:
         return None

@@ -42,10 +42,11 @@ class RateUp(Controller[Plain]):
     """η × 3 while the loss falls far slower than it could, bounded by margin and update ratio.
 
     A raise promises that the loss falls half as fast again, where that could be seen above the noise within one
-    horizon; else that it is unharmed. A broken promise is undone. While promises are kept the search goes on, whether
-    the rate is still accused or not, as long as updates are tiny, the loss hardly bends along them, or the gain can be
-    seen: where it ends, the rate is within a factor of three of the fastest. Where updates are shorter than customary,
-    it asks once for the curvature along them, which the detectors read too.
+    horizon; else that it is unharmed. A broken promise is undone. While promises are kept, and after a search by
+    trials, which sets the rate a raise below its winner, this goes on, whether the rate is still accused or not, as
+    long as updates are tiny, the loss hardly bends along them, or the gain can be seen: where it ends, the rate is
+    within a factor of three of the fastest. Where updates are shorter than customary, it asks once for the curvature
+    along them, which the detectors read too.
     """
 
     about: ClassVar[str] = "raises a learning rate that is too low"
@@ -75,12 +76,13 @@ class RateUp(Controller[Plain]):
             return state, (proposal,)
         step, why = _step(situation)
         promise = faster(situation, FASTER)
-        if promise is None and (suspect is not None or _tiny(situation) or _bears(situation)):
+        open_ = suspect is not None or _searched(situation) or _tiny(situation) or _bears(situation)
+        if promise is None and open_:
             promise = unharmed(situation)
         if step < LEAST or promise is None:
             return state, ()
         factor = round_figure(own_factor(situation) * step)
-        because = "the last raise kept its promise"
+        because = "the search set it below its winner" if _searched(situation) else "the last raise kept its promise"
         if suspect is not None:
             because = f"{suspect.finding.title} ({suspect.cause}, {suspect.confidence:.0%})"
         proposal = Proposal(
@@ -147,9 +149,22 @@ def _bears(situation: Situation) -> bool:
 
 
 def _climbing(situation: Situation) -> bool:
-    """Whether the last raise has kept its promise, is in force, and nothing is wrong."""
+    """Whether the last raise has kept its promise, or a search has set the rate, and nothing is wrong since."""
     done = judged(situation, "rate_up")
     present = situation.in_force.get("learning_rate")
-    if not done or not done[-1].kept or present is None or standing(situation):
+    if present is None or standing(situation):
         return False
-    return same(done[-1].proposal.action, present)
+    return _searched(situation) or (bool(done) and done[-1].kept and same(done[-1].proposal.action, present))
+
+
+def _searched(situation: Situation) -> bool:
+    """Whether the last that was done is a search from here, a horizon ago: its winner lies a raise above what it set.
+
+    In a search from the start that is the margin to a rate that has not yet come to harm; later in a run the raise is
+    tried, under a promise as any other.
+    """
+    done = [d for d in acts(situation, "rate_up") if d.proposal.action.name != "check"]
+    last = done[-1] if done else None
+    if last is None or last.proposal.action.name != "trial":
+        return False
+    return situation.step >= last.step + limits(situation).horizon

@@ -248,6 +248,7 @@ class LivePoint:
         weight: Examples or tokens of a batch.
         device: Where the model is.
         rate: What the actions in force multiply the learning rates of the optimizer's groups by.
+        earlier: Training batches from before those, oldest first, as far as they are kept.
     """
 
     step: int
@@ -259,6 +260,7 @@ class LivePoint:
     device: torch.device
     starts: Callable[[], None] | None = None
     rate: float = 1.0
+    earlier: Sequence[Any] = ()
 
 
 class Check(ABC):

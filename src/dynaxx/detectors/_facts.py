@@ -96,6 +96,18 @@ def dropout(run: Log) -> float | None:
     return None if found is None else max(map(float, found.values()), default=0.0)
 
 
+def sigmoids(run: Log) -> int:
+    """How many logistic sigmoids the model has: each passes a quarter of the gradient back at most.
+
+    Args:
+        run: The log.
+
+    Returns:
+        The number; 0 where the log does not say.
+    """
+    return int(((run.manifest.get("model") or {}).get("modules") or {}).get("Sigmoid", 0))
+
+
 def layer_facts(run: Log) -> dict[str, Mapping[str, Any]]:
     """What the manifest says of each layer: kind, numel, trainable.
 

@@ -7,6 +7,8 @@ from dynaxx.detectors._acts import advice
 from dynaxx.detectors._read import Track, optional
 from dynaxx.detectors._weigh import Suspect
 
+BELIEVED = 0.5
+"""Confidence above which a reason is likelier than not."""
 SMALL = 1e-3
 """Gradient norm of the first layer over that of the last from which it has vanished (AutoTrainer 2021)."""
 DEAD = 0.9
@@ -48,6 +50,18 @@ def structural(run: Log) -> tuple[Suspect, ...]:
     probable = Suspect("double_softmax", 0.03, (advice("Give the loss logits, not probabilities."),))
     probable.weigh(twice, 100, "the outputs sum to one before the loss", against=0.3)
     return apart, units, lost, probable, rounded
+
+
+def blocked(run: Log) -> bool:
+    """Whether the model itself, likelier than not, keeps any rate from lowering the loss.
+
+    Args:
+        run: The log.
+
+    Returns:
+        True where a structural reason is believed.
+    """
+    return max(reason.confidence for reason in structural(run)) > BELIEVED
 
 
 def gradientless(run: Log) -> bool | None:
@@ -93,5 +107,6 @@ def _share(found: Track | None) -> float | None:
     if found is None:
         return None
     values = found.values[-ROWS:]
-    values = values[:, np.isfinite(values).all(axis=0)] if values.ndim == 2 else values[:, None]
-    return float(np.median(values, axis=0).max()) if values.size else None
+    values = values.reshape(len(values), -1)
+    values = values[:, np.isfinite(values).any(axis=0)]  # rows of steps that were not measured hold no number at all
+    return float(np.nanmedian(values, axis=0).max()) if values.size else None

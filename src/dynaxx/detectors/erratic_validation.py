@@ -22,8 +22,12 @@ ABOVE = Threshold(
     origin="and so many times what the training loss does over the same stretches",
     false_alarms="with JUMPS",
 )
-EVALUATIONS = 10
-"""Fewest in the second half: a typical change of five is known to a factor of two only."""
+EVALUATIONS = 12
+"""Fewest in all: ten for the first of the looks, five of which are of its second half."""
+NEIGHBOURS = 1.14
+"""Standard deviation of a unit normal number less the median of four others."""
+SEEN = 3
+"""Evaluations on end that have to find it: of five, two leaps are typical for one evaluation."""
 
 
 class ErraticValidation(Detector):
@@ -40,13 +44,18 @@ class ErraticValidation(Detector):
         """Measure the jumps."""
         found = validation(run, EVALUATIONS)
         need_fall(found)
-        late = slice(max(len(found.track) // 2, len(found.track) - 60), None)
-        values, train = found.track.values[late], found.train[late]
-        if len(values) < EVALUATIONS // 2 + 1 or values.min() <= 0 or not np.all(train > 0):
-            raise NotApplicable("too few positive evaluations in the second half of the run")
-        jumps, steady = _wander(np.log(values)), _wander(np.log(train))
-        if jumps < float(JUMPS) or jumps < float(ABOVE) * steady:
+        count = len(found.track)
+        late = _late(count)
+        values, train = found.track.values, found.train
+        known = slice(_late(count - SEEN + 1).start, None)
+        if values[known].min() <= 0 or not np.all(train[known] > 0):
+            raise NotApplicable("evaluations of the second half, or the training loss beside them, are not positive")
+        with np.errstate(all="ignore"):  # those of the first half may be anything
+            looks = [_look(np.log(values[:end]), np.log(train[:end])) for end in range(count - SEEN + 1, count + 1)]
+        if any(jumps < float(JUMPS) or jumps < float(ABOVE) * steady for jumps, steady in looks):
             return None
+        jumps, steady = looks[-1]
+        values = values[late]
         first, last = int(found.track.steps[late][0]), int(found.track.steps[-1])
         improving = float(np.min(values[len(values) // 2 :])) < 0.95 * float(np.min(values[: len(values) // 2]))
         severity: Severity = "note" if improving else "warning"
@@ -88,10 +97,25 @@ class ErraticValidation(Detector):
         )
 
 
+def _late(count: int) -> slice:
+    """The second half of the evaluations, at most sixty."""
+    return slice(max(count // 2, count - 60), count)
+
+
+def _look(values: np.ndarray, train: np.ndarray) -> tuple[float, float]:
+    """How far evaluations wander in their second half, and the training loss beside them."""
+    late = _late(len(values))
+    return _wander(values[late]), _wander(train[late])
+
+
 def _wander(logs: np.ndarray) -> float:
-    """Typical deviation of a value from the middle of its neighbours, as a standard deviation of one value."""
-    second = logs[2:] - 2 * logs[1:-1] + logs[:-2]
-    return CONSISTENT * float(np.median(np.abs(second))) / np.sqrt(6)
+    """Typical deviation of a value from the median of its four neighbours, as a standard deviation of one value.
+
+    A lone leap counts once so; in second differences it would count three times, and be half of eight evaluations.
+    """
+    near = [np.delete(logs[max(0, i - 2) : i + 3], min(i, 2)) for i in range(1, len(logs) - 1)]
+    away = [abs(float(value - np.median(others))) for value, others in zip(logs[1:-1], near, strict=True)]
+    return CONSISTENT * float(np.median(away)) / NEIGHBOURS
 
 
 def _normalised(run: Log) -> bool | None:

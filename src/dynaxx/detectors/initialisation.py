@@ -6,7 +6,7 @@ import numpy as np
 
 from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Remedy, Severity, Test, Threshold
 from dynaxx.detectors._depth import depth
-from dynaxx.detectors._facts import matrices
+from dynaxx.detectors._facts import matrices, sigmoids
 from dynaxx.detectors._inputs import scale_of_inputs
 from dynaxx.detectors._read import QUIETLY, end_of, optional, rows
 from dynaxx.detectors._remedies import FAN_IN, STANDARDISE
@@ -60,6 +60,10 @@ QUIET = Threshold(
     "first: 20 plain layers of torch's own initialisation",
     false_alarms="no alarm in 161 healthy runs of the rescue suite, 64,400 steps, asked every 25",
 )
+
+
+BETWEEN = 2 / 3
+"""Share of the depth that lies between the middles of its first and its last third."""
 
 
 class _Fault(NamedTuple):
@@ -163,7 +167,8 @@ def _quiet(run: Log) -> _Fault | None:
         return None
     first, last = found.ends()
     drop = float(last[0] - first[0])
-    if int(found.steps[0]) > LATEST or not drop >= QUIET.value:
+    activations = BETWEEN * sigmoids(run) * np.log10(4)  # decades that no initialisation can give back
+    if int(found.steps[0]) > LATEST or not drop >= QUIET.value + activations:
         return None
     evidence = Evidence(
         text=f"gradients per parameter of step {found.steps[0]} fall by {drop:.1f} decades towards the first layers",

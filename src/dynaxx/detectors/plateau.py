@@ -9,7 +9,7 @@ from dynaxx.detectors._facts import checked, planned
 from dynaxx.detectors._progress import Progress, opening, progress
 from dynaxx.detectors._read import LOSS, VALIDATION, Track, matching, optional, unbroken
 from dynaxx.detectors._start import trained
-from dynaxx.detectors._structure import gradientless, structural
+from dynaxx.detectors._structure import BELIEVED, gradientless, structural
 from dynaxx.detectors._weigh import Suspect, ranked
 
 LEAST = Threshold(
@@ -176,7 +176,7 @@ def _unlearned(run: Log, seen: Dynamics, others: list[Suspect], why: str) -> lis
     still = None if seen.ratio is None else seen.ratio < STILL
     reasons = structural(run)
     reasons[0].weigh(still and not gradientless(run), 20, "the weights do not move")
-    proven = max(reason.confidence for reason in reasons) > 0.5
+    proven = max(reason.confidence for reason in reasons) > BELIEVED
     labels = Suspect("shuffled_labels", 0.35, (advice("Compare a few inputs with their labels by eye."),))
     labels.why.append("the weights move as in any run, and nothing is learned")
     labels.weigh(

@@ -37,7 +37,8 @@ LINGERS = Threshold(
 )
 FALLING = Threshold(
     value=0.03,
-    origin="while the loss was still falling by this share within a tenth of the plan when the rate went down",
+    origin="while the loss was still falling by this share within a tenth of the plan when the rate went down, or "
+    "falls so since",
     false_alarms="with SPENT",
 )
 JUMP = Threshold(
@@ -126,16 +127,16 @@ def _early(run: Log, loss: Track, rates: Track, steps: int) -> Finding | None:
         return None
     before = loss.between(0, int(rates.steps[full[-1]]) + 1) if len(full) else loss.between(0, step)
     near = before.rows(slice(-max(16, len(before) // 3), None))
-    if len(near) < 12:
-        return None
-    line = trend(near.steps.astype(np.float64), near.values)
-    fall = -line.bound(0.9) * 0.1 * steps / max(abs(line.level), 1e-12)
+    since = loss.between(step, last)
+    # What was left to gain shows in a fall before, or, where few noisy steps came before, in one that even such a rate
+    # keeps up.
+    fall = max(_fall(part, steps) for part in (near, since))
     if fall < float(FALLING):
         return None
-    now = float(np.median(loss.between(step, last).values))
+    now = float(np.median(since.values))
     text = (
-        f"the rate has been below {float(SPENT):.0%} of its peak since step {step}, {idle:.0%} of the plan; the "
-        f"loss was falling by {fall:.0%} in a tenth of the plan and stands at {now:.4g} since"
+        f"the rate has been below {float(SPENT):.0%} of its peak since step {step}, {idle:.0%} of the plan, where the "
+        f"loss could still fall by {fall:.0%} in a tenth of the plan; it stands at {now:.4g} since"
     )
     why = f"the rate was spent at step {step}"
     factor = min(30.0, max(3.0, 0.1 * peak / max(float(rates.values[-1]), 1e-300)))
@@ -148,6 +149,14 @@ def _early(run: Log, loss: Track, rates: Track, steps: int) -> Finding | None:
     low = Suspect("learning_rate_too_low", 0.4, (scale_rate(factor, None, why),))
     title = f"the rate was spent at step {step} of {steps}, with the loss still falling"
     return _finding(title, text, (step, last), idle, float(IDLE), ranked(plan, low))
+
+
+def _fall(part: Track, steps: int) -> float:
+    """By what share the loss falls in a tenth of the plan, at least (90 %)."""
+    if len(part) < 12:
+        return 0.0
+    line = trend(part.steps.astype(np.float64), part.values)
+    return -line.bound(0.9) * 0.1 * steps / max(abs(line.level), 1e-12)
 
 
 def _finding(

@@ -9,9 +9,10 @@ from dynaxx.detectors._facts import adaptive, checked, group, planned
 from dynaxx.detectors._progress import Progress, progress
 from dynaxx.detectors._read import LOSS, optional, unbroken
 from dynaxx.detectors._start import trained
-from dynaxx.detectors._structure import structural
+from dynaxx.detectors._structure import blocked, structural
 from dynaxx.detectors._weigh import Sign, Suspect, ranked
 from dynaxx.errors import NotApplicable
+from dynaxx.numerics.trend import trend
 from dynaxx.runlog import ClippedView
 
 POINTS = Threshold(
@@ -76,7 +77,9 @@ class SlowProgress(Detector):
         seen = dynamics(run, now.first, now.last)
         if seen.rate is not None and _rising(run, now.last):
             raise NotApplicable("the learning rate is still in its warm-up")
-        if max(now.gained, _ahead(run, now)) > float(GAINED) or now.trend.slope > 2 * now.trend.error:
+        bent = _bent(run, seen)
+        excused = now.gained if bent is not None and bent < float(BEARS) else _ahead(run, now)
+        if max(now.gained, excused) > float(GAINED) or now.trend.slope > 2 * now.trend.error:
             return None
         ratio = _mean_ratio(run)
         if ratio is not None and ratio * now.last > FAR:
@@ -106,10 +109,20 @@ class SlowProgress(Detector):
 
 
 def _ahead(run: Log, now: Progress) -> float:
-    """Share of the first loss that is gained by the planned end if the loss goes on as evenly as it falls."""
-    slope = now.trend.slope + 2 * now.trend.error
+    """Share of the first loss that is gained by the planned end if the loss goes on as it falls.
+
+    That excuses a slow run only where no live check has seen that its updates meet hardly any curvature: losses that
+    flatten out, as a language model's do after its first easy half, are promised too much by a straight line. A net
+    that leaves the plateau of its start falls faster and faster: where the later half of the stretch is clearly steeper
+    than the earlier one, it tells.
+    """
+    loss, middle = unbroken(run, LOSS, ROWS), (now.first + now.last) / 2
+    halves = (loss.between(now.first, middle), loss.between(middle, now.last))
+    before, later = (trend(half.steps.astype(np.float64), half.values) for half in halves)
+    gathers = later.slope + 2 * later.error < before.slope - 2 * before.error
+    line = later if gathers else now.trend
     left = max(0, (planned(run) or 0) - now.last)
-    return now.gained - min(0.0, slope) * left / abs(now.start) if now.start else 0.0
+    return now.gained - min(0.0, line.slope + 2 * line.error) * left / abs(now.start) if now.start else 0.0
 
 
 def _before_decay(run: Log) -> Log:
@@ -207,6 +220,5 @@ def _causes(run: Log, now: Progress, seen: Dynamics, signs: list[Sign]) -> tuple
     coefficient = optional(run, "clip_coefficient")
     tight = None if coefficient is None else bool(np.nanmedian(coefficient.values[-50:]) < 0.1)
     clipped.weigh(tight, 8, "the clipping leaves a tenth of the gradient", against=0.3)
-    reasons = structural(run)
-    low.weigh(max(reason.confidence for reason in reasons) > 0.5, 0.1, "")
-    return ranked(low, large, clipped, *reasons)
+    low.weigh(blocked(run), 0.1, "")
+    return ranked(low, large, clipped, *structural(run))

@@ -9,6 +9,7 @@ from dynaxx.detectors._dynamics import dynamics
 from dynaxx.detectors._facts import checked, group, planned
 from dynaxx.detectors._progress import progress
 from dynaxx.detectors._read import LOSS, VALIDATION, optional, unbroken
+from dynaxx.detectors._start import trained
 from dynaxx.detectors._validation import need_fall, validation
 from dynaxx.detectors._weigh import Suspect, ranked
 from dynaxx.errors import NotApplicable
@@ -43,8 +44,9 @@ FLAT = 0.03
 class Underfitting(Detector):
     """Both losses high, close to each other and flat, at half of the planned steps and later.
 
-    A note by itself: noise in the data looks alike. A warning where the log shows what holds the model back: weights
-    that decay shrinks, regularisation that costs more in training than in validation, or a copy that fits one batch.
+    A note by itself: noise in the data looks alike, and a model that was trained before has little left to gain. A
+    warning where the log shows what holds the model back: weights that decay shrinks, regularisation that costs more in
+    training than in validation, or a copy that fits one batch.
     """
 
     code = "D12"
@@ -106,7 +108,8 @@ class Underfitting(Detector):
             against=0.6,
         )
         causes = ranked(capacity, weights, strong, noisy, low)
-        severity: Severity = "warning" if below or causes[0].confidence >= 0.6 else "note"
+        held = below or causes[0].confidence >= 0.6
+        severity: Severity = "warning" if held and not trained(run) else "note"
         return Finding(
             code=self.code,
             name="underfitting",

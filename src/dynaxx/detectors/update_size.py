@@ -4,12 +4,12 @@ import numpy as np
 
 from dynaxx.core.findings import Cause, Detector, Evidence, Finding, Log, Remedy, Test, Threshold
 from dynaxx.detectors._depth import drop
-from dynaxx.detectors._facts import groups, matrices
+from dynaxx.detectors._facts import groups, matrices, planned
 from dynaxx.detectors._read import QUIETLY, Track, end_of, fallen, rows
 from dynaxx.detectors._remedies import FAN_IN, rate
 from dynaxx.detectors._spans import moving_mean, stretches, within
 from dynaxx.detectors._start import elasticity, excess, trained, weights_left
-from dynaxx.detectors._structure import LOST, gradientless
+from dynaxx.detectors._structure import LOST, blocked, gradientless
 from dynaxx.detectors._weigh import ranked, suspect
 from dynaxx.errors import NotApplicable
 
@@ -35,6 +35,9 @@ FULL_RATE = 0.5
 
 ENOUGH = 0.5
 """Share of the first loss gained from which large steps did no harm: in the first steps of a high rate, too."""
+EARLY = 0.1
+"""Share of the plan until which an even part of ENOUGH will do: of the rescue suite's rates too high none gains more
+than 7 % in its first 20 steps and keeps it, descent at the edge of stability 27 and 52 %."""
 FLAT = 0.2
 """‖g‖‖θ‖/L of the first steps, by how many per cent the loss changes with one per cent of the weights: 0.7 to 16 in the
 clean runs of the rescue suite, 0.04 to 0.13 where the weights began too small."""
@@ -65,7 +68,8 @@ class UpdateSize(Detector):
     def _finding(self, run: Log, spans: tuple[tuple[int, int], ...], level: float, *, large: bool) -> Finding:
         bound = LARGE.value if large else SMALL.value
         gone = fallen(run)
-        harmful = not gone > (ENOUGH if large else 0.2) and (large or not trained(run))
+        enough = ENOUGH * min(1.0, end_of(run) / (EARLY * (planned(run) or 1))) if large else 0.2
+        harmful = not gone > enough and (large or not trained(run))
         return Finding(
             code=self.code,
             name="update_size",
@@ -171,7 +175,7 @@ def _too_small(run: Log, level: float, gone: float) -> tuple[Cause, ...]:
             0.7,
             1.5 if missing > 0.5 else 1.0,
             0.2 if epsilon > 0.5 else 1.2,
-            0.2 if sloped < FLAT or vanished >= 2 else 1.0,
+            0.2 if sloped < FLAT or vanished >= 2 or blocked(run) else 1.0,
             why=f"a step of {10**level:.2g} of the weights, and the loss has fallen by {gone:.0%}",
             remedies=(rate(10.0 if missing > 1 else 3.0),),
         ),

@@ -33,8 +33,9 @@ class Alteration(ABC):
     """Codes of the detectors that may rightly speak of it."""
     causes: ClassVar[tuple[str, ...]] = ()
     """Causes that are right as the first; empty for what is healthy."""
-    repairable: ClassVar[bool] = False
-    """Whether a controller can undo the damage inside the run: by rate, clipping, skipping, rolling back, stopping."""
+    undone_by: ClassVar[tuple[str, ...]] = ()
+    """Actions of the run, or a rollback, that set what was planted right, known before any run: only such faults count
+    as repairable. Empty where it takes another model, other data or other code, which no controller can write."""
 
     @abstractmethod
     def __init__(self, random: Random) -> None: ...

@@ -27,6 +27,7 @@ class Repair:
         hurt: What was planted hurts beyond what the order of the data does; None where no other orders were trained.
         level: It ends within what clean twins on other orders of the data reach, and 5 % above; None likewise.
         over: Its loss over the median of theirs; NaN likewise.
+        alike: Share of clean twins on other orders that end within 5 % of the twin; NaN likewise.
     """
 
     key: str
@@ -39,6 +40,7 @@ class Repair:
     hurt: bool | None = None
     level: bool | None = None
     over: float = math.nan
+    alike: float = math.nan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +53,8 @@ class PolicyScore:
             those hurt beyond that. A rollback that passes over data changes their order, and on small nets the order
             alone moves the end by more than 5 %.
         over: Median loss over that of the clean twins' median, where other orders were trained.
+        alike: Mean share of clean twins on other orders that end within 5 % of the twin: what `mended` gives to runs
+            without any fault.
         kinds: Kinds of fault (by net) that end below the untouched twins by the sign-flip test, of those treated on
             enough seeds for it.
         passes: Median passes over the clean twin's.
@@ -64,6 +68,7 @@ class PolicyScore:
     mended: Share
     level: Share
     over: float
+    alike: float
     kinds: Share
     passes: float
     harmed: Share
@@ -105,6 +110,7 @@ def repairs(runs: Sequence[Ended], policy: str) -> list[Repair]:
                 hurt=not faulty.final <= most if known else None,
                 level=final <= most if known else None,
                 over=final / float(np.median(known)) if known else math.nan,
+                alike=float(np.mean([other <= MENDED * twin.final for other in known[1:]])) if known else math.nan,
             )
         )
     return found
@@ -135,9 +141,11 @@ def policy_score(runs: Sequence[Ended], policy: str) -> PolicyScore:
     tests = [sign_flip(values) <= LEVEL for values in gains.values() if len(values) >= ENOUGH]
     beyond = [each for each in found if each.hurt]
     over = [each.over for each in beyond]
+    alike = [each.alike for each in found if not math.isnan(each.alike)]
     return PolicyScore(
         level=Share(hits=sum(bool(each.level) and each.better for each in beyond), of=len(beyond)),
         over=float(np.median(over)) if over else math.nan,
+        alike=float(np.mean(alike)) if alike else math.nan,
         mended=Share(hits=sum(each.mended and each.better for each in found), of=len(found)),
         kinds=Share(hits=sum(tests), of=len(tests)),
         passes=float(np.median([each.passes for each in found])) if found else math.nan,

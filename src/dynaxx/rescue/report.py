@@ -34,6 +34,7 @@ OBSERVER_HEAD = (
 POLICY_HEAD = (
     "who acts",
     "repaired",
+    "clean orders that would count",
     "within clean orders",
     "over their median",
     "kinds better than untouched",
@@ -85,7 +86,8 @@ class Report:
         """The table of those who act."""
         return [
             (
-                *(name, str(s.mended), str(s.level), f"{s.over:.2f}×", str(s.kinds)),
+                *(name, str(s.mended), "–" if math.isnan(s.alike) else f"{s.alike:.0%}", str(s.level)),
+                *(f"{s.over:.2f}×", str(s.kinds)),
                 *(f"{s.passes:.2f}×", str(s.harmed), f"{s.harm:.3f}", f"{s.drift:.3f}×"),
             )
             for name, s in self.policies.items()

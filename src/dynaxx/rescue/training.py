@@ -201,7 +201,7 @@ def _truth(case: Case, task: Altered) -> dict[str, Any]:
         "span": planted.span(task.steps),
         "codes": planted.codes,
         "causes": planted.causes,
-        "repairable": planted.repairable,
+        "repairable": bool(planted.undone_by),
     }
 
 

@@ -1,29 +1,44 @@
 """Keeps the last training batches, for a look at what was just trained on."""
 
 from collections import deque
+from itertools import islice
 from typing import Any
 
+from torch import Tensor
+
+from dynaxx.core.batches import mapped
+
 KEPT = 8
-"""Batches that are kept: one more than seven makes a sign-flip test over them able to reach p = 1/128."""
+"""Batches that are always kept: one more than seven makes a sign-flip test over them able to reach p = 1/128."""
+LONGEST = 64
+"""Most that are kept beyond them, to replay one of the steps before a look: looks come every 20 steps at first."""
+ROOM = 2**26
+"""Bytes that all kept batches may take where there are more than `KEPT`: 64 MiB, nothing beside a training's own."""
+NOT_KEPT = "batches are kept under navigate='advise' or 'act' only"
 
 
 class Recent:
     """References to the last batches, as the loader gave them: on their device, no copies.
 
-    Memory: that of `KEPT` batches where the loader makes each anew; none beyond the data set's where it holds them. A
-    loop that writes into its batches changes what is kept.
+    Memory: that of `KEPT` batches, or `ROOM`, where the loader makes each anew; none beyond the data set's where it
+    holds them. A loop that writes into its batches changes what is kept.
 
     Args:
         keep: Whether to keep any.
     """
 
     def __init__(self, keep: bool) -> None:
-        self._batches: deque[Any] = deque(maxlen=KEPT if keep else 0)
+        self._kept: deque[tuple[Any, int]] = deque(maxlen=KEPT + LONGEST if keep else 0)
 
     @property
     def batches(self) -> tuple[Any, ...]:
-        """The batches, oldest first."""
-        return tuple(self._batches)
+        """The last batches, `KEPT` at most, oldest first."""
+        return tuple(batch for batch, _ in islice(self._kept, max(0, len(self._kept) - KEPT), None))
+
+    @property
+    def earlier(self) -> tuple[Any, ...]:
+        """Those kept before them, oldest first."""
+        return tuple(batch for batch, _ in islice(self._kept, max(0, len(self._kept) - KEPT)))
 
     def add(self, batch: Any) -> None:
         """Take in what the loop is about to train on.
@@ -31,8 +46,22 @@ class Recent:
         Args:
             batch: The batch.
         """
-        self._batches.append(batch)
+        self._kept.append((batch, _bytes(batch)))
+        while len(self._kept) > KEPT and sum(size for _, size in self._kept) > ROOM:
+            self._kept.popleft()
 
     def clear(self) -> None:
         """Forget them: the run has gone back."""
-        self._batches.clear()
+        self._kept.clear()
+
+
+def _bytes(batch: Any) -> int:
+    """Bytes of all tensors of a batch."""
+    sizes: list[int] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        sizes.append(tensor.numel() * tensor.element_size())
+        return tensor
+
+    mapped(batch, note)
+    return sum(sizes)

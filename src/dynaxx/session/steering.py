@@ -26,7 +26,7 @@ from dynaxx.session.hooks import Hooks
 from dynaxx.session.instruments import Instruments
 from dynaxx.session.live import Live
 from dynaxx.session.navigator import HOPELESS, STUCK, Navigator, Order, Surroundings
-from dynaxx.session.recent import Recent
+from dynaxx.session.recent import NOT_KEPT, Recent
 from dynaxx.session.remedies import Remedies, plain
 from dynaxx.session.rollback import Rollback, critical
 from dynaxx.session.saving import Saving
@@ -337,14 +337,14 @@ class Steering:
         if parts.training.sharded:
             raise NotApplicable("parameters are split over ranks: one rank alone cannot look at them")
         if not self.recent.batches:
-            kept = "batches are kept under navigate='advise' or 'act' only"
-            raise NotApplicable(NO_BATCHES if self.mode != "off" else kept)
+            raise NotApplicable(NO_BATCHES if self.mode != "off" else NOT_KEPT)
         return LivePoint(
             step=parts.live.step,
             model=bare_model(parts.training.model),
             optimizer=parts.training.optimizer,
             loss=parts.loss,
             batches=self.recent.batches,
+            earlier=self.recent.earlier,
             weight=lambda batch: float(leading(batch) or 1),
             device=parts.live.layout.device,
             rate=parts.actuator.rate,

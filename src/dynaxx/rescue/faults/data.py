@@ -107,7 +107,7 @@ class NaNInputs(Fault):
     name = "nan_inputs"
     codes = ("D5", "D19", "D7")
     causes = ("non_finite_data", "corrupted_batch")
-    repairable = True
+    undone_by = ("skip",)
 
     def __init__(self, random: Random) -> None:
         self.share, self.salt = log_uniform(random, 0.01, 0.1), random.randrange(2**31)

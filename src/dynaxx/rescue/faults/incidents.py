@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from dynaxx.core.task import Split, Task, derive_seed
-from dynaxx.rescue._parts import body
+from dynaxx.rescue._parts import body, shaped
 from dynaxx.rescue.alteration import Incident, log_uniform, pair
 from dynaxx.rescue.altered import Mapped
 from dynaxx.rescue.faults.data import needs_numbers
@@ -47,7 +48,7 @@ class NaNBatch(_BadBatches):
     name = "nan_batch"
     codes = ("D5", "D19", "D7")
     causes = ("non_finite_data", "corrupted_batch")
-    repairable = True
+    undone_by = ("skip",)
 
     def check(self, task: Task) -> None:
         """Numbers only."""
@@ -66,7 +67,7 @@ class HundredfoldBatch(_BadBatches):
     name = "hundredfold_batch"
     codes = ("D6", "D19", "D2", "D7", "D5")
     causes = ("corrupted_batch", "inputs_not_normalised")
-    repairable = True
+    undone_by = ("skip", "rollback")
     lasting: ClassVar[int] = 2
 
     def check(self, task: Task) -> None:
@@ -84,7 +85,7 @@ class LabelBurst(_BadBatches):
     name = "label_burst"
     codes = ("D6", "D19", "D7")
     causes = ("corrupted_batch", "shuffled_labels", "data_shift", "label_noise", "hard_batch")
-    repairable = True
+    undone_by = ("rollback",)
     lasting: ClassVar[int] = 20
 
     def spoil(self, batch: Any, random: torch.Generator) -> Any:
@@ -111,31 +112,29 @@ class HardBatches(_BadBatches):
 
 
 class RateBump(Incident):
-    """The learning rate is ten to a hundred times too high for twenty steps."""
+    """The schedule's rate is ten to a hundred times too high for twenty steps.
+
+    It counts the updates that are taken, so that a rollback does not bring it back.
+    """
 
     name = "rate_bump"
     codes = ("D6", "D13", "D8", "D7", "D5", "D2", "D21", "D37")
     causes = ("learning_rate_too_high", "schedule_too_aggressive")
-    repairable = True
+    undone_by = ("rollback",)
     lasting: ClassVar[int] = 20
 
     def __init__(self, random: Random) -> None:
         super().__init__(random)
         self.factor = log_uniform(random, 10, 100)
-        self._rates: list[float] = []
+        self._raised = False
 
-    def before_update(self, step: int, steps: int, model: nn.Module, optimizer: Optimizer) -> None:
-        """Raise it."""
-        if self.now(step, steps):
-            self._rates = [group["lr"] for group in optimizer.param_groups]
-            for group in optimizer.param_groups:
-                group["lr"] *= self.factor
+    def scheduler(self, task: Task, optimizer: Optimizer, scheduler: LRScheduler | None) -> LRScheduler:
+        """The task's schedule, raised while it lasts: a rate that is put back before it is logged no log could show."""
+        return shaped(optimizer, scheduler, lambda _: self.factor if self._raised else 1.0)
 
     def after_update(self, step: int, steps: int, model: nn.Module, optimizer: Optimizer) -> None:
-        """Put it back."""
-        for group, rate in zip(optimizer.param_groups, self._rates, strict=False):
-            group["lr"] = rate
-        self._rates = []
+        """Say what the schedule shall set for the next update."""
+        self._raised = self.now(step + 1, steps)
 
 
 class GradientSpike(Incident):
@@ -144,7 +143,7 @@ class GradientSpike(Incident):
     name = "gradient_spike"
     codes = ("D6", "D2", "D7", "D5", "D14")
     causes = ("corrupted_batch", "exploding_gradients", "overflow")
-    repairable = True
+    undone_by = ("skip", "rollback")
 
     def __init__(self, random: Random) -> None:
         super().__init__(random)
@@ -165,7 +164,7 @@ class Overflow(Incident):
     name = "overflow"
     codes = ("D5", "D16", "D7")
     causes = ("overflow", "exploding_gradients")
-    repairable = True
+    undone_by = ("skip",)
 
     def __init__(self, random: Random) -> None:
         super().__init__(random)
@@ -208,7 +207,7 @@ class WeightFlip(Incident):
     name = "weight_flip"
     codes = ("D39", "D6", "D7", "D5", "D2", "D23")
     causes = ("weights_overwritten",)
-    repairable = True
+    undone_by = ("rollback",)
 
     def __init__(self, random: Random) -> None:
         super().__init__(random)

@@ -35,7 +35,7 @@ class RateTooHigh(Fault):
     name = "rate_too_high"
     codes = ("D8", "D7", "D5", "D6", "D2", "D3", "D12", "D10", "D31", "D30", "D23", "D4", "D29", "D37")
     causes = ("learning_rate_too_high",)
-    repairable = True
+    undone_by = ("learning_rate",)
 
     def __init__(self, random: Random) -> None:
         self.factor = log_uniform(random, 3, 300)
@@ -51,7 +51,7 @@ class RateTooLow(Fault):
     name = "rate_too_low"
     codes = ("D9", "D12", "D10", "D37")
     causes = ("learning_rate_too_low",)
-    repairable = True
+    undone_by = ("learning_rate",)
 
     def __init__(self, random: Random) -> None:
         self.factor = 1 / log_uniform(random, 10, 10_000)
@@ -67,7 +67,7 @@ class MomentumTooHigh(Fault):
     name = "momentum_too_high"
     codes = ("D38", "D8", "D7", "D5", "D6", "D10", "D12", "D9", "D30", "D37")
     causes = ("momentum_too_high", "learning_rate_too_high")
-    repairable = True
+    undone_by = ("momentum",)
 
     def __init__(self, random: Random) -> None:
         self.momentum = 1 - log_uniform(random, 1e-3, 1e-2)
@@ -90,7 +90,7 @@ class EpsilonTooLarge(Fault):
     name = "epsilon_too_large"
     codes = ("D17", "D9", "D12", "D10", "D37")
     causes = ("epsilon_too_large", "learning_rate_too_low")
-    repairable = True
+    undone_by = ("epsilon",)
 
     def __init__(self, random: Random) -> None:
         self.epsilon = log_uniform(random, 0.1, 100)
@@ -139,7 +139,7 @@ class NoWarmup(_Shaped):
     name = "no_warmup"
     codes = ("D31", "D6", "D7", "D8", "D5", "D2", "D3", "D12", "D10", "D37")
     causes = ("warmup_missing", "learning_rate_too_high")
-    repairable = True
+    undone_by = ("rate_band",)
 
     def __init__(self, random: Random) -> None:
         self.boost = log_uniform(random, 4, 30)
@@ -160,7 +160,7 @@ class DecaysTooEarly(_Shaped):
     name = "decays_too_early"
     codes = ("D13", "D9", "D10", "D12", "D37")
     causes = ("schedule_too_aggressive", "learning_rate_too_low")
-    repairable = True
+    undone_by = ("rate_band",)
 
     def __init__(self, random: Random) -> None:
         self.at, self.final = random.uniform(0.02, 0.12), log_uniform(random, 1e-4, 1e-2)
@@ -180,7 +180,7 @@ class RestartTooAggressive(_Shaped):
     name = "restart_too_aggressive"
     codes = ("D13", "D6", "D7", "D8", "D5", "D2", "D10", "D30", "D21", "D37")
     causes = ("schedule_too_aggressive", "learning_rate_too_high")
-    repairable = True
+    undone_by = ("rate_band",)
 
     def __init__(self, random: Random) -> None:
         self.at, self.boost = random.uniform(0.4, 0.8), log_uniform(random, 10, 100)

@@ -51,7 +51,6 @@ class Overfitting(Fault):
     name = "overfitting"
     codes = ("D11", "D30", "D19")
     causes = ("overfitting", "repeated_batch")
-    repairable = True
 
     def __init__(self, random: Random) -> None:
         self.share = log_uniform(random, 0.03, 0.1)

@@ -179,7 +179,7 @@ class WrongReduction(Fault):
     name = "wrong_reduction"
     codes = ("D2", "D7", "D8", "D5", "D18", "D6", "D31", "D37")
     causes = ("learning_rate_too_high", "initialisation_too_large")
-    repairable = True
+    undone_by = ("learning_rate",)
 
     def __init__(self, random: Random) -> None:
         self.factor = log_uniform(random, 16, 256)

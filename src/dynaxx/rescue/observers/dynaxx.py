@@ -15,7 +15,11 @@ class Dynaxx(Observer):
     about = "dynaxx.detectors"
 
     def observe(self, log: Log) -> Observation:
-        """Replay; causes are those of the last diagnosis."""
+        """Replay; causes are those of the last look that alarmed, of the last look where none did.
+
+        That is what a user is told when there is something to do: an incident may have passed by the end, and a slow
+        run have caught up. Peers' rules keep every cause that they ever named (`Rules.observe`).
+        """
         assert isinstance(log, Columnar)
         last = int(log.steps[-1])
         alarms: list[Alarm] = []
@@ -27,5 +31,7 @@ class Dynaxx(Observer):
             diagnosis = diagnose_log(ClippedView(log, 0, step))
             alarms += [Alarm(step=step, rule=f.name, code=f.code) for f in diagnosis.alarms if f.name not in before]
             before = frozenset(f.name for f in diagnosis.alarms)
-            causes, missing = tuple(cause.name for cause in diagnosis.causes), diagnosis.not_applicable
+            missing = diagnosis.not_applicable
+            if before or not alarms:
+                causes = tuple(cause.name for cause in diagnosis.causes)
         return Observation(alarms=tuple(alarms), causes=causes, missing=missing)
