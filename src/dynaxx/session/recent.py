@@ -28,7 +28,9 @@ class Recent:
     """
 
     def __init__(self, keep: bool) -> None:
-        self._kept: deque[tuple[Any, int]] = deque(maxlen=KEPT + LONGEST if keep else 0)
+        self._kept: deque[tuple[Any, int]] = deque()
+        self._most = KEPT + LONGEST if keep else 0
+        self._bytes = 0
 
     @property
     def batches(self) -> tuple[Any, ...]:
@@ -46,13 +48,17 @@ class Recent:
         Args:
             batch: The batch.
         """
+        if not self._most:
+            return
         self._kept.append((batch, _bytes(batch)))
-        while len(self._kept) > KEPT and sum(size for _, size in self._kept) > ROOM:
-            self._kept.popleft()
+        self._bytes += self._kept[-1][1]
+        while len(self._kept) > self._most or (len(self._kept) > KEPT and self._bytes > ROOM):
+            self._bytes -= self._kept.popleft()[1]
 
     def clear(self) -> None:
         """Forget them: the run has gone back."""
         self._kept.clear()
+        self._bytes = 0
 
 
 def _bytes(batch: Any) -> int:
