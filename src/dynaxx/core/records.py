@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 
@@ -49,8 +49,9 @@ class Column:
     about: str = ""
 
 
-class Measurement(NamedTuple):
-    """One column's value at one step, on its device until the log drains it. Several are made at every step.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """One column's value at one step, on its device until the log drains it.
 
     Args:
         column: Where it belongs.

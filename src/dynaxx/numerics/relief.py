@@ -83,7 +83,8 @@ def _unevenness(at: np.ndarray, values: np.ndarray) -> tuple[float, float]:
     good = np.isfinite(values)
     if good.sum() < 3:
         return np.nan, np.nan
-    return tuple(_uneven_lines(at[good], values[good][None])[0])
+    roughness, residual = _uneven_lines(at[good], values[good][None])[0].tolist()
+    return roughness, residual
 
 
 def _uneven_lines(at: np.ndarray, lines: np.ndarray) -> np.ndarray:
