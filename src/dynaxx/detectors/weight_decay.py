@@ -47,7 +47,8 @@ class WeightDecay(Detector):
         if not decays or max(decays) <= 0:
             return None
         if not _acts_on_weights(run):
-            raise NotApplicable("the decay goes through the optimizer's second moments")
+            kind = (run.manifest.get("optimizer") or {}).get("class") or "the optimizer"
+            raise NotApplicable(f"it is known of SGD and AdamW alone that decay acts on the weights, not of {kind}")
         taken = _taken(track(run, "lr"), decays)
         if taken < DECAY.value:
             return None
