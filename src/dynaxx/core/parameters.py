@@ -130,7 +130,8 @@ class Layout:
     @cached_property
     def wide(self) -> bool:
         """Whether parameters and gradients are all float32 or all float64, so that norms need no other type."""
-        types = {kind for p in self.parameters for kind in (p.dtype, p.grad_dtype)}
+        # Older torch has no `grad_dtype`: there a gradient is of its parameter's type.
+        types = {kind for p in self.parameters for kind in (p.dtype, getattr(p, "grad_dtype", p.dtype))}
         return types in ({torch.float32}, {torch.float64})
 
     @cached_property
