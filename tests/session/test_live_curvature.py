@@ -249,9 +249,17 @@ def test_dear_signals_have_half_of_the_room_and_the_rest_of_the_others():
     assert plan["cheap"] == cadences({"cheap": 1e-3}, 0.0, 1.0, 0.01)["cheap"] == 1
     spent = sum(cost / plan[name] for name, cost in costs.items())
     assert spent <= 0.02
-    assert plan["trace"] == 2 * plan["sharpness"]
-    alone = cadences({"sharpness": 1.0, "trace": 4.0}, 0.0, 1.0, 0.019)
-    assert {name: plan[name] for name in alone} == alone
+    assert (plan["sharpness"], plan["trace"]) == (128, 512)  # 256 and 512 by the rule, 1/256 of 0.019 is left for one
+    exact = cadences({"sharpness": 1.0, "trace": 4.0}, 0.0, 1.0, 3 / 64, dear={"sharpness", "trace"})
+    assert exact == {"sharpness": 64, "trace": 128}
+
+
+def test_what_rounding_leaves_of_the_room_is_used():
+    costs = {"sharpness": 10.7, "margin": 9.5, "trace": 11.0, "noise": 1.1}  # a small transformer's, in gradients
+    plan = cadences(costs, 0.0, 1.0, 0.004, dear=set(costs))
+    spent = sum(cost / plan[name] for name, cost in costs.items())
+    assert 0.004 - min(cost / plan[name] for name, cost in costs.items()) < spent <= 0.004
+    assert plan == {"sharpness": 8192, "margin": 8192, "trace": 16384, "noise": 2048}  # by rounding 16384 thrice, 4096
 
 
 def test_dear_signals_have_no_slowest_cadence():
@@ -268,7 +276,7 @@ def test_the_budget_sets_the_cadence(tmp_path):
     dear = sum(rows[name]["seconds"] / rows[name]["cadence"] for name in CURVATURE)
     assert dear <= 0.02 * calibration["step_seconds"]
     for name in CURVATURE:
-        assert columns(tmp_path / "run")[name][0] == [PRICING, 2 * PRICING]
+        assert columns(tmp_path / "run")[name][0] == [PRICING, 2 * PRICING, 3 * PRICING]
 
 
 def test_a_task_gives_its_loss_by_itself(tmp_path, often):

@@ -9,9 +9,10 @@ SETTLED = 20
 """Steps left out of the calibration: allocators, caches and compilers settle in them."""
 SLOWEST = 512
 """No signal is measured more rarely, whatever it costs: a run must not go blind. Dear ones are."""
-PRICING = 48
-"""Cadence of dear signals before cadences are set: the second measurement, which starts from the first, tells the
-price."""
+PRICING = 32
+"""Cadence of dear signals before cadences are set: the second and the third measurement, which start from the one
+before, tell the price; the cheaper of them, as one that was disturbed (2.5 times as dear beside two other trainings)
+would make them rare for the rest of the run."""
 _UNBOUNDED = 1 << 40
 
 
@@ -48,7 +49,8 @@ def cadences(
     of 2 %, 4.5 %. The report says then that it is above the budget.
 
     Dear signals, whose prices are those of forwards and backwards, would make all others rare under that rule. They
-    have a room of their own: half of it, and what the others leave of the rest. They have no slowest cadence.
+    have a room of their own: half of it, and what the others leave of the rest. They have no slowest cadence, and what
+    rounding up leaves of their room, up to half of it, halves the cadences that gain most by it.
 
     Args:
         costs: Seconds of one measurement c_i, by signal, needs included.
@@ -70,7 +72,8 @@ def cadences(
     plan = _shared(cheap, left / 2 if rest else left, SLOWEST)
     if rest:
         spent = sum(cost / plan[name] for name, cost in cheap.items())
-        plan |= _shared(rest, max(left - spent, left / 2), _UNBOUNDED)
+        theirs = max(left - spent, left / 2)
+        plan |= _filled(_shared(rest, theirs, _UNBOUNDED), rest, theirs)
     return plan
 
 
@@ -79,6 +82,16 @@ def _shared(costs: Mapping[str, float], room: float, slowest: int) -> dict[str, 
         return dict.fromkeys(costs, slowest)
     total = sum(math.sqrt(c) for c in costs.values())
     return {name: _power(math.sqrt(c) * total / room, slowest) for name, c in costs.items()}
+
+
+def _filled(plan: dict[str, int], costs: Mapping[str, float], room: float) -> dict[str, int]:
+    """Halve cadences while the room allows, that first which lowers Σ k_i most for its price: k_i/2 for c_i/k_i."""
+    left = room - sum(cost / plan[name] for name, cost in costs.items())
+    while fits := [name for name, cost in costs.items() if plan[name] > 1 and cost / plan[name] <= left]:
+        best = max(fits, key=lambda name: plan[name] ** 2 / max(costs[name], 1e-12))
+        left -= costs[best] / plan[best]
+        plan[best] //= 2
+    return plan
 
 
 def _power(k: float, slowest: int) -> int:

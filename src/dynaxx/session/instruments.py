@@ -273,7 +273,7 @@ class Instruments:
         return statistics.median(t - m for t, m, _ in steps), statistics.median(max(0.0, m - r) for _, m, r in steps)
 
     def price(self) -> dict[str, float]:
-        """Seconds of one measurement by signal, needs included: medians over the steps, of dear ones the last."""
+        """Seconds of one measurement by signal, needs included: its median; of dear ones the lesser of the last two."""
         update = [i for i in self.instruments if Need.UPDATE in i.signal.needs]
         looking = [i for i in self.instruments if Need.FORWARD in i.signal.needs]
         apart = [i for i in self.instruments if Need.MICROBATCHES in i.signal.needs]
@@ -282,7 +282,7 @@ class Instruments:
             **{i.name: _median(self._forward_seconds) / len(looking) for i in looking},
             **{i.name: _median(self._microbatch_seconds) / len(apart) for i in apart},
         }
-        own = {i.name: i.seconds[-1] if i.dear and i.seconds else _median(i.seconds) for i in self.instruments}
+        own = {i.name: min(i.seconds[-2:]) if i.dear and i.seconds else _median(i.seconds) for i in self.instruments}
         return {name: seconds + shares.get(name, 0.0) for name, seconds in own.items()}
 
     def plan(self, beside: float = 0.0) -> dict[str, int]:
