@@ -31,6 +31,15 @@ def test_one_bad_batch_is_left_behind(make_log, rng):
     assert any(r.action is not None and r.action.name == "skip" for r in found.causes[0].remedies)
 
 
+def test_outputs_that_have_no_norm_are_not_called_infinite(make_log, rng):
+    log = {**columns(rng), "logit_norm": np.full(200, np.nan)}  # a regression with outputs of shape (batch,)
+    assert NonFinite().detect(make_log(log)) is None
+    log["loss"][99] = np.nan
+    assert NonFinite().detect(make_log(log)).onset == 100
+    log["loss"][:] = np.nan
+    assert "step 1 on: began in the outputs" in NonFinite().detect(make_log(log)).title
+
+
 def test_it_names_where_it_began(make_log, rng):
     log = columns(rng)
     log["activations.std"][1][149:, 1:] = np.nan

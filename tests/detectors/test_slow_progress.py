@@ -106,3 +106,9 @@ def test_a_line_excuses_no_updates_that_meet_hardly_any_curvature(make_log, rng)
     columns["directional_curvature"] = np.full(80, 1e-3)
     assert SlowProgress().detect(make_log(columns, events=[check], steps=300)).severity == "warning"
     assert SlowProgress().detect(make_log(columns, steps=300)) is None
+
+
+def test_a_rate_below_zero_is_no_decay(make_log, rng):
+    """A log may hold what no run has; the rest of it is judged all the same."""
+    odd = log(rng, 0.05, 2e-5, 4000.0) | {"lr": np.full(400, -0.1)}
+    assert SlowProgress().detect(make_log(odd, steps=400)).causes[0].name == "learning_rate_too_low"

@@ -64,11 +64,15 @@ def test_no_gradient_at_all_was_lost_on_the_way(run):
 
 
 def test_large_steps_that_have_halved_the_loss_and_short_ones_of_a_trained_model_are_notes(run):
-    assert UpdateSize().detect(run(0.3, loss=np.geomspace(2, 0.8, STEPS))).severity == "note"
-    assert UpdateSize().detect(run(0.3, loss=np.geomspace(2, 1.5, STEPS))).severity == "warning"
+    assert UpdateSize().detect(run(0.2, loss=np.geomspace(2, 0.8, STEPS))).severity == "note"
+    assert UpdateSize().detect(run(0.2, loss=np.geomspace(2, 1.5, STEPS))).severity == "warning"
     known = {"outputs.guess_loss": np.full(STEPS, 3.0), "outputs.width": np.full(STEPS, 10.0)}
     assert UpdateSize().detect(run(1e-6, loss=0.5, **known)).severity == "note"
     assert UpdateSize().detect(run(0.5, loss=0.5, **known)).severity == "warning"
+
+
+def test_a_quarter_of_the_weights_a_step_is_an_alarm_whatever_was_gained(run):
+    assert UpdateSize().detect(run(0.3, loss=np.geomspace(2, 0.2, STEPS))).severity == "warning"
 
 
 def test_large_steps_that_gain_their_part_of_half_the_loss_are_a_note_so_far(make_log, facts_of):

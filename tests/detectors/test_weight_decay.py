@@ -33,8 +33,13 @@ def test_a_decay_that_outweighs_the_gradient_is_named_with_its_half_life(run):
 
 
 def test_it_is_a_note_where_the_weights_hold_or_the_run_learns(run):
-    assert WeightDecay().detect(run(10.0, shrunk=1.1)).severity == "note"
+    assert WeightDecay().detect(run(5.0, shrunk=1.1)).severity == "note"
     assert WeightDecay().detect(run(10.0, loss=0.1)).severity == "note"
+
+
+def test_weights_that_are_forgotten_in_35_steps_need_not_shrink_for_an_alarm(run):
+    found = WeightDecay().detect(run(7.0, shrunk=1.1))
+    assert (found.severity, found.causes[0].name) == ("warning", "weight_decay_too_high")
 
 
 def test_usual_decays_and_grokking_are_silent(run):

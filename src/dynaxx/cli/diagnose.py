@@ -97,7 +97,7 @@ def show(diagnosis: "Diagnosis", path: str, everything: bool) -> None:
     alarms, notes = len(diagnosis.alarms), len(diagnosis) - len(diagnosis.alarms)
     asked = len(diagnosis) + len(diagnosis.silent)
     counted = f"{alarms} alarm{'s' * (alarms != 1)}, {notes} note{'s' * (notes != 1)}"
-    click.echo(f"{path}: {diagnosis.steps:,} steps, {counted}; {asked} detectors spoke.")
+    click.echo(f"{path}: {diagnosis.steps:,} steps, {counted}; {asked} detector{'s' * (asked != 1)} spoke.")
     for cause in diagnosis.roots[:3] if alarms else ():
         seen = ", ".join(cause.findings)
         click.echo(f"  {cause.confidence:4.0%}  {click.style(CAUSES[cause.name], bold=True)} ({seen})")

@@ -20,8 +20,8 @@ SPAN = 5
 RATE = Threshold(
     value=1.5e-5,
     origin="a seventh of the budget of one alarm in 10 000 steps; a normal stream then alarms beyond 4.2 deviations",
-    false_alarms="benchmarks/spikes.py, seven kinds of noise of 80 000 steps: at most 0.75 notes in 10 000 steps, "
-    "and 0.12 alarms",
+    false_alarms="benchmarks/spikes.py, seven kinds of noise of 160 000 steps: at most 0.5 notes in 10 000 steps, "
+    "and 0.06 alarms",
 )
 LASTING = Threshold(
     value=7.0,

@@ -15,7 +15,7 @@ from dynaxx.numerics.cusum import cusum
 HEIGHT = Threshold(
     value=8.0,
     origin="Page's sum over block medians, in deviations of one median",
-    false_alarms="benchmarks/spikes.py, seven kinds of noise of 80 000 steps: at most 0.12 alarms in 10 000 steps, "
+    false_alarms="benchmarks/spikes.py, seven kinds of noise of 160 000 steps: at most 0.06 alarms in 10 000 steps, "
     "those of `loss_spike` included",
 )
 ALLOWANCE = Threshold(

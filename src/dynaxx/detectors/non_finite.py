@@ -96,6 +96,10 @@ def _bad(run: Log, order: int) -> _Bad | None:
         return None
     counts = names in ("grad_nonfinite", "inputs.nonfinite")
     wrong = found.values > 0 if counts else ~np.isfinite(found.values)
+    loss = optional(run, LOSS)
+    if names == "logit_norm" and wrong.all() and loss is not None:
+        # Outputs of shape (batch,) have no such norm: then a loss that is not finite has to say that they were not.
+        wrong &= np.isin(found.steps, loss.steps[~np.isfinite(loss.values)])
     if wrong.ndim == 2:
         if not counts:
             # An entry that never was finite does not apply to its layer (a layer without such a value).

@@ -8,6 +8,8 @@ from dynaxx.detectors._dynamics import AGREE, LARGE, SMALL, Dynamics, dynamics, 
 from dynaxx.detectors._facts import checked, planned
 from dynaxx.detectors._progress import Progress, opening, progress
 from dynaxx.detectors._read import LOSS, VALIDATION, Track, matching, optional, unbroken
+from dynaxx.detectors._standstill import GAINED as STOOD
+from dynaxx.detectors._standstill import Standstill, standstill
 from dynaxx.detectors._start import trained
 from dynaxx.detectors._structure import BELIEVED, gradientless, structural
 from dynaxx.detectors._weigh import Suspect, ranked
@@ -50,7 +52,8 @@ DECAYED = 0.1
 class Plateau(Detector):
     """A stretch of the training loss whose trend, with errors that know of correlation, rules out an improvement.
 
-    A note where something was learned before: it says which kind of plateau it is. A warning where nothing was.
+    A note where something was learned before: it says which kind of plateau it is. A warning where nothing was, or
+    where nothing was since the first eighth of the plan.
     """
 
     code = "D10"
@@ -74,15 +77,16 @@ class Plateau(Detector):
             and not _seen_by_validation(run)
             and last >= min(float(STEPS), 0.25 * (planned(run) or 10**9))
         )
-        seen = dynamics(run, 1 if never else now.first, last)
-        causes = _causes(run, now, seen, never)
-        span = (1 if never else now.first, last)
+        stood = None if never else standstill(run, loss)
+        begin = 1 if never else now.first if stood is None else stood.since
+        seen, span = dynamics(run, begin, last), (begin, last)
+        causes = _causes(run, now, seen, never or stood is not None)
         return Finding(
             code=self.code,
             name="plateau",
-            title=f"the loss {'has not fallen at all' if never else 'has stopped falling'}, at {now.level:.4g}; "
+            title=f"the loss {_fallen(never, stood)}, at {now.level:.4g}; "
             f"an improvement of 1 % could be seen in {now.odometer(0.01):.0f} steps",
-            severity="warning" if never else "note",
+            severity="warning" if never or stood is not None else "note",
             spans=(span,),
             evidence=(
                 Evidence(
@@ -94,6 +98,7 @@ class Plateau(Detector):
                     value=promise,
                     threshold=float(LEAST),
                 ),
+                *(() if stood is None else (_stands(stood, last),)),
                 *seen.evidence(now.first, last),
             ),
             causes=causes,
@@ -105,6 +110,25 @@ class Plateau(Detector):
                 check="label_shuffle" if causes[0].name == "shuffled_labels" else "overfit_one_batch",
             ),
         )
+
+
+def _fallen(never: bool, stood: Standstill | None) -> str:
+    """What the title says of the loss."""
+    if never:
+        return "has not fallen at all"
+    return "has stopped falling" if stood is None else f"has hardly fallen since step {stood.since}"
+
+
+def _stands(stood: Standstill, last: int) -> Evidence:
+    """The gains of a run that stands where its beginning left it."""
+    return Evidence(
+        text=f"since step {stood.since} training has gained {stood.training:.1%} of its best loss before, validation "
+        f"{stood.validation:.1%}, at the full rate",
+        columns=("loss", "val_loss", "lr"),
+        steps=(stood.since, last),
+        value=max(stood.training, stood.validation),
+        threshold=float(STOOD),
+    )
 
 
 def _seen_by_validation(run: Log) -> bool:
@@ -178,7 +202,7 @@ def _unlearned(run: Log, seen: Dynamics, others: list[Suspect], why: str) -> lis
     reasons[0].weigh(still and not gradientless(run), 20, "the weights do not move")
     proven = max(reason.confidence for reason in reasons) > BELIEVED
     labels = Suspect("shuffled_labels", 0.35, (advice("Compare a few inputs with their labels by eye."),))
-    labels.why.append("the weights move as in any run, and nothing is learned")
+    labels.why.append("the weights move as in any run, and nothing more is learned")
     labels.weigh(
         still or (None if seen.ratio is None else not float(SMALL) < seen.ratio < float(LARGE)), 0.1, "", against=2
     )

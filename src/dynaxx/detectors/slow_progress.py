@@ -131,7 +131,7 @@ def _before_decay(run: Log) -> Log:
     if rates is None:
         return run
     rates = rates.largest().finite
-    if len(rates) == 0 or rates.values[-1] >= DECAYED * rates.values.max():
+    if len(rates) == 0 or not rates.values.max() > 0 or rates.values[-1] >= DECAYED * rates.values.max():
         return run
     return ClippedView(run, 0, int(rates.steps[rates.values >= DECAYED * rates.values.max()][-1]))
 
@@ -196,7 +196,7 @@ def _rising(run: Log, last: int) -> bool:
     if rates is None:
         return False
     values = rates.largest().between(0.9 * last, last).values
-    return len(values) > 3 and bool(values[-1] > 1.02 * values[0])
+    return len(values) > 3 and bool(values[-1] > max(0.0, 1.02 * values[0]))
 
 
 def _causes(run: Log, now: Progress, seen: Dynamics, signs: list[Sign]) -> tuple[Cause, ...]:

@@ -30,7 +30,7 @@ NEIGHBOURS = Threshold(
 PURE = 0.6
 """Mean probability of the top class from which a batch counts as being of one class."""
 LEAST = 60
-"""Steps in which a correlation of 0.4 is three standard errors."""
+"""Pairs of steps, two epochs apart, in which a correlation of 0.4 is three standard errors; half of them at three."""
 SHORTEST = 4
 """Steps of an epoch: in shorter ones every order repeats."""
 
@@ -145,9 +145,9 @@ def _periodic(run: Log) -> tuple[float, int, float]:
     offset = period // 2
     residual = values[offset : offset + len(centre)] - centre
     apart = [_correlation(residual, epochs * period) for epochs in (1, 2, 3)]
-    if np.isnan(apart[1]):  # not long enough to tell
+    if len(residual) < 2 * period + LEAST or np.isnan(apart).any():  # not long enough to tell
         return unknown, period, unknown
-    return float(np.nanmin(apart)), period, _correlation(residual, 1)
+    return min(apart), period, _correlation(residual, 1)
 
 
 def _correlation(x: np.ndarray, lag: int) -> float:

@@ -23,6 +23,12 @@ SMALL = Threshold(
     origin="decades; TheDeepChecker (2022): below −4, mean over 10 steps",
     false_alarms="no alarm in 161 healthy runs of the rescue suite, 64,400 steps, asked every 25",
 )
+VAST = Threshold(
+    value=-0.6,
+    origin="decades; a quarter of the weights a step, for ten steps on end: nothing is left of the initialisation, "
+    "whatever was gained",
+    false_alarms="none in 800 healthy rescue runs: the largest mean over ten rows is 0.166, at the edge of stability",
+)
 PERSIST = Threshold(
     value=10.0,
     origin="rows on end of a mean over 10: two windows that share no row",
@@ -69,7 +75,7 @@ class UpdateSize(Detector):
         bound = LARGE.value if large else SMALL.value
         gone = fallen(run)
         enough = ENOUGH * min(1.0, end_of(run) / (EARLY * (planned(run) or 1))) if large else 0.2
-        harmful = not gone > enough and (large or not trained(run))
+        harmful = level > VAST.value or (not gone > enough and (large or not trained(run)))
         return Finding(
             code=self.code,
             name="update_size",

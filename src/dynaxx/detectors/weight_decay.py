@@ -17,6 +17,12 @@ DECAY = Threshold(
     "2024), above the 0.1 that TheDeepChecker (2022) alarms at. AdamW's own setting has 1e-5, grokking 1e-3",
     false_alarms="healthy runs of the rescue suite have 0.006 and less",
 )
+FORGETS = Threshold(
+    value=0.02,
+    origin="ηλ at which updates of equilibrium are √(2ηλ) = 0.2 of the weights, and half of what is learned goes in 35 "
+    "steps, whether or not the weights have shrunk",
+    false_alarms="with DECAY: three times what any healthy run of the rescue suite has",
+)
 SHRUNK = Threshold(
     value=0.7,
     origin="norm of the weights over its first value, as `underfitting` has it: the decay takes more than it is given",
@@ -32,8 +38,9 @@ GAINED = Threshold(
 class WeightDecay(Detector):
     """ηλ of the optimizer's groups, for decay that acts on the weights: AdamW and its like, and SGD.
 
-    Half of what a weight has learned is gone after ln 2/(ηλ) steps. A warning where the weights have shrunk and the
-    loss is high; else a note. Decay that goes through Adam's second moments is `coupled_weight_decay`'s.
+    Half of what a weight has learned is gone after ln 2/(ηλ) steps. A warning where the loss is high and the weights
+    have shrunk, or half goes in 35 steps; else a note. Decay that goes through Adam's second moments is
+    `coupled_weight_decay`'s.
     """
 
     code = "D40"
@@ -54,7 +61,7 @@ class WeightDecay(Detector):
             return None
         loss = unbroken(run, LOSS, ROWS)
         now, left = progress(loss), _left(run)
-        harmful = left < SHRUNK.value and now.gained < GAINED.value
+        harmful = now.gained < GAINED.value and (left < SHRUNK.value or taken >= FORGETS.value)
         half = math.log(2) / taken
         span = (int(loss.steps[0]), now.last)
         return Finding(
@@ -83,8 +90,8 @@ class WeightDecay(Detector):
                 suspect(
                     "weight_decay_too_high",
                     0.7,
-                    5.0 if left < SHRUNK.value else 0.5,
-                    why=f"weights shrank to {left:.0%}, at {taken:.2g} a step",
+                    5.0 if left < SHRUNK.value else 2.0 if taken >= FORGETS.value else 0.5,
+                    why=f"weights went to {left:.0%}, at {taken:.2g} a step",
                     remedies=(Remedy(text=f"Lower the weight decay {taken / 1e-4:.2g}-fold, to 1e-4 a step."),),
                 ),
                 suspect("learning_rate_too_high", 0.15, why="the rate multiplies the decay"),
