@@ -1,7 +1,11 @@
+from types import MappingProxyType
+
 import numpy as np
 import pytest
 
 from dynaxx import catalog
+from dynaxx.controllers._plateau import may_gain
+from dynaxx.core.navigation import Situation
 from dynaxx.core.records import Action
 from dynaxx.runlog import Table
 
@@ -22,6 +26,11 @@ def log(validation=None, rate=None, **manifest):
         "val_loss": (EVALUATIONS, validation + 1e-4 * np.cos(EVALUATIONS * 1.7)),
     }
     return Table(series, manifest=manifest)
+
+
+def at(step, run):
+    known = {"findings": (), "fresh": frozenset(), "in_force": MappingProxyType({}), "able": frozenset()}
+    return Situation(step=step, steps=1000, run=run, **known)
 
 
 def ask(situation):
@@ -80,6 +89,22 @@ def test_noise_that_could_hide_a_hundredth_is_no_end(nav):
     noise = np.random.default_rng(0).standard_normal(50)
     assert ask(converged(nav, 600, log(1 + 0.05 * noise))) == []
     assert len(ask(converged(nav, 600, log(1 + 0.002 * noise)))) == 2
+
+
+def test_a_fall_that_has_set_in_again_is_no_end():
+    rests = 2 - 0.2 * np.minimum(EVALUATIONS, 300) / 300
+    again = np.where(EVALUATIONS > 450, rests - 0.03 * np.log(EVALUATIONS / 450), rests)
+    assert may_gain(at(600, log(rests))) < 0.002
+    # The quarter has the whole slope, 0.03, and 1.79 ln-units are its level; half of the steps have less than half.
+    assert may_gain(at(600, log(again))) == pytest.approx(0.03 * np.log(1000 / 600) / 1.79, rel=0.15)
+
+
+@pytest.mark.parametrize(("deviation", "ends"), [(0.0, True), (0.15, False)])
+def test_what_lies_above_the_best_must_be_made_good_first(deviation, ends):
+    risen = np.where(EVALUATIONS < 250, 1.0, 1.3) - 0.05 * np.log(EVALUATIONS / 600)
+    noisy = risen + deviation * np.random.default_rng(0).standard_normal(50)
+    # 0.05 ln(1000 / 600) = 0.026 may be gained, the loss lies 0.26 above its best: by chance, where the noise is large.
+    assert (may_gain(at(600, log(noisy))) < 0.0) == ends
 
 
 def test_a_rate_that_has_decayed_to_nothing_is_no_reason_to_wait(nav):

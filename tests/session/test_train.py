@@ -11,6 +11,7 @@ from dynaxx.checkpoints import CheckpointStore
 from dynaxx.checkpoints.coordinates import ByWeights
 from dynaxx.checkpoints.places import LocalPlace
 from dynaxx.checkpoints.save_policy import SavePolicy
+from dynaxx.core.records import Action
 from dynaxx.errors import BadInput, UnknownName
 from dynaxx.session import train as session_train
 from dynaxx.session.optimizers import optimizer_for
@@ -190,6 +191,24 @@ def test_what_a_rollback_took_back_is_not_part_of_the_history(tmp_path, monkeypa
     assert again == [(11, [3, 6, 9]), (11, [3, 6, 9])], (
         "the evaluations of steps 12 to 18 belong to what was taken back"
     )
+
+
+def test_a_return_that_ends_the_run_ends_it_there(tmp_path, monkeypatch):
+    """`overtraining` goes back to the best checkpoint and stops: between two steps, at the end of an epoch or not."""
+    runs, seen = [], {}
+
+    def back(at):
+        seen[at.step] = at.validation
+        if at.step == 20:
+            stop = Action(name="stop", reason="it was best there")
+            runs[0].steering.ask_rollback(11, "pass", [stop], "the validation rises")
+
+    real = session_train.watch
+    monkeypatch.setattr(SavePolicy, "due", lambda self, step, now, validation=(): "planned" if step == 10 else None)
+    monkeypatch.setattr(session_train, "watch", lambda *a, **k: runs.append(real(*a, **k)) or runs[0])
+    outcome, _ = run(tmp_path / "run", checkpoints=None, evaluations=30, navigate="off", progress=back)
+    assert (outcome.status, outcome.step, outcome.why) == ("stopped", 10, "it was best there")
+    assert outcome.validation["val_loss"] == seen[10]["val_loss"] != seen[20]["val_loss"]
 
 
 def test_a_training_keeps_a_diverse_set_and_its_distances(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 
 from dynaxx.controllers._limits import limits
 from dynaxx.controllers._promise import ERRORS, MEDIAN
-from dynaxx.controllers._reading import LOSS, VALIDATION, Level, Vector, column_of, level, rows
+from dynaxx.controllers._reading import LOSS, NORMAL, VALIDATION, Level, Vector, column_of, level, rows
 from dynaxx.core.navigation import Promise, Situation
 from dynaxx.numerics.remaining_gain import remaining_gain
 
@@ -14,8 +14,13 @@ ROWS = 10
 """Validation rows that a rest is judged by: with one evaluation every 2 % of a run, its last fifth."""
 HALF = 8
 """Validation rows that the second half of the steps so far must hold."""
+QUARTER = 5
+"""Rows that its last quarter must hold to be asked by itself, the fewest that have a bound."""
 MEDIANS = 40
-"""Medians that a training loss is thinned to, where there is no validation: a bound from 780 slopes takes 1 ms."""
+"""Medians that half of a training loss is thinned to, where there is no validation: a bound from 780 slopes takes 1 ms.
+"""
+CHOSEN = 3.0
+"""Standard errors by which the lowest of many medians may lie too low by chance."""
 
 
 def resting(situation: Situation) -> bool:
@@ -35,9 +40,10 @@ def resting(situation: Situation) -> bool:
 
 
 def may_gain(situation: Situation) -> float | None:
-    """The share of the loss that the validation (the training, where there is none) may still gain by the planned end.
+    """The share that the validation (the training, where there is none) may still gain on its best by the planned end.
 
-    The bound of `numerics.remaining_gain` over the second half of the steps so far.
+    The larger bound of `numerics.remaining_gain` over the last half and over the last quarter of the steps so far: a
+    fall that has set in again shows in the shorter one. What the loss stands above its best must be made good first.
 
     Args:
         situation: Where the run is; without planned steps, a tenth more than so far counts as the end.
@@ -45,21 +51,31 @@ def may_gain(situation: Situation) -> float | None:
     Returns:
         The share, at most; None where there are too few rows to tell.
     """
-    column = column_of(situation.run, VALIDATION)
-    if column is not None:
-        at, values = rows(situation.run, column, situation.step // 2, situation.step)
-    else:
-        column = column_of(situation.run, LOSS)
-        if column is None:
-            return None
-        at, values = _thinned(*rows(situation.run, column, situation.step // 2, situation.step))
-    finite = np.isfinite(values) & (at > 0)
+    column = column_of(situation.run, VALIDATION) or column_of(situation.run, LOSS)
+    if column is None:
+        return None
+    at, values = rows(situation.run, column, 1, situation.step)
+    finite = np.isfinite(values)
     at, values = at[finite], values[finite]
+    if column in LOSS:
+        at, values = _thinned(at, values, 2 * MEDIANS)
+    half, quarter = np.searchsorted(at, [situation.step // 2, situation.step - situation.step // 4])
     now = float(np.median(values[-HALF // 2 :])) if len(values) else 0.0
-    if len(values) < HALF or now == 0:
+    if len(values) - half < HALF or now == 0:
         return None
     end = 1.1 * situation.step if situation.steps is None else float(situation.steps)
-    return remaining_gain(at, values, end).most / abs(now)
+    most = remaining_gain(at[half:], values[half:], end).most
+    if len(values) - quarter >= QUARTER:
+        most = max(most, remaining_gain(at[quarter:], values[quarter:], end).most)
+    return (most - _above_best(values, half)) / abs(now)
+
+
+def _above_best(values: Vector, half: int) -> float:
+    """How far the last median of `QUARTER` rows lies above the lowest one, beyond what noise makes of that choice."""
+    medians = np.median(np.lib.stride_tricks.sliding_window_view(values, QUARTER), axis=1)
+    noise = NORMAL * float(np.median(np.abs(np.diff(values[half:])))) / math.sqrt(2)  # of the second half, as it is now
+    chance = CHOSEN * MEDIAN * noise / math.sqrt(QUARTER)
+    return max(0.0, float(medians[-1] - medians.min()) - chance)
 
 
 def promising(situation: Situation) -> bool:
@@ -91,9 +107,9 @@ def better(situation: Situation, steps: int) -> Promise | None:
     return Promise(column=column, below=now.now - ERRORS * _error(now), steps=steps)
 
 
-def _thinned(at: Vector, values: Vector) -> tuple[Vector, Vector]:
-    """Medians of neighbouring rows at their mean steps, the newest complete."""
-    size = max(1, len(at) // MEDIANS)
+def _thinned(at: Vector, values: Vector, count: int) -> tuple[Vector, Vector]:
+    """Medians of neighbouring rows at their mean steps, about `count` of them, the newest complete."""
+    size = max(1, len(at) // count)
     rest = len(at) % size
     return at[rest:].reshape(-1, size).mean(axis=1), np.median(values[rest:].reshape(-1, size), axis=1)
 

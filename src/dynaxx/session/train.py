@@ -299,7 +299,7 @@ def _loop(
                 finite_start(task, loss, loader)
             fresh = plan.evaluates(run)
             if fresh:
-                latest = {f"{name}_{k}": v for name, b in held.items() for k, v in evaluate(task, model, b).items()}
+                latest = _measures(task, model, held)
                 averager = method.averager
                 if averager is not None and averager.ready:
                     with averaged(task, model, averager, plan.order_seed):
@@ -317,6 +317,10 @@ def _loop(
             rate = _rate(optimizer) * method.factor  # the scheduler has moved on: this is the next step's
             if run.step >= plan.steps or status != "finished":
                 break
+        if run.stopping and status == "finished":  # between two steps, as after a return to the best checkpoint
+            status, latest = "stopped", _measures(task, model, held)
+            run.save(keep=plan.keep, wait=True, **latest)
+            break
         # A resumed run may have had the last batch of its epoch already: only a second empty epoch is a mistake.
         empty = empty + 1 if run.step == before and not done else 0
         if empty == 2:
@@ -332,6 +336,11 @@ def _loop(
         overhead=run.overhead,
         why=run.stopping,
     )
+
+
+def _measures(task: Task, model: torch.nn.Module, held: Mapping[str, Iterable[Any]]) -> dict[str, float]:
+    """The measures of every held set, under its name."""
+    return {f"{name}_{k}": v for name, batches in held.items() for k, v in evaluate(task, model, batches).items()}
 
 
 def _steps(
