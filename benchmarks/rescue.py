@@ -66,9 +66,12 @@ def trained(options: argparse.Namespace, out: Path) -> list[Ended]:
     planted = [name for name in names() if options.plant is None or name in options.plant.split(",")]
     acted_on = [name for name in planted if ALTERATIONS[name].undone_by or ALTERATIONS[name].kind == "healthy"]
     nets = options.nets.split(",")
-    chosen = cases(nets=nets, seeds=seeds, alterations=planted, steps=options.steps, orders=options.orders)
-    chosen += cases(nets=nets, seeds=seeds, alterations=acted_on, policies=options.act.split(","), steps=options.steps)
-    return run_suite(chosen, out, workers=options.workers, progress=said)
+    chosen = cases(nets=nets, seeds=seeds, alterations=planted, steps=options.steps)
+    policies = ["nothing", *options.act.split(",")]
+    chosen += cases(
+        nets=nets, seeds=seeds, alterations=acted_on, policies=policies, steps=options.steps, orders=options.orders
+    )
+    return run_suite(list(dict.fromkeys(chosen)), out, workers=options.workers, progress=said)
 
 
 def arguments() -> argparse.Namespace:
@@ -81,7 +84,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--nets", default=",".join(NETS))
     parser.add_argument("--plant", help="names, comma-separated; everything by default")
     parser.add_argument("--act", default=",".join(ACTING))
-    parser.add_argument("--orders", type=int, default=5, help="clean twins on other orders of the data")
+    parser.add_argument("--orders", type=int, default=4, help="orders of the data that acting is judged on")
     parser.add_argument("--observers", default=",".join(OBSERVERS))
     parser.add_argument("--steps", type=int)
     parser.add_argument("--out", default="rescue", help="the folder of the runs")

@@ -95,10 +95,26 @@ def test_a_rate_stays_within_its_band(tmp_path, arguments, held):
 
 def test_the_highest_rate_is_in_the_checkpoint():
     band = RateBand(most=0.1, shape=True)
-    assert band.state_dict() == {"highest": 0.1}
+    assert band.state_dict() == {"highest": 0.1, "last": 0.0}
     band.load_state_dict({"highest": 2.0})
-    assert band.state_dict() == {"highest": 2.0}
-    assert RateBand(least=0.1).state_dict() == {"highest": None}
+    assert band.state_dict() == {"highest": 2.0, "last": 0.0}
+    assert RateBand(least=0.1).state_dict() == {"highest": None, "last": 0.0}
+
+
+def test_a_bump_that_is_over_leaves_the_schedule_as_it_is(tmp_path):
+    model = nn.Linear(3, 1, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    run = dynaxx.watch(model, optimizer, tmp_path / "run", quiet=True)
+    run.apply("rate_band", most=0.1, shape=True)
+    moved = []
+    for rate in (0.1, 3.5, 3.4, 3.2, 0.09, 0.08):
+        optimizer.param_groups[0]["lr"], before = rate, model.weight.detach().clone()
+        model(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        moved.append(float((before - model.weight.detach()).mean()))
+    run.close()
+    assert moved == pytest.approx([0.1, 0.1, 0.1 * 3.4 / 3.5, 0.1 * 3.2 / 3.5, 0.09, 0.08], rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,17 @@ def test_modes(nav):
     assert arbitrate(start(), [cut], nav.situation(), "off")[1] == []
 
 
+def test_nothing_is_looked_at_in_a_run_that_goes_back(nav):
+    found = nav.finding("dead_units", ("learning_rate_too_high", 0.8))
+    look = proposal("check", found, level=0, controller="escalate", promise=None, arguments={"check": "x"})
+    back = proposal("rollback", found, level=5, controller="begin_anew", arguments={"before": 1})
+    where = nav.situation(20, found, healthy=(0,))
+    decided = arbitrate(start(), [look, back], where, "act")[1]
+    assert [(d.proposal.action.name, d.status) for d in decided] == [("rollback", "taken"), ("check", "refused")]
+    decided = arbitrate(start(), [look, back], where, "advise")[1]
+    assert [(d.proposal.action.name, d.status) for d in decided] == [("rollback", "advised"), ("check", "taken")]
+
+
 def test_what_the_run_cannot_do_is_advised(nav):
     status, why = one(nav, proposal(found=nav.finding("oscillation")), able=frozenset())
     assert status == "advised"

@@ -59,7 +59,7 @@ def test_a_rate_that_is_merely_accused_is_left_to_rate_down(nav):
 
 def test_a_rollback_goes_before_the_onset_and_lowers_the_rate_where_that_is_the_cause(nav):
     data = climb(nav, "corrupted_batch", healthy=(100, 180, 210)).action
-    assert data.arguments == {"before": 181, "pass_data": True, "then": []}
+    assert data.arguments == {"before": 181, "pass_data": True, "further": 20, "then": []}
     rate = climb(nav, "learning_rate_too_high", healthy=(100, 180, 210)).action
     assert rate.arguments["before"] == 181
     assert [(a["name"], a["arguments"]) for a in rate.arguments["then"]] == [("learning_rate", {"factor": 0.1})]

@@ -53,6 +53,17 @@ def test_a_ruinous_rate_is_sought_anew_around_updates_of_one_per_cent(nav):
     assert (arguments["steps"], arguments["scale"]) == (15, pytest.approx(1 / 3))  # 4 arms in 15 % of 400
 
 
+def test_what_killed_units_is_looked_for_before_they_count_as_dead(nav):
+    """An MLP at 70 times its rate: the loss leaps at the second step, and the units are dead from step 11 on."""
+    loss = [2.296, 87.5, 77.6, 31.0, 11.6, 6.6, 3.5, *[2.3] * 13]
+    ratio = [2.56, 0.68, 0.4, 0.27, 0.19, 0.15, 0.12, 0.09, 0.08, 0.06, *np.geomspace(0.05, 0.02, 10)]
+    run = table(20, rate=0.2, ratio=lambda at: np.array(ratio), loss=lambda at: np.array(loss))
+    dead = nav.finding("dead_units", ("learning_rate_too_high", 0.8), onset=11, last=20)
+    assert len(ask("begin_anew", where(nav, 20, dead, run))) == 1
+    calm = table(20, rate=0.2, ratio=0.02, loss=lambda at: np.array(loss))
+    assert ask("begin_anew", where(nav, 20, dead, calm)) == []
+
+
 def test_a_trial_in_a_warm_up_makes_up_for_its_rates(nav):
     rising = table(40, rate=lambda at: np.minimum(at / 30, 1.0), ratio=lambda at: 0.3 * np.minimum(at / 30, 1.0))
     [proposal] = ask("begin_anew", where(nav, 40, wrong(nav, "learning_rate_too_high", 40), rising))
@@ -188,6 +199,32 @@ def test_a_rate_that_was_spent_early_is_held_up_until_the_end_is_near(nav):
     )  # the fall would begin within a horizon
 
 
+def test_a_rate_that_was_spent_on_the_plateau_of_the_start_is_no_search_for_one(nav):
+    """A CNN whose rate falls to 1/3000 at step 22: the loss never fell, so the alarm is dated from the first step."""
+    run = table(130, rate=down, ratio=2e-6)
+    flat = nav.finding("plateau", ("learning_rate_too_low", 0.74), onset=1, last=130)
+    situation = where(nav, 130, flat, run, healthy=(0,))
+    [proposal] = ask("level_schedule", situation)
+    assert proposal.action.arguments["least"] == 0.1
+    assert ask("rate_up", situation) == []
+    answered = where(nav, 130, flat, run, healthy=(0,), in_force={"rate_band": proposal.action})
+    assert len(ask("rate_up", answered)) == 1
+    assert len(ask("rate_up", where(nav, 130, flat, table(130, rate=1e-4, ratio=2e-6), healthy=(0,)))) == 1
+    # Where the first stage was too high, what came after is right.
+    high = nav.finding("warmup_missing", ("warmup_missing", 0.8), onset=1, last=130)
+    both = {"findings": (flat, high), "fresh": frozenset(("plateau", "warmup_missing"))}
+    [proposal] = ask("level_schedule", where(nav, 130, flat, run, healthy=(), **both))
+    assert proposal.action.arguments == {"most": 1e-4}
+
+
+def test_a_search_in_which_no_rate_is_allowed_is_not_made(nav):
+    """Updates of 1e-7 of the weights: 1 % of them would take a factor of 100 000."""
+    run = table(130, rate=1e-6, ratio=1e-7)
+    low = nav.finding("plateau", ("learning_rate_too_low", 0.74), onset=1, last=130)
+    [proposal] = ask("rate_up", where(nav, 130, low, run, healthy=(0,)))
+    assert proposal.action.name == "learning_rate"
+
+
 def test_a_missing_warm_up_is_held_at_what_came_after_it(nav):
     run = table(40, rate=lambda at: np.where(at < 20, 2.0, 0.1), ratio=0.4)
     cold = nav.finding("warmup_missing", ("warmup_missing", 0.8), onset=1, last=40)
@@ -215,7 +252,8 @@ def lost(nav, after, onset=200, step=250, healthy=(0, 190)):
 def test_lost_ground_is_regained_by_going_back_where_waiting_costs_more(nav):
     stays = lost(nav, lambda at: 2.0)
     [proposal] = ask("go_back", stays)
-    assert proposal.action.arguments == {"before": 191, "pass_data": True, "then": []}
+    # As many batches again as have come since the onset are passed over, a horizon of 20 at most.
+    assert proposal.action.arguments == {"before": 191, "pass_data": True, "further": 20, "then": []}
     assert ask("go_back", lost(nav, lambda at: 2.0 * np.exp(-(at - 200) / 20))) == []  # it comes back by itself
     assert len(ask("go_back", lost(nav, lambda at: 2.0 * np.exp(-(at - 200) / 800)))) == 1  # not soon enough
     assert ask("go_back", lost(nav, lambda at: 0.17)) == []  # nothing to speak of
@@ -230,7 +268,7 @@ def test_overwritten_weights_are_taken_back_with_the_same_batches(nav):
     found = nav.finding("weights_overwritten", ("weights_overwritten", 0.9), onset=200, last=250)
     run = table(250, loss=lambda at: np.where(at < 200, 1.0, 1.2))
     [proposal] = ask("go_back", where(nav, 250, found, run, healthy=(0, 190)))
-    assert proposal.action.arguments == {"before": 191, "pass_data": False, "then": []}
+    assert proposal.action.arguments == {"before": 191, "pass_data": False, "further": 0, "then": []}
 
 
 def test_a_rate_that_was_thrown_up_is_not_met_with_the_same_rate_again(nav):
@@ -241,6 +279,18 @@ def test_a_rate_that_was_thrown_up_is_not_met_with_the_same_rate_again(nav):
     assert len(ask("level_schedule", situation)) == 1
     data = nav.finding("divergence", ("corrupted_batch", 0.8), onset=203, last=250)
     assert len(ask("go_back", where(nav, 250, data, run, healthy=(0, 199)))) == 1
+
+
+def test_what_a_rate_beyond_all_before_has_done_is_no_bad_batch(nav):
+    """A CNN whose rate is thrown up 80-fold: gradients explode by 14 decades, as by a corrupted batch."""
+    burst = nav.finding("exploding_gradients", ("corrupted_batch", 0.58), onset=203, last=230)
+    thrown = where(nav, 230, burst, table(230, rate=up, loss=lambda at: np.where(at < 200, 1.0, 1.1)), healthy=(0, 160))
+    assert ask("recover", thrown) == []
+    assert len(ask("level_schedule", thrown)) == 1
+    band = {"rate_band": Action(name="rate_band", arguments={"most": 0.1})}
+    held = where(nav, 230, burst, thrown.run, healthy=(0, 160), in_force=band)
+    flat = where(nav, 230, burst, table(230, loss=lambda at: np.where(at < 200, 1.0, 1.1)), healthy=(0, 160))
+    assert [[p.action.name for p in ask("recover", each)] for each in (held, flat)] == [["skip"], ["skip"]]
 
 
 def test_lost_ground_is_no_matter_of_leaving_out_batches(nav):

@@ -37,3 +37,17 @@ def test_an_alarm_that_names_the_cause_behind_its_first_accuses_that(nav):
     found = accused(nav.situation(100, spike), {RATE, "schedule_too_aggressive"})
     assert (found.cause, found.confidence) == ("schedule_too_aggressive", pytest.approx(0.61))
     assert accused(nav.situation(100, spike), {RATE}) is None
+
+
+def test_a_note_supports_what_an_alarm_names_and_accuses_nobody_alone(nav):
+    """An MLP at 70 times its rate: dead units are the alarm, and what killed them is over by then, so a note."""
+    dead = nav.finding("dead_units", ("dead_units", 0.55), (RATE, 0.48), onset=11)
+    steps = nav.finding("update_size", (RATE, 0.83), onset=1, severity="note")
+    assert "dead_units" in BRINGS_ABOUT[RATE]
+    assert accused(nav.situation(20, dead), {RATE}) is None
+    assert accused(nav.situation(20, steps), {RATE}) is None
+    found = accused(nav.situation(20, dead, steps), {RATE})
+    assert (found.cause, found.finding) == (RATE, dead)
+    assert found.confidence == pytest.approx(1 - (1 - 0.48) * (1 - 0.3 * 0.83))
+    unnamed = nav.finding("dead_units", ("dead_units", 0.55), onset=11)
+    assert accused(nav.situation(20, unnamed, steps), {RATE}) is None

@@ -28,6 +28,8 @@ def found():
         ended("rate_too_high", math.nan),
         ended("no_warmup", 0.9),
         ended("rate_too_high", 0.4, "halve"),
+        ended("rate_too_high", 0.104, "navigator"),
+        ended("long_warmup", 0.102, "navigator"),
     )
     heard = {
         "healthy/clean-mlp-0": said(),
@@ -39,7 +41,7 @@ def found():
         runs=runs,
         changes=tuple(changed(runs)),
         observers={"dynaxx": observer_score(runs, heard), "silent": observer_score(runs, dict.fromkeys(heard, said()))},
-        policies={"halve": policy_score(runs, "halve")},
+        policies={name: policy_score(runs, name) for name in ("halve", "navigator")},
     )
 
 
@@ -53,12 +55,15 @@ def test_the_page_says_who_found_what_what_was_taken_for_what_and_who_mended_it(
     assert (facts["faults detected"]["value"], facts["faults detected"]["alarm"]) == ("100%", False)
     assert (facts["right cause first"]["value"], facts["right cause first"]["alarm"]) == ("50%", True)
     assert facts["right cause first"]["detail"].startswith("1 of 2, 1% to 99%")
+    assert (facts["repaired"]["value"], facts["repaired"]["alarm"]) == ("100%", False)
+    assert facts["healthy kinds harmed"]["detail"].startswith("1 of 1")
+    assert facts["healthy kinds harmed"]["alarm"]
     shown = tables(content)
     assert ("no_warmup", "1", "1", "0", "0", "label_noise 1") in map(
         tuple, shown["Confusion, by what was planted"]["rows"]
     )
     assert [row[0] for row in shown["Missed or misnamed"]["rows"]] == ["faulty/no_warmup-mlp-0"]
-    assert tuple(shown["Not repaired"]["rows"][0][:3]) == ("halve", "faulty/rate_too_high-mlp-0-halve", "4")
+    assert tuple(shown["Not repaired"]["rows"][0][:3]) == ("halve", "faulty/rate_too_high-mlp-0-halve", "4.000×")
     assert len(shown["Observers that do not act, on the same logs"]["rows"]) == 2
 
 

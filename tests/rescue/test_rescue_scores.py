@@ -1,18 +1,17 @@
 import math
-from dataclasses import replace
 
 import pytest
 
 from dynaxx.rescue.observer import Alarm, Observation
-from dynaxx.rescue.repairs import orders, policy_score, repairs
+from dynaxx.rescue.repairs import alike, policy_score, repairs
 from dynaxx.rescue.scores import changed, hurt, judge, observer_score
 from dynaxx.rescue.training import Case, Ended
 
 CAUSES = ("learning_rate_too_high",)
 
 
-def run(alteration, seed, final, *, net="mlp", policy="nothing", span=(1, 100), passes=100, causes=CAUSES):
-    case = Case(net=net, seed=seed, alteration=alteration, policy=policy)
+def run(alteration, seed, final, *, net="mlp", policy="nothing", span=(1, 100), passes=100, causes=CAUSES, order=0):
+    case = Case(net=net, seed=seed, alteration=alteration, policy=policy, order=order)
     return Ended(
         case=case, folder="", status="finished", steps=100, step=100, passes=passes, final=final, span=span,
         codes=("D6", "D8"), causes=() if alteration is None else causes, repairable=alteration == "rate_too_high",
@@ -110,34 +109,57 @@ def test_repairs_are_within_five_percent_and_better_than_untouched():
     assert (score.kinds.hits, score.kinds.of) == (0, 1)
 
 
-def test_repairs_are_judged_by_what_the_order_of_the_data_does_too():
-    faulty = [run("rate_too_high", seed, final) for seed, final in enumerate((1.0, 0.3, 0.13))]
-    treated = [run("rate_too_high", seed, final, policy="halve") for seed, final in enumerate((0.2, 0.22, 0.12))]
-    other = [
-        replace(run(None, seed, final), case=Case(net="mlp", seed=seed, order=order))
-        for seed in range(3)
-        for order, final in ((1, 0.15), (2, 0.2), (3, math.nan))
-    ]
-    runs = [*CLEAN, *faulty, *treated, *other]
-    assert orders(runs)["mlp", 0] == (0.1, 0.15, 0.2)
-    assert ("mlp", 4) not in orders(runs)
-    found = repairs(runs, "halve")
-    assert [(each.hurt, each.level, each.mended) for each in found] == [(True, True, False), (True, False, False)]
-    assert [each.over for each in found] == pytest.approx([0.2 / 0.15, 0.22 / 0.15])
-    score = policy_score(runs, "halve")
-    assert (score.level.hits, score.level.of, score.mended.hits) == (1, 2, 0)
-    assert score.over == pytest.approx((0.2 + 0.22) / 0.3)
-    assert len(hurt(runs)) == 2  # the other orders are neither twins nor healthy runs of their own,
-    assert policy_score(runs, "nothing").harmed.hits == 0  # and nobody's treatment
+def on_orders(alteration, finals, **more):
+    return [run(alteration, 0, final, order=order, **more) for order, final in enumerate(finals)]
+
+
+def test_a_repair_is_judged_by_the_mean_over_orders_of_the_data():
+    clean, faulty = on_orders(None, (0.1, 0.2, 0.4)), on_orders("rate_too_high", (1.0, 1.0, 1.0))
+    one, *_ = repairs([*clean, *faulty, *on_orders("rate_too_high", (0.13, 0.2, 0.4), policy="halve")], "halve")
+    assert (one.ratio.of, one.mended, one.single) == (3, False, pytest.approx(1.3))
+    assert one.ratio.value == pytest.approx(1.3 ** (1 / 3))
+    # The seed's own order is bad luck, the others make up for it; and the other way round.
+    lucky = on_orders("rate_too_high", (0.13, 0.18, 0.34), policy="halve")
+    assert repairs([*clean, *faulty, *lucky], "halve")[0].mended
+    score = policy_score([*clean, *faulty, *lucky], "halve")
+    assert ((score.mended.hits, score.mended.of), (score.single.hits, score.single.of)) == ((1, 1), (0, 1))
+    assert score.sure.of == 0  # three orders that differ so cannot say on which side of 5 % the mean lies
+    lost = on_orders("rate_too_high", (0.09, math.nan, 0.34), policy="halve")
+    one, *_ = repairs([*clean, *faulty, *lost], "halve")
+    assert (one.mended, one.ratio.value) == (False, math.inf)
+
+
+def test_what_hurts_on_one_order_alone_is_no_case():
+    clean, faulty = on_orders(None, (0.1, 0.2, 0.4)), on_orders("rate_too_high", (0.2, 0.12, 0.36))
+    treated = on_orders("rate_too_high", (0.1, 0.2, 0.4), policy="halve")
+    assert not repairs([*clean, *faulty, *treated], "halve")
+    assert len(repairs([clean[0], faulty[0], treated[0]], "halve")) == 1
+
+
+def test_a_case_whose_interval_lies_on_one_side_is_sure():
+    clean, faulty = on_orders(None, (0.1,) * 4), on_orders("rate_too_high", (1.0,) * 4)
+    good = on_orders("rate_too_high", (0.100, 0.101, 0.099, 0.100), policy="halve")
+    bad = on_orders("rate_too_high", (0.2, 0.21, 0.19, 0.2), policy="halve")
+    assert [policy_score([*clean, *faulty, *each], "halve").sure.hits for each in (good, bad)] == [1, 0]
+    assert [policy_score([*clean, *faulty, *each], "halve").sure.of for each in (good, bad)] == [1, 1]
+
+
+def test_orders_count_as_pairs_of_the_sign_flip_test():
+    clean, faulty = on_orders(None, (0.1,) * 5), on_orders("rate_too_high", (1.0,) * 5)
+    score = policy_score([*clean, *faulty, *on_orders("rate_too_high", (0.5,) * 5, policy="halve")], "halve")
+    assert (score.kinds.hits, score.kinds.of) == (1, 1)
 
 
 def test_what_the_measure_of_repair_gives_to_runs_without_a_fault_is_said():
-    treated = [run("rate_too_high", 0, 0.2, policy="halve")]
-    faulty = [run("rate_too_high", 0, 1.0)]
-    finals = enumerate((0.104, 0.106, 0.05, 0.2), start=1)  # the twin ends at 0.10
-    other = [replace(run(None, 0, final), case=Case(net="mlp", seed=0, order=order)) for order, final in finals]
-    assert policy_score([*CLEAN, *faulty, *treated, *other], "halve").alike == 0.5
-    assert math.isnan(policy_score([*CLEAN, *faulty, *treated], "halve").alike)
+    assert alike([0.1, 0.104], 1) == 1.0
+    assert alike([0.1, 0.2], 1) == pytest.approx(0.5, abs=0.05)
+    noisy = [0.1 * 1.5**sign for sign in (-1, 1) for _ in range(8)]
+    assert alike(noisy, 1) < alike([0.1 * each for each in (0.99, 1.0, 1.01, 1.02)] * 4, 1) == 1.0
+    assert math.isnan(alike([0.1, math.nan], 1))
+    clean, faulty = on_orders(None, (0.1, 0.2, 0.4, 0.1)), on_orders("rate_too_high", (1.0,) * 2)
+    treated = on_orders("rate_too_high", (0.1, 0.2), policy="halve")
+    known = alike([0.1, 0.2, 0.4, 0.1], 2)  # clean trainings on more orders than the repair has
+    assert policy_score([*clean, *faulty, *treated], "halve").alike == known < 1
 
 
 def test_doing_nothing_repairs_nothing():
@@ -151,4 +173,12 @@ def test_harm_is_paired_with_the_untouched_healthy_run():
     score = policy_score([*CLEAN, *acted], "halve")
     assert (score.harmed.hits, score.harmed.of) == (2, 5)
     assert score.harm == 1 / 32
-    assert score.drift == pytest.approx(1.005)
+    assert score.healthy.value == pytest.approx((1.02**2 * 1.005**3) ** 0.2)
+    assert [(each.name, each.net) for each in score.harms] == [("clean", "mlp")]  # by the mean over its seeds
+
+
+def test_a_healthy_kind_that_a_bad_order_hits_once_is_not_harmed():
+    clean = on_orders(None, (0.1, 0.1, 0.1, 0.1))
+    score = policy_score([*clean, *on_orders(None, (0.102, 0.1, 0.1, 0.099), policy="halve")], "halve")
+    assert ((score.harmed.hits, score.harmed.of), (score.worse.hits, score.worse.of)) == ((1, 4), (0, 1))
+    assert score.healthy.value == pytest.approx((1.02 * 0.99) ** 0.25)

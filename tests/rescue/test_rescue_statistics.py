@@ -3,9 +3,9 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, ttest_1samp
 
-from dynaxx.rescue.statistics import Rate, Share, effect, sign_flip
+from dynaxx.rescue.statistics import Rate, Share, effect, mean_ratio, sign_flip
 
 
 def test_sign_flip_counts_the_patterns():
@@ -61,3 +61,18 @@ def test_effect():
     assert effect([2.0, 3.0, 4.0], [0.0, 1.0, 2.0]) == 2.0
     assert effect([math.nan, 1.0], [0.0, 1.0]) == math.inf
     assert math.isnan(effect([1.0], [0.0]))
+
+
+def test_mean_ratios_are_students_of_the_logarithms():
+    above, below = [1.1, 0.7, 2.0, 1.3], [1.0, 0.9, 1.5, 1.1]
+    found = mean_ratio(above, below)
+    peer = ttest_1samp(np.log(np.divide(above, below)), 0.0).confidence_interval()
+    assert (found.value, found.of) == (pytest.approx(math.prod(np.divide(above, below)) ** 0.25), 4)
+    assert (found.low, found.high) == pytest.approx((math.exp(peer.low), math.exp(peer.high)))
+
+
+def test_mean_ratios_without_an_interval_say_none():
+    lone, lost, none = mean_ratio([1.5], [1.0]), mean_ratio([math.inf, 1.0], [1.0, 1.0]), mean_ratio([], [])
+    assert (lone.value, lone.low, lone.high, str(lone)) == (1.5, 0.0, math.inf, "1.500×")
+    assert (lost.value, lost.low, lost.high) == (math.inf, 0.0, math.inf)
+    assert (math.isnan(none.value), str(none)) == (True, "–")

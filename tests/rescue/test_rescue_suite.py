@@ -51,13 +51,31 @@ def test_cases_hold_clean_twins_and_each_once():
         cases(nets=[], seeds=[0])
 
 
-def test_another_order_of_the_data_is_another_run_of_the_same_twin(tmp_path):
-    chosen = cases(nets=["mlp"], seeds=[0], alterations=[], steps=STEPS, orders=1)
-    assert [case.key for case in chosen] == ["healthy/clean-mlp-0", "healthy/clean-mlp-0-order1"]
-    twin, other = run_suite(chosen, tmp_path, workers=1)
-    losses = [np.asarray(open_run(each.folder)["loss"].values) for each in (twin, other)]
-    assert not np.isclose(losses[0][0], losses[1][0])
+def test_another_order_of_the_data_is_another_run_of_the_same_case(tmp_path):
+    chosen = cases(nets=["mlp"], seeds=[0], alterations=["nan_batch"], steps=STEPS, orders=2)
+    assert [case.key for case in chosen] == [
+        "healthy/clean-mlp-0",
+        "incident/nan_batch-mlp-0",
+        "healthy/clean-mlp-0-order1",
+        "incident/nan_batch-mlp-0-order1",
+        "healthy/clean-mlp-0-order2",  # clean twins on twice as many, by which the measure is judged
+        "healthy/clean-mlp-0-order3",
+    ]
+    twin, hurt, other, hurt_too, *_ = run_suite(chosen[:4], tmp_path, workers=1)
+    losses = [np.asarray(open_run(each.folder)["loss"].values) for each in (twin, hurt, other, hurt_too)]
+    assert losses[0][0] == losses[1][0]
+    assert losses[2][0] == losses[3][0]
+    assert not np.isclose(losses[0][0], losses[2][0])
+    first = hurt.span[0]
+    assert [int(np.flatnonzero(~np.isfinite(each))[0]) + 1 for each in (losses[1], losses[3])] == [first, first]
     assert abs(twin.final - other.final) < 0.5 * twin.final
+
+
+def test_a_treated_case_on_another_order_is_measured_and_an_untouched_one_is_not(tmp_path):
+    chosen = [Case(net="mlp", seed=0, policy=name, steps=STEPS, order=1) for name in ("nothing", "navigator")]
+    bare, acted = (open_run(each.folder).columns for each in run_suite(chosen, tmp_path, workers=1))
+    assert "grad_norm" not in bare
+    assert "grad_norm" in acted
 
 
 def test_each_run_has_a_log_a_result_and_a_label(suite):
@@ -122,13 +140,14 @@ def test_a_case_that_does_not_apply_says_why(tmp_path):
 def test_the_command_runs_a_users_own_task(tmp_path, capsys):
     (tmp_path / "mine.py").write_text(TASK)
     words = ["rescue", f"{tmp_path / 'mine.py'}:Mine", "--out", str(tmp_path / "out"), "--seeds", "1", "--workers", "1"]
+    words += ["--orders", "2"]
     assert (
         command([*words, "--plant", "rate_too_low,label_smoothing", "--observers", "olmo,silent", "--act", "halve"])
         == 0
     )
     out = capsys.readouterr()
     assert "Who finds it" in out.out
-    assert "rate_too_low-mineMine-0" in out.err
+    assert "rate_too_low-mineMine-0-halve-order1" in out.err
     kept = json.loads((tmp_path / "out" / "rescue.json").read_text())
     assert {run["status"] for run in kept["runs"]} == {"finished", "not applicable"}
 

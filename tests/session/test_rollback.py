@@ -17,6 +17,7 @@ import dynaxx
 from dynaxx.checkpoints import CheckpointStore
 from dynaxx.checkpoints.health import mark
 from dynaxx.core.findings import Finding
+from dynaxx.core.records import Action
 from dynaxx.errors import BadInput, DynaxxWarning, NotApplicable
 from dynaxx.runlog.manifest import ROLLED_BACK
 from dynaxx.session.rollback import destinations
@@ -138,6 +139,33 @@ def test_a_checkpoint_after_a_rollback_resumes_bit_for_bit(tmp_path: Path, data,
     assert run.resumed_from is not None
     assert run.resumed_from.step == 17
     assert same(whole, resumed)
+
+
+def test_what_may_go_on_is_passed_over_beyond_the_present(tmp_path: Path) -> None:
+    """Also where some of these batches were fetched ahead, and no further than the epoch reaches."""
+    batches = [(part,) for part in DATA.split(4)]  # 16 batches an epoch
+    for further, expected in ((3, [12, 13, 14, 15, 0]), (50, [0, 1, 2, 3, 4])):
+        model, optimizer, _ = build()
+        run = dynaxx.watch(model, optimizer, tmp_path / f"{further}", steps=STEPS, quiet=True, navigate="off")
+        order: list[int] = []
+        while len(order) < 14:
+            for (batch,) in run.batches(batches):
+                order.append(next(i for i, (b,) in enumerate(batches) if b is batch))
+                model(batch).square().mean().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                if len(order) == 5:
+                    run.save(keep=20)
+                if len(order) == 9:
+                    run._data.ahead(2)  # as a branch trial does
+                    arguments = {"before": 6, "pass_data": True, "further": further, "then": []}
+                    run.steering.remedies.ask(Action(name="rollback", arguments=arguments))
+                if len(order) == 14:
+                    break
+        run.close()
+        assert order == [*range(9), *expected]
+        [event] = dynaxx.open_run(tmp_path / f"{further}").events("rolled_back")
+        assert (event["step"], event["further"]) == (5, further)
 
 
 def test_killed_right_after_a_rollback_goes_on_with_the_new_course(tmp_path: Path) -> None:

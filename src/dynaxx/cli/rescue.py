@@ -32,6 +32,13 @@ if TYPE_CHECKING:
 @click.option("--steps", type=int, help="Optimizer steps of each run; the task's own by default.")
 @click.option("--observers", help="Who looks at the logs, comma-separated; everybody by default.")
 @click.option("--act", "policies", default="", help="Who acts, comma-separated: navigator, halve, chance.")
+@click.option(
+    "--orders",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Orders of the data that each case is trained on; acting is judged by the mean over them.",
+)
 @click.option("--workers", type=int, default=2, show_default=True, help="Processes, of one thread each.")
 @click.option("--list", "listing", is_flag=True, help="Say what can be planted, and train nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -46,6 +53,7 @@ def command(
     steps: int | None,
     observers: str | None,
     policies: str,
+    orders: int,
     workers: int,
     listing: bool,
     as_json: bool,
@@ -70,6 +78,7 @@ def command(
         alterations=_chosen(planted),
         policies=("nothing", *_words(policies)),
         steps=steps,
+        orders=orders,
     )
     runs = run_suite(chosen, out, workers=workers, progress=None if quiet or as_json else _said)
     found = report(runs, _words(observers) if observers else tuple(OBSERVERS), workers=workers)

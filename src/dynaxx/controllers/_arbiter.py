@@ -111,14 +111,18 @@ def arbitrate(
     return {**state, "refused": refused}, decisions
 
 
-def _rank(proposal: Proposal) -> tuple[bool, int, float, str, str]:
-    """What is critical first, then the milder rung, then the surer cause; names make the order one."""
+def _rank(proposal: Proposal) -> tuple[bool, bool, int, float, str, str]:
+    """What is critical first, then the milder rung, then the surer cause; names make the order one.
+
+    Checks come last: what one would find says nothing any more of a run that has just gone back.
+    """
     found = proposal.finding
     critical = found is not None and found.severity == "critical"
     sure = 0.0 if found is None else next((c.confidence for c in found.causes if c.name == proposal.cause), 0.0)
     # Of two answers to something critical the ladder's higher rung: it has weighed what the lower ones can do.
     rung = -proposal.level if critical else proposal.level
-    return (not critical, rung, -sure, proposal.controller, proposal.action.name)
+    name = proposal.action.name
+    return (name == "check", not critical, rung, -sure, proposal.controller, name)
 
 
 def _decide(

@@ -112,6 +112,22 @@ def regaining(situation: Situation) -> bool:
     return -now.slope * steps > ERRORS * MEDIAN * now.noise * math.sqrt(2 / now.values)
 
 
+def beyond(finding: Finding, situation: Situation) -> int:
+    """How many batches to pass over beyond those since a checkpoint: what has lasted so long may go on as long.
+
+    Twenty batches of permuted labels were found after 13; after going back past those 13 the next seven ruined the
+    run, which had no rollback left.
+
+    Args:
+        finding: What the batches are blamed for.
+        situation: Where the run is.
+
+    Returns:
+        As many as have come since the onset, a horizon at most.
+    """
+    return min(situation.step - finding.onset + 1, limits(situation).horizon)
+
+
 def cause_of(finding: Finding) -> str:
     """The first cause of a finding.
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dynaxx.controllers._limits import MOST_RATE, limits
+from dynaxx.controllers._past import acts
 from dynaxx.controllers._reading import LOSS, Vector, column_of, latest, rate_factor, rows
 from dynaxx.controllers._suspects import Suspect
 from dynaxx.core.navigation import Situation
@@ -38,6 +39,8 @@ LOWERED = 2.0
 JUMP = 3.0
 """Factor by which a rate changes within 2 % of the steps when it jumps: no smooth schedule does, warm-ups at their
 beginning excepted, and milestones of staircases do by 2 to 10."""
+EARLY = 0.2
+"""Share of the planned steps in which a fall of the rate ends a first stage: warm-ups end within a tenth."""
 WARMING = 0.1
 """Share of the planned steps in which a rise is a warm-up's."""
 THROWN = frozenset(
@@ -146,11 +149,13 @@ def ruinous(situation: Situation, suspect: Suspect) -> int | None:
     to = max((step for step in situation.healthy if step < onset), default=None)
     if to is None or column is None or "rollback" not in situation.able:
         return None
-    if situation.step - to > 2 * limits(situation).horizon or largest_update(situation, onset) <= HUGE:
+    # Since the checkpoint, not the onset: what an alarm is dated by, as units that are dead, comes after its cause.
+    if situation.step - to > 2 * limits(situation).horizon or largest_update(situation, to + 1) <= HUGE:
         return None
     _, values = rows(situation.run, column, 0, situation.step)
-    begun, now = np.median(values[:3]), np.median(values[-5:])
-    return None if now < begun and not _replaced(situation, onset) else to  # also where they are not finite
+    # The lowest of the first: the second step of a rate 70 times too high took a loss from 2.3 to 87.
+    begun, now = np.min(values[:3]), np.median(values[-5:])
+    return None if now < begun and not _replaced(situation, to + 1) else to  # also where they are not finite
 
 
 def _replaced(situation: Situation, since: int) -> bool:
@@ -249,6 +254,35 @@ def thrown_up(situation: Situation) -> bool:
     """
     found = jump(situation)
     return found is not None and found.after > found.before and "rate_band" not in situation.in_force
+
+
+def spent_early(situation: Situation) -> bool:
+    """Whether the last jump of the loop's own rate was downwards and early, and nothing has answered it.
+
+    Args:
+        situation: Where the run is.
+
+    Returns:
+        True where it was: then the rate of before the jump is known, and need not be sought.
+    """
+    found = jump(situation)
+    if found is None or found.after > found.before or found.step > EARLY * limits(situation).steps:
+        return False
+    return "rate_band" not in situation.in_force and not acts(situation, "level_schedule")
+
+
+def beyond_all(situation: Situation, found: Jump) -> bool:
+    """Whether a jump led far above all rates before it: a run has borne what a warm restart returns to, not this.
+
+    Args:
+        situation: Where the run is.
+        found: The jump.
+
+    Returns:
+        True from three times the highest rate before on.
+    """
+    plan = planned(situation)
+    return plan is not None and found.after >= JUMP * float(plan.rate[plan.steps < found.step].max())
 
 
 def rising(situation: Situation) -> bool:

@@ -81,13 +81,14 @@ def start(situation: Situation, bounds: Limits, left: int, *, anew: bool = True)
     factor = round_figure(min(MOST_RATE, max(LEAST_RATE, middle / MARGIN)))
     why = f"the learning rate × {factor:g}, as one update was {per_rate * peak:.2g} of the weights at the planned one"
     steps = min(MOST, int(min(SHARE * bounds.steps, left)) // (len(ARMS) + 1))
-    if steps < LEAST or "trial" not in situation.able:
+    tried = [each * middle for each in ARMS if LEAST_RATE <= each * middle <= MOST_RATE]
+    if steps < LEAST or not tried or "trial" not in situation.able:
         return Start(factor, why, None)
     # A warm-up lowers the trial's rates: its arms make up for that, and the winner is taken back to the peak.
     head = plan.rate[plan.steps <= steps]
     warm = float(np.mean(head)) / peak if anew and len(head) else 1.0
     warm = warm if 0 < warm < 1 / WARM else 1.0
-    arms = {f"× {f:.3g}": _rate(f / warm) for f in (each * middle for each in ARMS) if LEAST_RATE <= f <= MOST_RATE}
+    arms = {f"× {f:.3g}": _rate(f / warm) for f in tried}
     reason = f"which rate? {len(arms) + 1} of them, each for {steps} steps from the same start on the same batches"
     trial = Action(name="trial", arguments={"arms": arms, "steps": steps, "scale": warm / MARGIN}, reason=reason)
     return Start(factor, why, trial)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from dynaxx.controllers._limits import CLOSE, SURE
 from dynaxx.core.findings import Finding
 from dynaxx.core.navigation import Situation
-from dynaxx.core.ranking import rank
+from dynaxx.core.ranking import WEIGHT, rank
 
 HEALTHY_CAUSES = frozenset({"edge_of_stability", "grokking"})
 """Causes that are no fault."""
@@ -23,7 +23,7 @@ class Suspect(NamedTuple):
 
     Args:
         cause: A key of `CAUSES`.
-        confidence: 1 − Π(1 − cᵢ) over the standing alarms that put it first.
+        confidence: 1 − Π(1 − wᵢcᵢ) over what puts it first; w is 1 for standing alarms and 0.3 for notes beside them.
         finding: The worst of them, of equals the surest.
     """
 
@@ -44,6 +44,11 @@ def standing(situation: Situation) -> tuple[Finding, ...]:
     return tuple(f for f in situation.findings if f.alarms and f.name in situation.fresh and not healthy(f))
 
 
+def _notes(situation: Situation) -> tuple[Finding, ...]:
+    """What is said beside the alarms, and is no healthy phenomenon."""
+    return tuple(f for f in situation.findings if not f.alarms and f.name in situation.fresh and not healthy(f))
+
+
 def healthy(finding: Finding) -> bool:
     """Whether a finding describes a phenomenon that is no fault.
 
@@ -61,7 +66,7 @@ def accused(situation: Situation, causes: Set[str], least: float = SURE) -> Susp
 
     A cause is accused by alarms that name it first: the detector has weighed it against the others. One that another
     believed cause brings about is a symptom, and left alone: its remedy alone would not help. Where the alarm names
-    that cause, too, it accuses it instead.
+    that cause, too, it accuses it instead. Notes accuse nobody; they may support what an alarm names.
 
     Args:
         situation: Where the run is.
@@ -74,7 +79,8 @@ def accused(situation: Situation, causes: Set[str], least: float = SURE) -> Susp
     doubts: dict[str, float] = {}
     first: dict[str, Finding] = {}
     open_ = [finding for finding in standing(situation) if finding.causes and not _answered(finding, situation)]
-    behind = {cause.name: cause.symptom_of for cause in rank(open_) if cause.symptom_of}
+    notes = [finding for finding in _notes(situation) if finding.causes and not _answered(finding, situation)]
+    behind = {cause.name: cause.symptom_of for cause in rank([*open_, *notes]) if cause.symptom_of}
     for finding in open_:
         name = finding.causes[0].name
         while name in behind:
@@ -83,6 +89,10 @@ def accused(situation: Situation, causes: Set[str], least: float = SURE) -> Susp
         if cause is not None and cause.name in causes:
             doubts[cause.name] = doubts.get(cause.name, 1.0) * (1.0 - cause.confidence)
             first.setdefault(cause.name, finding)
+    for note in notes:
+        cause = note.causes[0]
+        if cause.name in doubts:
+            doubts[cause.name] *= 1.0 - WEIGHT["note"] * cause.confidence
     found = [Suspect(name, 1.0 - doubt, first[name]) for name, doubt in doubts.items() if 1.0 - doubt >= least]
     return max(found, key=lambda s: (s.finding.severity == "critical", s.confidence), default=None)
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from dynaxx.controllers._ground import CERTAIN, cause_of, harmed_by, lost_ground
+from dynaxx.controllers._ground import CERTAIN, beyond, cause_of, harmed_by, lost_ground
 from dynaxx.controllers._limits import limits
 from dynaxx.controllers._rates import THROWN, thrown_up
 from dynaxx.controllers._suspects import accused
@@ -18,7 +18,8 @@ LEVEL = 4
 class GoBack(Controller[Plain]):
     """To the newest healthy checkpoint before the onset, once for each cause.
 
-    The batches since are passed over, as they may have done it; weights that somebody has overwritten are no batch's
+    The batches since are passed over, as they may have done it, and as many again as have come since the onset, a
+    horizon at most: what has lasted so long may go on as long. Weights that somebody has overwritten are no batch's
     doing, so there the same batches come again, and the run goes on as if nothing had been. It promises the level
     before, within the noise. An act that is undone and has left the loss higher is taken back with what it has done to
     the weights. Where the rate has been thrown up, going back alone would only repeat it: `level_schedule` answers.
@@ -48,7 +49,8 @@ class GoBack(Controller[Plain]):
         certain = cause_of(ground.finding) in CERTAIN
         why = "the weights are not what training made of them" if certain else "waiting would cost more"
         reason = f"{ground.finding.title}: {situation.step - ground.to} steps back, to step {ground.to}; {why}"
-        arguments = {"before": ground.to + 1, "pass_data": not certain, "then": []}
+        further = 0 if certain else beyond(ground.finding, situation)
+        arguments = {"before": ground.to + 1, "pass_data": not certain, "further": further, "then": []}
         proposal = Proposal(
             controller="go_back",
             action=Action(name="rollback", arguments=arguments, reason=reason),

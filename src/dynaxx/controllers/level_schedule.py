@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from dynaxx.controllers._limits import Limits, limits
 from dynaxx.controllers._past import acts, repeated
 from dynaxx.controllers._promise import steady
-from dynaxx.controllers._rates import JUMP, THROWN, Jump, jump, planned
+from dynaxx.controllers._rates import EARLY, THROWN, Jump, beyond_all, jump
 from dynaxx.controllers._reading import own_factor, round_figure
 from dynaxx.controllers._suspects import Suspect, accused, standing
 from dynaxx.core.navigation import Controller, Proposal, Situation
@@ -16,8 +16,6 @@ from dynaxx.core.records import Action
 Plain = dict[str, Any]
 STARVED = frozenset({"schedule_too_aggressive", "learning_rate_too_low"})
 """What a rate that was spent too early is accused of."""
-EARLY = 0.2
-"""Share of the planned steps in which a fall of the rate ends a first stage: warm-ups end within a tenth."""
 UNTIL = 0.8
 """Share of the planned steps up to which a rate that was spent too early is held; then it falls evenly to what the
 schedule has left (warmup–stable–decay schedules decay over a tenth to a fifth; Hu et al. 2024)."""
@@ -61,21 +59,20 @@ class LevelSchedule(Controller[Plain]):
 
 
 def _after(situation: Situation, found: Jump) -> Suspect | None:
-    """The first alarm that began after a jump to a rate far above all before it, whatever it accuses.
-
-    A warm restart returns to a rate that the run has borne; one that it has not is likelier to blame than what it did.
-    """
-    plan = planned(situation)
-    if plan is None or found.after < JUMP * float(plan.rate[plan.steps < found.step].max()):
+    """The first alarm that began after a jump to a rate far above all before it, whatever it accuses."""
+    if not beyond_all(situation, found):
         return None
     begun = (f for f in standing(situation) if f.onset >= found.step and f.causes)
     return next((Suspect(f.causes[0].name, f.causes[0].confidence, f) for f in begun), None)
 
 
 def _spent(situation: Situation, found: Jump) -> bool:
-    """Whether what came after the fall is what is wrong: the alarm has not begun before it."""
+    """Whether what came after the fall is what is wrong: the alarm has not begun before it, or nothing was too high.
+
+    A loss that has not fallen since the first step is dated from there; a rate that was too low then is lower now.
+    """
     suspect = accused(situation, STARVED)
-    return suspect is not None and suspect.finding.onset >= found.step - 1
+    return suspect is not None and (suspect.finding.onset >= found.step - 1 or accused(situation, THROWN) is None)
 
 
 def _lifted(found: Jump, situation: Situation) -> Sequence[Proposal]:

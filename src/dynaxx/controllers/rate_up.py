@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from dynaxx.controllers._limits import limits
 from dynaxx.controllers._past import acts, judged, same, waiting
 from dynaxx.controllers._promise import faster, unharmed
-from dynaxx.controllers._rates import LARGE, annealed, planned, rising, room
+from dynaxx.controllers._rates import LARGE, annealed, planned, rising, room, spent_early
 from dynaxx.controllers._reading import latest, own_factor, rate_factor, round_figure
 from dynaxx.controllers._search import can_begin, start
 from dynaxx.controllers._suspects import accused, standing
@@ -63,8 +63,9 @@ class RateUp(Controller[Plain]):
             return state, ()
         if suspect is None and not climbing:
             return state, _question(situation)
-        if suspect is not None and can_begin(situation):
-            return state, ()  # `begin_anew` loses no step to the rate that was too low
+        if suspect is not None and (can_begin(situation) or spent_early(situation)):
+            # `begin_anew` loses no step to the rate that was too low, `level_schedule` knows the rate of before.
+            return state, ()
         if suspect is not None and (search := _search(situation)) is not None:
             proposal = Proposal(
                 controller="rate_up",

@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dynaxx.controllers._clock import started, tick
-from dynaxx.controllers._ground import lost_ground
+from dynaxx.controllers._ground import beyond, lost_ground
 from dynaxx.controllers._judge import target
 from dynaxx.controllers._limits import LEAST_RATE, ROLLBACKS, Limits, limits
 from dynaxx.controllers._past import acts, exhausted, judged, proven, waiting
 from dynaxx.controllers._promise import ERRORS, descent
-from dynaxx.controllers._rates import AIM, CUTS, LARGE, lower, ruinous
+from dynaxx.controllers._rates import AIM, CUTS, LARGE, beyond_all, jump, lower, ruinous
 from dynaxx.controllers._reading import (
     LOSS,
     NORMAL,
@@ -123,7 +123,9 @@ def _noted(state: Plain, situation: Situation) -> Plain:
 
 def _incident(situation: Situation) -> Suspect | None:
     suspect = accused(situation, RUNGS.keys())
-    if suspect is None or suspect.finding.severity == "critical":
+    if suspect is None or _thrown(suspect, situation):
+        return None
+    if suspect.finding.severity == "critical":
         return suspect
     if suspect.cause not in PATIENT:
         # What keeps the next batch out does not bring back what is lost, and while it is judged nothing else may.
@@ -133,6 +135,18 @@ def _incident(situation: Situation) -> Suspect | None:
         if suspect.cause in RATES and (_in_vain(suspect, situation) or ruinous(situation, suspect) is not None)
         else None
     )
+
+
+def _thrown(suspect: Suspect, situation: Situation) -> bool:
+    """Whether it began after a jump to a rate beyond all before: `level_schedule` goes back and holds the rate.
+
+    A rate thrown up 80-fold makes gradients explode as a bad batch does; leaving such updates out brings nothing back.
+    """
+    found = jump(situation)
+    held = "rate_band" in situation.in_force or bool(acts(situation, "level_schedule"))
+    if found is None or held or found.after < found.before or "rate_band" not in situation.able:
+        return False
+    return suspect.finding.onset >= found.step and beyond_all(situation, found)
 
 
 def _in_vain(suspect: Suspect, situation: Situation) -> bool:
@@ -261,7 +275,8 @@ def _rollback(rung: int, state: Plain, suspect: Suspect, situation: Situation, b
     if factor != 1.0 or any(d.proposal.action.name == "learning_rate" for d in situation.decisions):
         then.append(Action(name="learning_rate", arguments={"factor": factor}, reason=reason))
     reason = _because(suspect, f"back to step {to}, the batches since are passed over")
-    arguments = {"before": to + 1, "pass_data": True, "then": [asdict(action) for action in then]}
+    more = beyond(suspect.finding, situation) if RUNGS[suspect.cause] == _DATA else 0
+    arguments = {"before": to + 1, "pass_data": True, "further": more, "then": [asdict(action) for action in then]}
     action = Action(name="rollback", arguments=arguments, reason=reason)
     assert target(situation, action) == to
     bound = _bound(situation, to)

@@ -22,8 +22,8 @@ Mode = Literal["off", "advise", "act"]
 REMEDIES = frozenset({"check", "rollback", "trial"})
 """Actions that the session carries out itself, beside those of the actuator: a live check (arguments: check, and what
 it takes), a return to a healthy checkpoint (before: the step that it must lie before; pass_data: whether the batches
-since are passed over; then: actions, as dictionaries, that are put into force right after it), a branch trial (arms:
-name → list of actions, as dictionaries; steps)."""
+since are passed over; further: how many beyond them; then: actions, as dictionaries, that are put into force right
+after it), a branch trial (arms: name → list of actions, as dictionaries; steps)."""
 ADVICE = "advice"
 """The name of an action that is a word to a person: nothing carries it out."""
 

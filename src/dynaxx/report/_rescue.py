@@ -8,12 +8,13 @@ from dynaxx import figures
 from dynaxx.core.panels import Panel, Table
 from dynaxx.report._payload import assembled
 from dynaxx.report._summary import Fact
+from dynaxx.rescue.repairs import PolicyScore
 from dynaxx.rescue.report import OBSERVER_HEAD, POLICY_HEAD, Report
 from dynaxx.rescue.scores import ObserverScore
 from dynaxx.rescue.statistics import Share
 
-OURS = "dynaxx"
-INTERVALS = "In brackets exact 95 % intervals: Clopper and Pearson's of shares, Poisson's of rates."
+OURS, ACTING = "dynaxx", "navigator"
+INTERVALS = "In brackets 95 % intervals: Clopper and Pearson's of shares, Poisson's of rates, Student's of mean ratios."
 
 
 def rescue_payload(found: Report) -> tuple[dict[str, Any], bytes]:
@@ -36,7 +37,7 @@ def rescue_payload(found: Report) -> tuple[dict[str, Any], bytes]:
 
 
 def _facts(found: Report) -> list[Fact]:
-    own = found.observers.get(OURS)
+    own, acting = found.observers.get(OURS), found.policies.get(ACTING)
     counted = Fact(label="runs", value=str(len(found.runs)), detail=found.head)
     if own is None:
         return [counted]
@@ -51,8 +52,14 @@ def _facts(found: Report) -> list[Fact]:
             detail=f"{own.alarms.low:.2g} to {own.alarms.high:.2g}; asked: at most 1",
             alarm=own.alarms.value > 1,
         ),
+        *([] if acting is None else _acted(acting)),
         counted,
     ]
+
+
+def _acted(own: PolicyScore) -> list[Fact]:
+    """What acting mended and harmed."""
+    return [_share("repaired", own.mended, 0.90), _share("healthy kinds harmed", own.worse, 0.0, least=False)]
 
 
 def _share(label: str, share: Share, asked: float, *, least: bool = True) -> Fact:
@@ -122,11 +129,16 @@ def _policies(found: Report) -> tuple[Panel, ...]:
         title="Who acts", header=POLICY_HEAD, rows=tuple(found.policy_rows()), note=f"On treated twins. {INTERVALS}"
     )
     left = [
-        (name, each.key, f"{each.ratio:.3g}", "yes" if each.better else "no", f"{each.passes:.2f}")
+        (name, each.key, str(each.ratio), "yes" if each.better else "no", f"{each.passes:.2f}")
         for name, score in found.acted.items()
         for each in score.left
     ]
-    harmed = [(name, key) for name, score in found.acted.items() for key in score.hurt]
+    harmed = [(name, key, "") for name, score in found.acted.items() for key in score.hurt]
+    harmed += [
+        (name, f"{each.name} on {each.net}, all runs", str(each.ratio))
+        for name, score in found.acted.items()
+        for each in score.harms
+    ]
     return (
         whole,
         Table(
@@ -134,7 +146,11 @@ def _policies(found: Report) -> tuple[Panel, ...]:
             header=("who acted", "run", "over the clean loss", "better than untouched", "passes over the clean ones"),
             rows=tuple(left) or (("nobody", "", "", "", ""),),
         ),
-        Table(title="Healthy runs harmed", header=("who acted", "run"), rows=tuple(harmed) or (("nobody", ""),)),
+        Table(
+            title="Healthy runs harmed",
+            header=("who acted", "run", "over the untouched loss"),
+            rows=tuple(harmed) or (("nobody", "", ""),),
+        ),
     )
 
 

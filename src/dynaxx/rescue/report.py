@@ -16,7 +16,7 @@ from dynaxx.rescue.observer import Observation
 from dynaxx.rescue.observers import OBSERVERS
 from dynaxx.rescue.repairs import PolicyScore, policy_score
 from dynaxx.rescue.scores import Changed, ObserverScore, changed, hurt, observer_score, untouched
-from dynaxx.rescue.statistics import Rate, Share
+from dynaxx.rescue.statistics import Rate, Ratio, Share
 from dynaxx.rescue.training import Ended
 from dynaxx.runlog import open_run
 
@@ -34,11 +34,13 @@ OBSERVER_HEAD = (
 POLICY_HEAD = (
     "who acts",
     "repaired",
+    "on one order",
+    "sure of it",
     "clean orders that would count",
-    "within clean orders",
-    "over their median",
+    "loss over the clean twins'",
     "kinds better than untouched",
     "passes",
+    "healthy kinds harmed",
     "healthy runs harmed",
     "p of harm",
     "healthy loss",
@@ -86,9 +88,9 @@ class Report:
         """The table of those who act."""
         return [
             (
-                *(name, str(s.mended), "–" if math.isnan(s.alike) else f"{s.alike:.0%}", str(s.level)),
-                *(f"{s.over:.2f}×", str(s.kinds)),
-                *(f"{s.passes:.2f}×", str(s.harmed), f"{s.harm:.3f}", f"{s.drift:.3f}×"),
+                *(name, *map(str, (s.mended, s.single, s.sure))),
+                *("–" if math.isnan(s.alike) else f"{s.alike:.0%}", str(s.ratio), str(s.kinds), f"{s.passes:.2f}×"),
+                *(str(s.worse), str(s.harmed), f"{s.harm:.3f}", str(s.healthy)),
             )
             for name, s in self.policies.items()
         ]
@@ -213,9 +215,10 @@ def _markdown(found: Report) -> Iterator[str]:
         noisy = [f"{rule} in {count}" for rule, count in score.noisiest.items()]
         yield f"\nAlarms on healthy runs: {'; '.join(noisy) or 'none'}.\n"
     for name, acted in found.acted.items():
-        left = [f"{each.key} ({each.ratio:.3g}× the clean loss)" for each in acted.left]
+        left = [f"{each.key} ({each.ratio} the clean loss)" for each in acted.left]
         yield from (f"## What {name} left", "", f"Not repaired: {'; '.join(left) or 'none'}.", "")
-        yield f"Harmed: {', '.join(acted.hurt) or 'none'}.\n"
+        worst = [f"{each.name} on {each.net} ({each.ratio} untouched)" for each in acted.harms]
+        yield f"Healthy kinds harmed: {'; '.join(worst) or 'none'}. Runs: {', '.join(acted.hurt) or 'none'}.\n"
     yield from ("## What changes the outcome", "")
     rows = [(c.name, c.net, str(c.seeds), f"{c.p:.3f}", _number(c.effect)) for c in found.changes]
     yield from _table(("planted", "net", "seeds", "p of the sign-flip test", "effect"), rows)
@@ -228,7 +231,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def _plain(score: ObserverScore | PolicyScore) -> dict[str, Any]:
     fields = {name: getattr(score, name) for name in type(score).__dataclass_fields__}
     return {
-        name: value.as_dict() if isinstance(value, Share | Rate) else _listed(value) for name, value in fields.items()
+        name: value.as_dict() if isinstance(value, Share | Rate | Ratio) else _listed(value)
+        for name, value in fields.items()
     }
 
 

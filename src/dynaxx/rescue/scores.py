@@ -183,17 +183,26 @@ def hurt(runs: Sequence[Ended]) -> list[Ended]:
     Returns:
         The runs, in order.
     """
-    clean = twins(runs)
-    tests = {(each.name, each.net): each for each in changed(runs)}
-    found: list[Ended] = []
-    for run in untouched(runs):
-        twin, test = clean.get((run.case.net, run.case.seed)), tests.get((run.case.name, run.case.net))
-        if run.case.kind == "healthy" or twin is None or test is None:
-            continue
-        significant = test.p <= LEVEL or test.seeds < ENOUGH
-        if significant and worse(run, twin) > max(MARGIN, (HARMED - 1) * twin.final):
-            found.append(run)
-    return found
+    clean, telling = twins(runs), significant(runs)
+    return [
+        run
+        for run in untouched(runs)
+        if (run.case.name, run.case.net) in telling
+        and (twin := clean.get((run.case.net, run.case.seed))) is not None
+        and worse(run, twin) > max(MARGIN, (HARMED - 1) * twin.final)
+    ]
+
+
+def significant(runs: Sequence[Ended]) -> set[tuple[str, str]]:
+    """Which alterations make which nets end worse over matched seeds, or have too few of them to tell.
+
+    Args:
+        runs: All runs.
+
+    Returns:
+        Pairs of name and net.
+    """
+    return {(each.name, each.net) for each in changed(runs) if each.p <= LEVEL or each.seeds < ENOUGH}
 
 
 def judge(run: Ended, seen: Observation, clean: Observation | None = None) -> Detection:

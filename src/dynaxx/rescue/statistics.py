@@ -1,4 +1,4 @@
-"""The statistics of the scores: sign-flip tests over matched seeds, and exact intervals of shares and rates."""
+"""The statistics of the scores: sign-flip tests, mean ratios of matched runs, exact intervals of shares and rates."""
 
 import itertools
 import math
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from random import Random
 
 import numpy as np
-from scipy.stats import beta, chi2
+from scipy.stats import beta, chi2, t
 
 ENUMERATED = 16
 """Up to so many pairs all 2ⁿ flips are tried."""
@@ -95,6 +95,59 @@ class Rate:
     def as_dict(self) -> dict[str, float]:
         """Plain data."""
         return {"events": self.events, "steps": self.steps, "value": self.value, "low": self.low, "high": self.high}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ratio:
+    """The geometric mean of paired ratios, with its 95 % interval (Student's, of their logarithms).
+
+    Args:
+        value: The mean; infinite where a numerator is, NaN without pairs.
+        low: Lower end; 0 with fewer than two pairs.
+        high: Upper end; infinite likewise.
+        of: Pairs.
+    """
+
+    value: float
+    low: float
+    high: float
+    of: int
+
+    def __str__(self) -> str:
+        if not self.of:
+            return "–"
+        known = self.of > 1 and math.isfinite(self.value)
+        return f"{self.value:.3f}×" + (f" ({self.low:.3f}…{self.high:.3f})" if known else "")
+
+    def as_dict(self) -> dict[str, float]:
+        """Plain data."""
+        return {"value": self.value, "low": self.low, "high": self.high, "of": self.of}
+
+
+def mean_ratio(above: Sequence[float], below: Sequence[float]) -> Ratio:
+    """How many times larger matched values are: exp(mean(log(above / below))).
+
+    Args:
+        above: Positive values; an infinite one makes the mean infinite.
+        below: Theirs, positive and finite, in the same order.
+
+    Returns:
+        The geometric mean of the ratios and its interval.
+
+    Example:
+        >>> found = mean_ratio([1.0, 2.42], [1.0, 2.0])
+        >>> round(found.value, 6), found.of
+        (1.1, 2)
+    """
+    logs = np.log(np.asarray(above, dtype=np.float64) / np.asarray(below, dtype=np.float64))
+    count = len(logs)
+    if count == 0:
+        return Ratio(value=math.nan, low=0.0, high=math.inf, of=0)
+    mean = float(logs.mean())
+    if count == 1 or not math.isfinite(mean):
+        return Ratio(value=float(np.exp(mean)), low=0.0, high=math.inf, of=count)
+    half = float(t.ppf(0.975, count - 1)) * float(logs.std(ddof=1)) / math.sqrt(count)
+    return Ratio(value=math.exp(mean), low=math.exp(mean - half), high=math.exp(mean + half), of=count)
 
 
 def sign_flip(differences: Sequence[float]) -> float:

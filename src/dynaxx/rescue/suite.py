@@ -26,7 +26,7 @@ def cases(
     alterations: Sequence[str] | None = None,
     policies: Sequence[str] = ("nothing",),
     steps: int | None = None,
-    orders: int = 0,
+    orders: int = 1,
 ) -> list[Case]:
     """Clean twins, and every alteration of every net, untouched and under each policy.
 
@@ -36,7 +36,8 @@ def cases(
         alterations: What is planted; None: everything.
         policies: Who acts, each on the same cases.
         steps: Optimizer steps; None: each task's own.
-        orders: Clean twins on so many other orders of the data, by which `repairs` judges what a rollback leaves.
+        orders: Orders of the data that every case is trained on, matched. Where it is more than one, clean twins are
+            trained on twice as many, so that `repairs` can tell what its measure gives to runs without a fault.
 
     Returns:
         The cases, clean ones first.
@@ -50,13 +51,13 @@ def cases(
         find_policy(policy, 0, 1)
     chosen = [None, *(plant(name, 0).name for name in (names() if alterations is None else alterations))]
     found = [
-        Case(net=net, seed=seed, alteration=name, policy=policy, steps=steps)
-        for policy, name, seed, net in product(policies, chosen, seeds, nets)
+        Case(net=net, seed=seed, alteration=name, policy=policy, steps=steps, order=order)
+        for order, policy, name, seed, net in product(range(orders), policies, chosen, seeds, nets)
     ]
-    others = product(range(1, orders + 1), seeds, nets)
-    found += [Case(net=net, seed=seed, steps=steps, order=order) for order, seed, net in others]
+    more = product(range(orders, 2 * orders) if orders > 1 else (), seeds, nets)
+    found += [Case(net=net, seed=seed, steps=steps, order=order) for order, seed, net in more]
     if not found:
-        raise BadInput("rescue(nets=..., seeds=...) must hold at least one of each. Got none.")
+        raise BadInput("rescue(nets=..., seeds=..., orders=...) must hold at least one of each. Got none.")
     return list(dict.fromkeys(found))
 
 

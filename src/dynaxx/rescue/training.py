@@ -44,7 +44,8 @@ class Case:
         alteration: What is planted; None: nothing.
         policy: Who acts.
         steps: Optimizer steps; None: the task's own.
-        order: 0: the seed's own order of the data; others: another one, to see how far the order alone moves the end.
+        order: 0: the seed's own order of the data; others: another one. The order alone moves the end of a small
+            net, so that a repair is judged on several, each beside the clean twin on the same one.
     """
 
     net: str
@@ -72,12 +73,17 @@ class Case:
         acted += f"-order{self.order}" if self.order else ""
         return f"{'faulty' if self.kind == 'fault' else self.kind}/{self.name}-{net}-{self.seed}{acted}"
 
+    @property
+    def data_seed(self) -> int:
+        """The seed of the order of the training data."""
+        return derive_seed(self.seed, "order", self.order) if self.order else self.seed
+
     def task(self) -> Altered:
         """The task to train. Raises `NotApplicable` where it has no place for the alteration."""
         task = base_task(self.net, self.seed)
         task.steps = self.steps or task.steps
         alteration = None if self.alteration is None else plant(self.alteration, self.seed)
-        return Altered(task, alteration, seed=self.seed)
+        return Altered(task, alteration, seed=self.data_seed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,7 +234,8 @@ def _trained(case: Case, folder: Path) -> Ended:
             facts={"case": asdict(case)},
             quiet=True,
             navigate=acting.mode,
-            signals=() if case.order else None,  # only their ends are read: a third of the time
+            # Of what nobody acts on, on another order, only the end is read: a third of the time.
+            signals=() if case.order and acting.mode == "off" else None,
         )
         with run:
             for _ in _steps(case, task, run, model, optimizer, scheduler, acting):
@@ -253,10 +260,9 @@ def _steps(
 ) -> Iterator[int]:
     """The training, a step at a time."""
     validation = task.batches("validation", validation_seed(case.seed))
-    order = derive_seed(case.seed, "order", case.order) if case.order else case.seed
     model.train()
     for epoch in count():
-        loader = task.batches("train", epoch_seed(order, epoch)) if epoch >= run.epoch else ()
+        loader = task.batches("train", epoch_seed(case.data_seed, epoch)) if epoch >= run.epoch else ()
         for loss in train_steps(task, model, optimizer, run.batches(loader), scheduler=scheduler):
             run.log(loss=loss)
             fresh = _every(run.step, task.steps, EVALUATIONS)

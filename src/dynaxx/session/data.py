@@ -111,6 +111,18 @@ class Data:
         self._ahead.extend(islice(self._source_now, max(0, count - len(self._ahead))))
         return list(islice(self._ahead, count))
 
+    def pass_over(self, count: int) -> None:
+        """Leave out the next batches of this epoch.
+
+        Args:
+            count: How many, or as many as there are.
+        """
+        self._follow()
+        kept = min(count, len(self._ahead))
+        for _ in range(kept):
+            self._ahead.popleft()
+        self.index += kept + sum(1 for _ in islice(self._source_now, count - kept))
+
     def state_dict(self) -> dict[str, Any]:
         """The position, and the random state that the current epoch began with."""
         return {"epoch": self.epoch, "index": self.index, "began": self._began}

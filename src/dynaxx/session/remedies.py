@@ -24,7 +24,7 @@ class Remedies:
     Args:
         live: The loop's hooks.
         point: The live run for a check; raises `NotApplicable` where there is no loss or no batch.
-        rollback: Goes back: `(before, findings, data, then)`.
+        rollback: Goes back: `(before, findings, data, then, further)`.
         trial: Tries arms: `(arms, steps, scale)`.
         event: Writes an event at the present step.
         receipt: Writes the receipt of a remedy that could not be carried out.
@@ -139,7 +139,8 @@ class Remedies:
             case "rollback":
                 then = [Action(**each) for each in given.get("then", ())]
                 data = "pass" if given.get("pass_data", True) else "rewind"
-                self._rollback(int(given["before"]), self.findings(), data=data, then=then, reason=action.reason)
+                further = int(given.get("further", 0))
+                self._rollback(int(given["before"]), self.findings(), data=data, then=then, further=further)
             case _:
                 arms = {arm: [Action(**each) for each in actions] for arm, actions in given["arms"].items()}
                 scale = float(given.get("scale", 1.0))

@@ -68,7 +68,13 @@ class Rollback:
         self._made: list[dict[str, int]] = []
 
     def to(
-        self, before: int, findings: Sequence[Finding], *, data: Literal["pass", "rewind"], then: Sequence[Action]
+        self,
+        before: int,
+        findings: Sequence[Finding],
+        *,
+        data: Literal["pass", "rewind"],
+        then: Sequence[Action],
+        further: int = 0,
     ) -> None:
         """Go back; under several ranks a collective.
 
@@ -77,6 +83,7 @@ class Rollback:
             findings: What stands against checkpoints.
             data: "pass" or "rewind".
             then: Actions to put into force at once.
+            further: Batches of this epoch that are passed over beyond those since the checkpoint.
 
         Raises:
             NotApplicable: There is no such checkpoint, or too many rollbacks were made.
@@ -96,6 +103,7 @@ class Rollback:
             self._data.load_state_dict(run["data"])  # takes the restored streams along
         else:
             streams.restore()
+            self._data.pass_over(further)
         self._recorder.drain()
         if self._writer is not None:
             self._writer.begin_attempt(info.step)
@@ -112,6 +120,7 @@ class Rollback:
             before=before,
             data="rewound" if rewinds else "passed",
             batches_passed=passed if same_epoch else None,
+            further=0 if rewinds else further,
             retry=len(self._since_survived(came)),
             level=self._training.level,
             then=list(then),

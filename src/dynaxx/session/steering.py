@@ -357,11 +357,11 @@ class Steering:
         *,
         data: Literal["pass", "rewind"],
         then: Sequence[Action],
-        reason: str,
+        further: int,
     ) -> None:
-        del reason  # it is in the decision, and in the actions that follow
         self._parts.saving.judge(self._parts.live.step)
-        self.rollbacks.to(before, findings, data=data, then=[action for action in then if action.name not in REMEDIES])
+        first = [action for action in then if action.name not in REMEDIES]
+        self.rollbacks.to(before, findings, data=data, then=first, further=further)
         for action in then:
             if action.name in REMEDIES:
                 self.remedies.ask(action)
