@@ -261,6 +261,8 @@ def test_a_restart_takes_an_annealed_rate_back_up(nav):
     assert proposal.action.steps == 300
     assert ask("restart", plateau(nav, columns=decayed, steps=500)) == []  # a fifth is left: too late
     assert ask("restart", plateau(nav)) == []
+    bumped = {"lr": (STEPS, np.where((STEPS >= 250) & (STEPS < 260), 9.0, 0.1))}  # the finding's onset is 250
+    assert ask("restart", plateau(nav, columns=bumped)) == []  # what it would go back to is what did the harm
 
 
 def test_layers_are_evened_out_slowly(nav):

@@ -160,6 +160,25 @@ def test_a_rate_that_was_thrown_up_is_held_where_it_was(nav):
     assert ask("level_schedule", where(nav, 230, thrown, run, in_force={"rate_band": band})) == []
 
 
+def test_a_bump_that_is_over_is_taken_back_where_the_loss_has_not_come_back(nav):
+    """Two of four orders of one net were lost to one: the last jump is down, and nothing had gone back."""
+
+    def bump(at):
+        return np.where((at >= 200) & (at < 212), 9.0, 0.1)
+
+    run = table(215, rate=bump, loss=lambda at: np.where(at < 200, 1.0, 5.0))
+    thrown = nav.finding("schedule_too_aggressive", ("schedule_too_aggressive", 0.75), onset=200, last=215)
+    [proposal] = ask("level_schedule", where(nav, 215, thrown, run, healthy=(0, 160, 199)))
+    assert proposal.action.arguments["before"] == 200
+    assert then(proposal) == [("rate_band", {"most": 0.1, "shape": True})]
+    since = nav.finding("schedule_too_aggressive", ("schedule_too_aggressive", 0.75), onset=150, last=215)
+    assert ask("level_schedule", where(nav, 215, since, run, healthy=(0, 160, 199))) == []  # it is about something else
+    borne = nav.finding(
+        "schedule_too_aggressive", ("schedule_too_aggressive", 0.75), onset=200, last=215, severity="note"
+    )
+    assert ask("level_schedule", where(nav, 215, borne, run, healthy=(0, 160, 199))) == []
+
+
 def test_a_rate_is_held_in_place_where_no_update_may_be_repeated_any_more(nav):
     """A quarter of 400 updates may be repeated: after 80 of them a step back of 31 is too far."""
     run = table(230, rate=up, loss=lambda at: np.where(at < 200, 1.0, 5.0))

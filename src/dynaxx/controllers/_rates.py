@@ -218,11 +218,12 @@ class Jump(NamedTuple):
     after: float
 
 
-def jump(situation: Situation) -> Jump | None:
+def jump(situation: Situation, until: int | None = None) -> Jump | None:
     """The last jump of the loop's own rate, by more than a factor of three within 2 % of the steps.
 
     Args:
         situation: Where the run is.
+        until: The last step that is looked at; None: the present one.
 
     Returns:
         The jump; None where there was none but a warm-up's rise.
@@ -231,7 +232,7 @@ def jump(situation: Situation) -> Jump | None:
     if plan is None:
         return None
     steps = limits(situation).steps
-    good = plan.rate > 0
+    good = (plan.rate > 0) & (plan.steps <= (situation.step if until is None else until))
     at, rate = plan.steps[good], plan.rate[good]
     back = np.searchsorted(at, at - max(2, steps // 50))
     grown = np.log(rate / rate[back]) if len(rate) else rate
@@ -254,6 +255,23 @@ def thrown_up(situation: Situation) -> bool:
     """
     found = jump(situation)
     return found is not None and found.after > found.before and "rate_band" not in situation.in_force
+
+
+def leapt(situation: Situation, since: int) -> bool:
+    """Whether the loop's own rate leapt up at a step or after it, also where it has come back.
+
+    Args:
+        situation: Where the run is.
+        since: The step.
+
+    Returns:
+        True where it rose to three times the rate before.
+    """
+    plan = planned(situation)
+    if plan is None:
+        return False
+    before, after = plan.rate[plan.steps < since], plan.rate[plan.steps >= since]
+    return bool(len(before) and len(after) and after.max() >= JUMP * before[-1])
 
 
 def spent_early(situation: Situation) -> bool:

@@ -29,10 +29,11 @@ LEVEL = 5
 class LevelSchedule(Controller[Plain]):
     """η ← within a band, back from before the jump, where an alarm follows a jump of the loop's own rate.
 
-    Up: the rate is held at its level before; where it went far above all that the run has borne, whatever alarm began
-    since will do. Down, in the first fifth: where the first stage did the harm, it is held at what came after; where
-    what came after is too little, at what was before, annealed over the last fifth. A cut that was in force when the
-    loop lowered its rate by itself is lifted by as much: it was meant for the stage that is over.
+    Up: the rate is held at its level before, also where the raise is over and the loss has not come back; where it
+    went far above all that the run has borne, whatever alarm began since will do. Down, in the first fifth: where the
+    first stage did the harm, it is held at what came after; where what came after is too little, at what was before,
+    annealed over the last fifth. A cut that was in force when the loop lowered its rate by itself is lifted by as
+    much: it was meant for the stage that is over.
     """
 
     about: ClassVar[str] = "holds the rate where its schedule has jumped"
@@ -43,7 +44,7 @@ class LevelSchedule(Controller[Plain]):
 
     def decide(self, state: Plain, situation: Situation) -> tuple[Plain, Sequence[Proposal]]:
         """One jump at a time."""
-        found = jump(situation)
+        found = _last(situation)
         if found is None or "rate_band" in situation.in_force or len(acts(situation, "level_schedule")) >= ACTS:
             return state, ()
         bounds = limits(situation)
@@ -56,6 +57,16 @@ class LevelSchedule(Controller[Plain]):
             return state, ()
         proposal = _held(found, suspect, situation, bounds)
         return state, () if proposal is None else (proposal,)
+
+
+def _last(situation: Situation) -> Jump | None:
+    """The last jump; where it only took back a raise beyond all before, which an alarm is about, that raise."""
+    found, suspect = jump(situation), accused(situation, THROWN)
+    if found is None or found.after > found.before or suspect is None:
+        return found
+    raised = jump(situation, found.step - 1)
+    harmful = raised is not None and raised.after > raised.before and suspect.finding.onset >= raised.step - 1
+    return raised if raised is not None and harmful and beyond_all(situation, raised) else found
 
 
 def _after(situation: Situation, found: Jump) -> Suspect | None:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from dynaxx.controllers._limits import limits
 from dynaxx.controllers._past import acts, waiting
 from dynaxx.controllers._plateau import better, resting
-from dynaxx.controllers._rates import annealed
+from dynaxx.controllers._rates import annealed, leapt
 from dynaxx.controllers._reading import latest, round_figure
 from dynaxx.controllers._suspects import accused
 from dynaxx.core.navigation import Controller, Proposal, Situation
@@ -46,6 +46,8 @@ class Restart(Controller[Plain]):
         suspect = accused(situation, CAUSES)
         lowered = annealed(situation)
         if suspect is None or lowered is None or situation.steps is None or waiting(situation, "restart"):
+            return state, ()
+        if leapt(situation, suspect.finding.onset):  # the peak that a restart would return to is what did the harm
             return state, ()
         left = situation.steps - situation.step
         if left < REMAINING * situation.steps or "learning_rate" in situation.in_force or not resting(situation):
