@@ -227,6 +227,13 @@ def test_overhead_beyond_its_budget_alarms(make):
     assert fact(view, "overhead of measuring").alarm
 
 
+def test_what_a_run_that_acts_has_tried_is_no_excess_of_measuring(make):
+    calibration = {"kind": "calibration", "step": 1, "navigator": {"mode": "act"}}
+    end = {"kind": "run_end", "step": 1, "overhead": 0.15, "budget": 0.02}
+    found = fact(make([calibration, end], loss=([1], [1.0])), "overhead of measuring and acting")
+    assert (found.value, found.detail, found.alarm) == ("15.0%", "looks, checks and trials", False)
+
+
 def test_damage_to_the_log_is_counted_and_listed(only_loss_synthetic, tmp_path):
     folder = tmp_path / "damaged"
     only_loss_synthetic.write(folder)

@@ -124,6 +124,12 @@ def _overhead(view: RunView) -> list[Fact]:
     if not isinstance(overhead, int | float):
         return []
     budgeted = isinstance(budget, int | float)
+    calibrations = view.events("calibration")
+    acting = bool(calibrations) and (calibrations[-1].get("navigator") or {}).get("mode") == "act"
+    if acting:  # what it tries is bounded by the budget of acts, in passes
+        return [
+            Fact(label="overhead of measuring and acting", value=f"{overhead:.1%}", detail="looks, checks and trials")
+        ]
     return [
         Fact(
             label="overhead of measuring",
