@@ -146,7 +146,9 @@ def test_the_command_runs_a_users_own_task(tmp_path, capsys):
         == 0
     )
     out = capsys.readouterr()
-    assert "Who finds it" in out.out
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.out.splitlines()]
+    assert ["faults detected"] == [cells[0] for cells in rows if cells and cells[0] == "faults detected"]
+    assert "repaired" in [cells[0] for cells in rows if cells]  # a row each: abreast the words were cut at 80 columns
     assert "rate_too_low-mineMine-0-halve-order1" in out.err
     kept = json.loads((tmp_path / "out" / "rescue.json").read_text())
     assert {run["status"] for run in kept["runs"]} == {"finished", "not applicable"}

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from dynaxx.rescue.training import Ended
 
 
+MEASURE, SHARE = 34, 26
+"""Characters of the longest name of a measure, and of a share with its interval."""
+
+
 @click.command(name="rescue")
 @click.argument("task", required=False)
 @click.option(
@@ -144,8 +148,10 @@ def _show(found: "Report") -> None:
         ("Who finds it", OBSERVER_HEAD, found.observer_rows()),
         ("Who mends it", POLICY_HEAD, found.policy_rows()),
     ):
-        if rows:
-            table = Table(*head, title=title, title_justify="left")
-            for row in rows:
-                table.add_row(*row)
+        abreast = max(2, (console.width - MEASURE) // SHARE)
+        for first in range(0, len(rows), abreast):  # a column each: twelve measures abreast are read by nobody
+            shown = rows[first : first + abreast]
+            table = Table(head[0], *(row[0] for row in shown), title=title, title_justify="left")
+            for measure, *values in zip(head[1:], *(row[1:] for row in shown), strict=True):
+                table.add_row(measure, *values)
             console.print(table)
