@@ -23,7 +23,7 @@ FIRST = 20
 NEAREST, FARTHEST = 10, 50
 """Smallest interval in steps, and the one where the time of a step is not known."""
 GROWS = 1000
-"""Steps up to which a look costs about the same: 26 ms there on the digits task, 57 at 2000 and 90 at 3500."""
+"""Steps up to which a look costs about the same: 26 ms on the digits task beside other work, 57 at 2000, 90 at 3500."""
 ACTING = 0.05
 """Least share of the time that looks of a run that acts may take: what is found late costs more than that. The first
 hundred steps, with a look every twentieth, are exempt. A run that only advises keeps to its share of the budget."""
